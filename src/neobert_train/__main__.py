@@ -1,0 +1,153 @@
+"""The only Hydra edge: command line -> typed configuration -> `commands/<name>.py`.
+
+Nothing here imports torch, so `--help`, `--cfg job` and a wrong setting answer in about a second.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from neobert_train.config.checks import find_problems
+from neobert_train.config.schema import SCHEMAS
+from neobert_train.config.store import (
+    compose_config,
+    configs_directory,
+    describe_config_error,
+    find_group_choices,
+    find_override_problems,
+    iter_help_lines,
+    register_schemas,
+    to_typed,
+)
+from neobert_train.errors import EXIT_INPUT, InputError
+from neobert_train.world import World, strip_launcher_arguments
+
+DEFAULT_COMMAND = "train"
+# With these a user brings groups of their own, or flags take a word that is no override.
+_FLAGS_LEFT_TO_HYDRA = ("--config-", "-cd", "-cn", "-cp", "--package", "-p", "--info", "-i")
+COMMAND_SUMMARIES = {
+    "train": "train an experiment, or continue it where it stopped (the default)",
+    "evaluate": "held-out loss, accuracy and perplexity of a run or an exported model",
+    "export": "write a folder that transformers loads, and push it to the Hub",
+    "plan": "parameters, FLOPs, memory and hours of an experiment on named hardware",
+}
+
+
+def main() -> None:
+    """Run the command named on the command line; exits with a code of `errors.py`."""
+    world = World.from_environment()
+    try:
+        command, arguments = split_command(strip_launcher_arguments(sys.argv[1:]))
+        if any(argument in ("--help", "-h") for argument in arguments):
+            print(format_help(command))
+            return
+        check_overrides(command, arguments, world)
+        run_with_hydra(command, arguments, world)
+    except InputError as error:
+        exit_with_input_error(error, world)
+
+
+def exit_with_input_error(error: InputError, world: World) -> NoReturn:
+    """Show the error once and leave with the exit code of wrong input."""
+    if world.is_main:
+        print(f"neobert_train: {error}", file=sys.stderr, flush=True)
+    sys.exit(EXIT_INPUT)
+
+
+def split_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The command and the rest; without a command, training.
+
+    Raises:
+        InputError: a first word that is neither a command nor an override.
+    """
+    if not arguments or "=" in arguments[0] or arguments[0].startswith(("-", "+", "~")):
+        return DEFAULT_COMMAND, list(arguments)
+    command, *rest = arguments
+    if command not in SCHEMAS:
+        raise InputError(
+            f"there is no command '{command}': choose among {', '.join(SCHEMAS)}, "
+            f"or write key=value to change a setting"
+        )
+    return command, rest
+
+
+def check_overrides(command: str, arguments: Sequence[str], world: World) -> None:
+    """Tell every mistake of the command line at once, before Hydra stops at the first.
+
+    Raises:
+        InputError: listing all of them.
+    """
+    if any(argument.startswith(_FLAGS_LEFT_TO_HYDRA) for argument in arguments):
+        return
+    overrides = [
+        argument
+        for previous, argument in zip(["", *arguments], arguments, strict=False)
+        if not argument.startswith("-") and previous not in ("--cfg", "-c")
+    ]
+    problems, sound = find_override_problems(command, overrides, find_group_choices())
+    if problems:
+        try:
+            config = to_typed(command, compose_config(command, [_normalise(o) for o in sound]))
+            problems += find_problems(config, world.world_size)
+        except InputError:
+            pass  # without the mistaken ones the rest need not compose
+        raise InputError.from_problems(problems)
+
+
+def run_with_hydra(command: str, arguments: Sequence[str], world: World) -> None:
+    """Compose the configuration, check it, and hand it to the command's `run`."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of ending the process with 1
+    register_schemas()
+    sys.argv = [sys.argv[0], *(_normalise(argument) for argument in arguments)]
+
+    @hydra.main(config_path=str(configs_directory()), config_name=command, version_base=None)
+    def run(composed: DictConfig) -> None:
+        try:  # inside, because Hydra announces every exception that reaches it
+            config = to_typed(command, composed)
+            problems = find_problems(config, world.world_size)
+            if problems:
+                raise InputError.from_problems(problems)
+            load_command(command)(config, world)
+        except InputError as error:
+            exit_with_input_error(error, world)
+
+    try:
+        run()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(describe_config_error(error)) from error
+
+
+def load_command(command: str) -> Any:
+    """The `run(config, world)` of a command; imported late because it may bring in torch."""
+    return importlib.import_module(f"neobert_train.commands.{command}").run
+
+
+def format_help(command: str) -> str:
+    """What `--help` prints: commands, groups and every setting with its default."""
+    lines = ["python -m neobert_train [COMMAND] [key=value ...]", "", "Commands:"]
+    lines += [f"  {name:10} {summary}" for name, summary in COMMAND_SUMMARIES.items()]
+    if command in ("train", "plan"):
+        lines += ["", "Choices (name=choice; experiments with a plus, as in +experiment=smoke):"]
+        lines += [f"  {group}: {', '.join(names)}" for group, names in find_group_choices().items()]
+    lines += ["", f"Settings of {command} (key=default):", *iter_help_lines(command)]
+    lines += [
+        "",
+        "--cfg job prints the resolved settings and stops; --hydra-help shows Hydra's flags.",
+    ]
+    return "\n".join(lines)
+
+
+def _normalise(argument: str) -> str:
+    """`experiment=x` means `+experiment=x`: no experiment is part of the defaults."""
+    return f"+{argument}" if argument.startswith("experiment=") else argument
+
+
+if __name__ == "__main__":
+    main()

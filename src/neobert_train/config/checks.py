@@ -1,0 +1,140 @@
+"""Everything that can be wrong with a configuration, found at once and without torch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from neobert_train.config.derived import compute_decay_end, compute_num_lanes, find_divisors
+from neobert_train.config.schema import (
+    EvaluateConfig,
+    ExportConfig,
+    Precision,
+    ScheduleName,
+    SourceKind,
+    TrainConfig,
+)
+from neobert_train.config.setting import iter_settings
+
+
+def find_problems(config: Any, world_size: int = 1) -> list[str]:
+    """All problems of a typed configuration, each with its mend; empty when it is sound."""
+    problems = list(_iter_range_problems(config))
+    if problems:
+        return problems  # the checks below divide by values that must be in range
+    if isinstance(config, TrainConfig):
+        problems += _iter_batch_problems(config, world_size)
+        problems += _iter_model_problems(config)
+        problems += _iter_data_problems(config)
+        problems += _iter_training_problems(config)
+    elif isinstance(config, EvaluateConfig):
+        problems += _iter_evaluate_problems(config)
+    elif isinstance(config, ExportConfig) and not config.run_dir:
+        problems.append("run_dir is not set: write run_dir=runs/NAME")
+    return problems
+
+
+def _iter_range_problems(config: Any) -> Iterator[str]:
+    for setting in iter_settings(config):
+        values = setting.value if isinstance(setting.value, list) else [setting.value]
+        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+        for number in numbers:
+            if not setting.range.admits(number):
+                yield f"{setting.key}={number} is out of range: it must be {setting.range}"
+
+
+def _iter_batch_problems(config: TrainConfig, world_size: int) -> Iterator[str]:
+    batch = config.batch
+    if batch.context_length > batch.micro_batch_tokens:
+        yield (
+            f"batch.context_length={batch.context_length} does not fit in "
+            f"batch.micro_batch_tokens={batch.micro_batch_tokens}: a micro-batch holds whole "
+            f"documents, so write batch.micro_batch_tokens={batch.context_length} or more"
+        )
+    if batch.global_batch_tokens % batch.micro_batch_tokens:
+        lanes = max(1, round(batch.global_batch_tokens / batch.micro_batch_tokens))
+        yield (
+            f"batch.global_batch_tokens={batch.global_batch_tokens} is not a multiple of "
+            f"batch.micro_batch_tokens={batch.micro_batch_tokens}: write for example "
+            f"batch.global_batch_tokens={lanes * batch.micro_batch_tokens}"
+        )
+        return
+    lanes = compute_num_lanes(config)
+    if lanes % world_size:
+        sizes = ", ".join(map(str, find_divisors(lanes)))
+        yield (
+            f"{world_size} processes cannot share {lanes} lanes (batch.global_batch_tokens / "
+            f"batch.micro_batch_tokens) evenly: launch one of {sizes} processes"
+        )
+
+
+def _iter_model_problems(config: TrainConfig) -> Iterator[str]:
+    model = config.model
+    if model.hidden_size % model.num_attention_heads:
+        yield (
+            f"model.hidden_size={model.hidden_size} is not a multiple of "
+            f"model.num_attention_heads={model.num_attention_heads}: choose the heads among "
+            f"{', '.join(map(str, find_divisors(model.hidden_size)))}"
+        )
+    elif (model.hidden_size // model.num_attention_heads) % 2:
+        yield (
+            f"model.hidden_size / model.num_attention_heads = "
+            f"{model.hidden_size // model.num_attention_heads} is odd: rotary embeddings turn "
+            f"pairs of channels, so choose another number of heads"
+        )
+    if config.batch.context_length > model.max_length:
+        yield (
+            f"batch.context_length={config.batch.context_length} exceeds "
+            f"model.max_length={model.max_length}, which the exported model announces: write "
+            f"model.max_length={config.batch.context_length}"
+        )
+
+
+def _iter_data_problems(config: TrainConfig) -> Iterator[str]:
+    data = config.data
+    if data.source is SourceKind.files and not data.paths:
+        yield "data.paths is empty: write data.paths=[my_texts/*.parquet]"
+    if data.source is not SourceKind.files and data.paths:
+        yield f"data.paths is set but data.source={data.source.value}: write data=files to read them"
+    if config.evaluation.max_tokens and data.heldout_fraction == 0.0:
+        yield (
+            "data.heldout_fraction=0 leaves nothing to evaluate on: write a fraction above 0, "
+            "or evaluation.max_tokens=0 to train without evaluation"
+        )
+
+
+def _iter_training_problems(config: TrainConfig) -> Iterator[str]:
+    if not config.output_dir.strip():
+        yield "output_dir is empty: write output_dir=runs/NAME"
+    if len(config.optimizer.betas) != 2:
+        yield "optimizer.betas needs two values: write optimizer.betas=[0.9,0.95]"
+    decays = config.scheduler.name is not ScheduleName.constant
+    if decays and config.scheduler.warmup_steps > compute_decay_end(config):
+        yield (
+            f"scheduler.warmup_steps={config.scheduler.warmup_steps} goes beyond the end of the "
+            f"decay at step {compute_decay_end(config)} (scheduler.decay_fraction x "
+            f"trainer.max_steps): write scheduler.warmup_steps={compute_decay_end(config) // 10}"
+        )
+    if config.trainer.precision is Precision.bf16 and config.deepspeed.zero_stage == 0:
+        yield (
+            "trainer.precision=bf16 needs fp32 master weights, which DeepSpeed keeps from ZeRO 1 "
+            "on: write deepspeed=zero1 (the same cost on one process) or trainer.precision=fp32"
+        )
+
+
+def _iter_evaluate_problems(config: EvaluateConfig) -> Iterator[str]:
+    if bool(config.run_dir) == bool(config.model):
+        yield "give either run_dir=runs/NAME or model=FOLDER, and not both"
+    if config.model and not config.paths:
+        yield "model=... has no held-out documents of its own: write paths=[my_texts.parquet]"
+    if config.model and config.step is not None:
+        yield "step=... belongs to run_dir=...: an exported model has no steps"
+    unknown = [task for task in config.tasks if task not in EVALUATION_TASKS]
+    if unknown or not config.tasks:
+        yield f"tasks={unknown} is not known: choose among {', '.join(EVALUATION_TASKS)}"
+    if config.context_length and config.context_length > config.micro_batch_tokens:
+        yield (
+            f"context_length={config.context_length} does not fit in micro_batch_tokens="
+            f"{config.micro_batch_tokens}: write micro_batch_tokens={config.context_length} or more"
+        )
+
+
+EVALUATION_TASKS = ("masked_lm",)

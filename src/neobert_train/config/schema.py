@@ -1,0 +1,390 @@
+"""Every value a user can set: name, type, default, range and one line on what it does.
+
+The defaults are those of NeoBERT's first pre-training phase (arXiv 2502.19587, section 3 and
+table 3); the YAML groups under `configs/` only name deviations from them.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from neobert_train.config.setting import setting
+
+
+class Resume(Enum):
+    """What to do with a run directory that already holds a run."""
+
+    auto = "auto"
+    never = "never"
+    must = "must"
+
+
+class SourceKind(Enum):
+    """Where documents come from."""
+
+    files = "files"
+    huggingface = "huggingface"
+    embedded = "embedded"
+
+
+class FileFormat(Enum):
+    """How documents lie in a file; `auto` goes by the file's name."""
+
+    auto = "auto"
+    parquet = "parquet"
+    jsonl = "jsonl"
+    text = "text"
+
+
+class TextDocuments(Enum):
+    """What one document of a plain text file is."""
+
+    blank_line = "blank_line"
+    line = "line"
+    file = "file"
+
+
+class BadRecordPolicy(Enum):
+    """What to do with a record that cannot be read."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+class MaskingStrategy(Enum):
+    """What a token chosen for prediction is replaced by."""
+
+    mask_only = "mask_only"
+    bert_80_10_10 = "bert_80_10_10"
+
+
+class AttentionBackend(Enum):
+    """Kernel that computes attention within packed documents."""
+
+    auto = "auto"
+    sdpa = "sdpa"
+    flash_attn = "flash_attn"
+    torch_varlen = "torch_varlen"
+    xformers = "xformers"
+
+
+class ScheduleName(Enum):
+    """Shape of the learning rate after the warm-up."""
+
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+
+
+class Precision(Enum):
+    """Number format of the forward and backward pass; weights and moments are kept in fp32."""
+
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class WandbMode(Enum):
+    """Whether metrics also go to Weights & Biases."""
+
+    disabled = "disabled"
+    offline = "offline"
+    online = "online"
+
+
+@dataclass
+class BatchConfig:
+    """The global batch, defined once and independent of hardware."""
+
+    global_batch_tokens: int = setting(
+        2_097_152, "Tokens of one optimiser step over all processes.", at_least=1
+    )
+    micro_batch_tokens: int = setting(
+        65_536,
+        "Tokens of one forward and backward pass; sets the device memory needed.",
+        at_least=1,
+    )
+    context_length: int = setting(
+        1024, "Most tokens of one document, [CLS] and [SEP] included; longer ones are split.",
+        at_least=8,
+    )  # fmt: skip
+
+
+@dataclass
+class DataConfig:
+    """Where documents come from and in which order they are read."""
+
+    source: SourceKind = setting(
+        SourceKind.huggingface, "files (local), huggingface (streamed) or embedded (shipped texts)."
+    )
+    paths: list[str] = setting(list, "source=files: files, folders or globs to read.")
+    format: FileFormat = setting(
+        FileFormat.auto, "source=files: parquet, jsonl or text; auto goes by the file names."
+    )
+    column: str = setting("content", "Column or JSON key that holds the text.")
+    text_documents: TextDocuments = setting(
+        TextDocuments.blank_line, "format=text: a document is a block between blank_line, a line or a file."
+    )  # fmt: skip
+    dataset: str = setting(
+        "tiiuae/falcon-refinedweb", "source=huggingface: Hub name, or a loader such as parquet."
+    )
+    subset: str | None = setting(None, "source=huggingface: name of the dataset's configuration.")
+    split: str = setting("train", "source=huggingface: split to read.")
+    revision: str | None = setting(
+        None, "source=huggingface: branch, tag or commit of the dataset."
+    )
+    data_files: list[str] = setting(
+        list, "source=huggingface: files, globs or URLs to restrict the dataset to."
+    )
+    shuffle_window: int = setting(
+        1024, "Documents of a lane that are shuffled together; 1 keeps the order of the files.",
+        at_least=1,
+    )  # fmt: skip
+    lookahead_documents: int = setting(
+        64, "Documents kept ready to fill the end of a micro-batch; more packs tighter.",
+        at_least=1, at_most=128,
+    )  # fmt: skip
+    heldout_fraction: float = setting(
+        0.002, "Share of documents, chosen by a hash of their text, kept for evaluation only.",
+        at_least=0.0, below=1.0,
+    )  # fmt: skip
+    on_bad_record: BadRecordPolicy = setting(
+        BadRecordPolicy.stop, "What an unreadable record does: stop the run, or skip (counted, logged)."
+    )  # fmt: skip
+    num_workers: int = setting(
+        2, "Worker processes per training process that read and tokenise ahead; 0 is none.",
+        at_least=0,
+    )  # fmt: skip
+    prefetch_micro_batches: int = setting(
+        4, "Micro-batches each worker keeps ready ahead of training.", at_least=1
+    )
+
+
+@dataclass
+class TokenizerConfig:
+    """The tokenizer, in the `tokenizer.json` format."""
+
+    path: str = setting(
+        "bert-base-uncased",
+        "A folder, a tokenizer.json or a Hub name; bert-base-uncased is shipped.",
+    )
+
+
+@dataclass
+class MaskingConfig:
+    """Which tokens are predicted."""
+
+    rate: float = setting(
+        0.2, "Share of the text tokens (never a special token) to predict.", above=0.0, below=1.0
+    )
+    strategy: MaskingStrategy = setting(
+        MaskingStrategy.mask_only, "mask_only (all become [MASK]) or bert_80_10_10."
+    )
+
+
+@dataclass
+class ModelConfig:
+    """Shape of the encoder, in the names of the published model, and how it computes."""
+
+    hidden_size: int = setting(768, "Width of the residual stream.", at_least=1)
+    num_hidden_layers: int = setting(28, "Transformer blocks.", at_least=1)
+    num_attention_heads: int = setting(12, "Attention heads per block.", at_least=1)
+    intermediate_size: int = setting(
+        3072, "Nominal feed-forward width; SwiGLU uses two thirds of it, rounded up to 8.",
+        at_least=1,
+    )  # fmt: skip
+    max_length: int = setting(
+        4096, "Longest context the exported model announces, in tokens.", at_least=8
+    )
+    norm_eps: float = setting(1e-5, "Epsilon of the RMS norms.", above=0.0)
+    embedding_init_range: float = setting(
+        0.02, "Initial embeddings are uniform within plus or minus this.", above=0.0
+    )
+    decoder_init_range: float = setting(
+        0.02, "Initial linear weights are uniform within plus or minus this.", above=0.0
+    )
+    attention: AttentionBackend = setting(
+        AttentionBackend.auto, "auto, sdpa, flash_attn, torch_varlen or xformers."
+    )
+    compile: bool = setting(False, "Compile the blocks with torch.compile (needs a C compiler).")
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with gradient clipping; norms and biases are not decayed."""
+
+    lr: float = setting(6e-4, "Peak learning rate.", above=0.0)
+    betas: list[float] = setting(
+        lambda: [0.9, 0.95], "Decay rates of the two moments.", at_least=0.0, below=1.0
+    )
+    eps: float = setting(1e-8, "Added to the denominator of the update.", above=0.0)
+    weight_decay: float = setting(0.1, "Decoupled weight decay.", at_least=0.0)
+    max_grad_norm: float = setting(
+        1.0, "Gradients are scaled down to this global norm; 0 is off.", at_least=0.0
+    )
+
+
+@dataclass
+class SchedulerConfig:
+    """Learning rate as a function of the step."""
+
+    name: ScheduleName = setting(ScheduleName.cosine, "cosine, linear or constant after warm-up.")
+    warmup_steps: int = setting(2000, "Steps of linear warm-up from 0 to the peak.", at_least=0)
+    decay_fraction: float = setting(
+        0.9, "Share of trainer.max_steps at which the decay reaches its floor, warm-up included.",
+        above=0.0, at_most=1.0,
+    )  # fmt: skip
+    final_lr_ratio: float = setting(
+        0.1, "Floor of the decay as a share of the peak; it holds to the end.",
+        at_least=0.0, at_most=1.0,
+    )  # fmt: skip
+
+
+@dataclass
+class TrainerConfig:
+    """How long to train and what to report."""
+
+    max_steps: int = setting(1_000_000, "Optimiser steps of the whole run.", at_least=1)
+    precision: Precision = setting(
+        Precision.bf16, "bf16 or fp32 for the forward and backward pass."
+    )
+    log_every_steps: int = setting(10, "Steps between two lines of metrics.", at_least=1)
+    evaluate_every_steps: int = setting(
+        2000, "Steps between two evaluations on held-out documents; 0 evaluates at the end only.",
+        at_least=0,
+    )  # fmt: skip
+
+
+@dataclass
+class EvaluationConfig:
+    """The held-out documents that a run is evaluated on."""
+
+    max_tokens: int = setting(
+        1_048_576, "Most held-out tokens to evaluate on; 0 turns evaluation off.", at_least=0
+    )
+    scan_documents: int = setting(
+        1_000_000, "Most documents to look through for held-out ones when a run starts.", at_least=1
+    )
+
+
+@dataclass
+class CheckpointConfig:
+    """When checkpoints are written and how many stay."""
+
+    save_every_steps: int = setting(1000, "Steps between two checkpoints.", at_least=1)
+    keep_last: int = setting(3, "Newest checkpoints to keep.", at_least=1)
+
+
+@dataclass
+class DeepSpeedConfig:
+    """How optimiser state, gradients and weights are spread over processes."""
+
+    zero_stage: int = setting(
+        1, "ZeRO stage: 0 none, 1 optimiser state, 2 and gradients, 3 and weights.",
+        at_least=0, at_most=3,
+    )  # fmt: skip
+
+
+@dataclass
+class LoggingConfig:
+    """Where metrics go besides metrics.jsonl and the terminal."""
+
+    progress: bool = setting(True, "Show a live progress bar on a terminal.")
+    report: bool = setting(True, "Draw report.html at checkpoints and at the end.")
+    wandb: WandbMode = setting(WandbMode.disabled, "disabled, offline or online.")
+    wandb_project: str = setting("neobert_train", "Weights & Biases project.")
+    wandb_name: str | None = setting(
+        None, "Weights & Biases run name; the run directory's by default."
+    )
+
+
+@dataclass
+class TrainConfig:
+    """A training run from raw text to the last checkpoint."""
+
+    output_dir: str = setting("runs/default", "Run directory; the same directory again resumes.")
+    seed: int = setting(
+        0, "Decides the initial weights, the order of documents and the masks.", at_least=0
+    )
+    resume: Resume = setting(
+        Resume.auto, "auto continues a run that exists, never refuses one, must requires one."
+    )
+    init_from: str | None = setting(
+        None, "Start from these weights: an exported folder, a Hub name or a run directory."
+    )
+    batch: BatchConfig = setting(BatchConfig, "")
+    data: DataConfig = setting(DataConfig, "")
+    tokenizer: TokenizerConfig = setting(TokenizerConfig, "")
+    masking: MaskingConfig = setting(MaskingConfig, "")
+    model: ModelConfig = setting(ModelConfig, "")
+    optimizer: OptimizerConfig = setting(OptimizerConfig, "")
+    scheduler: SchedulerConfig = setting(SchedulerConfig, "")
+    trainer: TrainerConfig = setting(TrainerConfig, "")
+    evaluation: EvaluationConfig = setting(EvaluationConfig, "")
+    checkpoint: CheckpointConfig = setting(CheckpointConfig, "")
+    deepspeed: DeepSpeedConfig = setting(DeepSpeedConfig, "")
+    logging: LoggingConfig = setting(LoggingConfig, "")
+
+
+@dataclass
+class PlanConfig(TrainConfig):
+    """What an experiment needs on named hardware."""
+
+    device: str = setting("h100", "Device to plan for; see the list that `plan` prints.")
+    num_devices: int = setting(8, "Devices to plan for.", at_least=1)
+    mfu: float = setting(
+        0.4, "Share of the device's peak that training is assumed to reach.", above=0.0, at_most=1.0
+    )
+
+
+@dataclass
+class ExportConfig:
+    """Write a checkpoint as a folder that transformers loads."""
+
+    run_dir: str = setting("", "Run directory to export from.")
+    step: int | None = setting(
+        None, "Step of the checkpoint; the newest sound one by default.", at_least=0
+    )
+    output: str | None = setting(None, "Folder to write; RUN_DIR/export by default.")
+    push_to_hub: str | None = setting(None, "Hub repository org/name to upload the folder to.")
+    private: bool = setting(False, "Create the Hub repository as a private one.")
+
+
+@dataclass
+class EvaluateConfig:
+    """Measure a run or an exported model on text."""
+
+    run_dir: str | None = setting(None, "Run directory to evaluate; give this or model.")
+    model: str | None = setting(
+        None, "Exported folder or Hub name to evaluate; give this or run_dir."
+    )
+    step: int | None = setting(
+        None, "run_dir: step of the checkpoint; the newest by default.", at_least=0
+    )
+    tasks: list[str] = setting(lambda: ["masked_lm"], "What to measure: masked_lm.")
+    paths: list[str] = setting(
+        list, "Text, JSONL or parquet files; the run's own held-out documents by default."
+    )
+    format: FileFormat = setting(
+        FileFormat.auto, "parquet, jsonl or text; auto goes by file names."
+    )
+    column: str = setting("content", "Column or JSON key that holds the text.")
+    text_documents: TextDocuments = setting(
+        TextDocuments.blank_line, "Text files: a document is a block between blank_line, a line or a file."
+    )  # fmt: skip
+    context_length: int | None = setting(
+        None, "Most tokens of a document; the run's own (or the model's max_length) by default.",
+        at_least=8,
+    )  # fmt: skip
+    micro_batch_tokens: int = setting(16_384, "Tokens of one forward pass.", at_least=8)
+    max_tokens: int = setting(1_048_576, "Most tokens to evaluate on.", at_least=1)
+    masking: MaskingConfig = setting(MaskingConfig, "")
+    seed: int = setting(0, "Decides which tokens are masked.", at_least=0)
+    precision: Precision = setting(Precision.fp32, "bf16 or fp32 for the forward pass.")
+
+
+SCHEMAS: dict[str, type[Any]] = {
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+    "plan": PlanConfig,
+}

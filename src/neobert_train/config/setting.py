@@ -1,0 +1,91 @@
+"""Dataclass fields that carry their one-line description and the range they accept."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number; `None` is unbounded. `at_*` include the bound, `above`/`below` do not."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def admits(self, value: float) -> bool:
+        """Whether `value` lies within every bound (NaN lies within none)."""
+        return (
+            value == value
+            and (self.at_least is None or value >= self.at_least)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        bounds = [
+            (self.at_least, "at least"),
+            (self.above, "above"),
+            (self.at_most, "at most"),
+            (self.below, "below"),
+        ]
+        return " and ".join(f"{word} {bound:g}" for bound, word in bounds if bound is not None)
+
+
+def setting(
+    default: Any,
+    description: str,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A dataclass field that a user can set.
+
+    Args:
+        default: value when nothing is given; a class or function makes a fresh value each time.
+        description: one line with unit and effect, shown by `--help`.
+        at_least, at_most, above, below: bounds of a number, or of every number in a list.
+    """
+    metadata = {
+        "description": description,
+        "range": Range(at_least, at_most, above, below),
+    }
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a config: its dotted key, its field and its present value."""
+
+    key: str
+    field: "dataclasses.Field[Any]"
+    value: Any
+
+    @property
+    def description(self) -> str:
+        """One line with unit and effect."""
+        return str(self.field.metadata["description"])
+
+    @property
+    def range(self) -> Range:
+        """The bounds this setting accepts."""
+        bounds = self.field.metadata["range"]
+        assert isinstance(bounds, Range)
+        return bounds
+
+
+def iter_settings(config: Any, prefix: str = "") -> Iterator[Setting]:
+    """Every leaf setting of a config dataclass instance, in the order of definition."""
+    for field in dataclasses.fields(config):
+        key, value = f"{prefix}{field.name}", getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from iter_settings(value, prefix=f"{key}.")
+        else:
+            yield Setting(key, field, value)

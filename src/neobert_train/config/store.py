@@ -1,0 +1,186 @@
+"""Schemas registered with Hydra, the shipped YAML files, and the way from Hydra to dataclasses."""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from neobert_train.config.schema import SCHEMAS
+from neobert_train.config.setting import iter_settings
+from neobert_train.errors import InputError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def configs_directory() -> Path:
+    """The shipped YAML files: inside an installed wheel, or beside `src` in a checkout."""
+    installed = _PACKAGE / "configs"
+    return installed if installed.is_dir() else _PACKAGE.parents[1] / "configs"
+
+
+def register_schemas() -> None:
+    """Make every command's schema known to Hydra as `COMMAND_schema`."""
+    for command, schema in SCHEMAS.items():
+        ConfigStore.instance().store(name=f"{command}_schema", node=schema)
+
+
+def to_typed(command: str, composed: DictConfig) -> Any:
+    """The dataclass of `command` holding the composed values.
+
+    Raises:
+        InputError: a key that the schema does not have (Hydra lets `+key=value` through) or a
+            value of the wrong type.
+    """
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(SCHEMAS[command]), composed)
+        return OmegaConf.to_object(typed)
+    except OmegaConfBaseException as error:
+        raise InputError(describe_config_error(error)) from error
+
+
+def describe_config_error(error: Exception) -> str:
+    """The first lines of a Hydra or OmegaConf error, with its cause, fit for a user."""
+    message = str(error).strip()
+    cause = error.__cause__
+    if cause is not None and str(cause).strip() not in message:
+        message += f" ({str(cause).strip().splitlines()[0]})"
+    return "\n".join(line for line in message.splitlines() if not line.startswith("    "))
+
+
+def find_group_choices() -> dict[str, list[str]]:
+    """Config groups (`model`, `data`, ...) and the files to choose from in each."""
+    folders = sorted(path for path in configs_directory().iterdir() if path.is_dir())
+    return {
+        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+        for folder in folders
+    }  # fmt: skip
+
+
+def find_override_problems(
+    command: str, arguments: Sequence[str], known_groups: dict[str, list[str]]
+) -> tuple[list[str], list[str]]:
+    """Check `key=value` arguments one by one, so that all mistakes are told at once.
+
+    Returns:
+        The problems, each with its mend, and the arguments that have none.
+    """
+    problems, sound = [], []
+    for argument in arguments:
+        problem = _find_override_problem(command, argument, known_groups)
+        if problem is None:
+            sound.append(argument)
+        else:
+            problems.append(problem)
+    return problems, sound
+
+
+def compose_config(command: str, overrides: Sequence[str]) -> DictConfig:
+    """Compose a command's configuration outside Hydra's own main function.
+
+    Raises:
+        InputError: the configuration does not compose.
+    """
+    register_schemas()
+    try:
+        with initialize_config_dir(str(configs_directory()), version_base=None):
+            return compose(command, list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(describe_config_error(error)) from error
+
+
+def _find_override_problem(
+    command: str, argument: str, known_groups: dict[str, list[str]]
+) -> str | None:
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return _describe_unparsed(argument)
+    key = override.get_key_element().lstrip("+~").split("@")[0]
+    if key in known_groups:
+        return _find_choice_problem(key, override, known_groups[key])
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        return None
+    schema = SCHEMAS[command]
+    settings = {setting.key: setting for setting in iter_settings(schema())}
+    if key not in settings:
+        return _describe_unknown_key(key, [*settings, *known_groups], command)
+    if override.is_delete():
+        return f"~{key} deletes a setting, which every run needs: write {key}=VALUE instead"
+    if override.is_sweep_override():
+        return None
+    return _find_type_problem(schema, key, override)
+
+
+def _describe_unparsed(argument: str) -> str:
+    if "=" not in argument:
+        return f"'{argument}' is neither a flag nor of the form key=value"
+    key, _, value = argument.partition("=")
+    return (
+        f"the value of {key} cannot be read: quote characters that have a meaning to Hydra, as in "
+        f"'{key}=\"{value}\"'"
+    )
+
+
+def _find_choice_problem(group: str, override: Override, choices: list[str]) -> str | None:
+    if override.is_sweep_override() or not isinstance(override.value(), str):
+        return None
+    name = str(override.value())
+    if name in choices:
+        return None
+    return f"{group}={name} does not exist: choose among {', '.join(choices)}"
+
+
+def _describe_unknown_key(key: str, known: Sequence[str], command: str) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.7) or _find_same_leaf(key, known)
+    mend = f"did you mean {close[0]}?" if close else f"`{command} --help` lists them all"
+    return f"there is no setting {key}: {mend}"
+
+
+def _find_same_leaf(key: str, known: Sequence[str]) -> list[str]:
+    leaf = key.rsplit(".", 1)[-1]
+    return [candidate for candidate in known if candidate.rsplit(".", 1)[-1] == leaf]
+
+
+def _find_type_problem(schema: type[Any], key: str, override: Override) -> str | None:
+    config = OmegaConf.structured(schema)
+    try:
+        OmegaConf.update(config, key, override.value(), merge=False)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        return (
+            f"{key}={override.get_value_element_as_str()} does not fit: {reason}{_hint(override)}"
+        )
+    return None
+
+
+def _hint(override: Override) -> str:
+    value = override.value()
+    if isinstance(value, float) and value.is_integer():
+        return f"; write {override.get_key_element()}={int(value)}"
+    return ""
+
+
+def iter_help_lines(command: str) -> Iterator[str]:
+    """Every setting of a command with its default, range and description."""
+    for setting in iter_settings(SCHEMAS[command]()):
+        default = getattr(setting.value, "name", setting.value)
+        bounds = f" ({setting.range})" if str(setting.range) else ""
+        yield f"  {setting.key}={_format_default(default)}{bounds}"
+        yield f"      {setting.description}"
+
+
+def _format_default(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return re.sub(r"[' ]", "", str(value))

@@ -1,0 +1,152 @@
+"""Text to token ids, and documents to chunks that fit the context."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from neobert_train.errors import InputError
+
+SHIPPED_TOKENIZER = Path(__file__).resolve().parents[1] / "assets" / "bert-base-uncased"
+_SHIPPED_NAMES = ("bert-base-uncased", "google-bert/bert-base-uncased")
+_SPECIAL_SPELLINGS = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<s>", "<cls>"),
+    "sep": ("[SEP]", "</s>", "<sep>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the tokens that stand for something other than text."""
+
+    pad: int
+    unk: int
+    cls: int
+    sep: int
+    mask: int
+
+
+class TextTokenizer:
+    """A `tokenizer.json` with the special tokens that masked language modelling needs.
+
+    Special tokens spelled out in a document are tokenised as the text they are.
+
+    Attributes:
+        vocab_size: number of ids, special ones included.
+        special: ids of the five special tokens.
+        special_ids: [num_special] int64, ids of all special tokens, ascending.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, name: str) -> None:
+        """Raises InputError when one of the five special tokens is missing."""
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        self._spellings = {
+            role: _find_special(tokenizer, name, role) for role in _SPECIAL_SPELLINGS
+        }
+        ids = {role: tokenizer.token_to_id(token) for role, token in self._spellings.items()}
+        self.special = SpecialTokens(**ids)
+        added = tokenizer.get_added_tokens_decoder()
+        specials = {index for index, token in added.items() if token.special} | set(ids.values())
+        self.special_ids = np.array(sorted(specials), dtype=np.int64)
+        self.vocab_size = max(tokenizer.get_vocab_size(), int(self.special_ids[-1]) + 1)
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of each text without special tokens, [num_tokens] int64."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens spelled out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def save(self, folder: Path, max_length: int) -> None:
+        """Write the files that `AutoTokenizer.from_pretrained(folder)` reads."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._tokenizer.save(str(folder / "tokenizer.json"))
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": max_length,
+            "model_input_names": ["input_ids", "attention_mask"],
+            **{f"{role}_token": token for role, token in self._spellings.items()},
+        }
+        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def _find_special(tokenizer: Tokenizer, name: str, role: str) -> str:
+    for spelling in _SPECIAL_SPELLINGS[role]:
+        if tokenizer.token_to_id(spelling) is not None:
+            return spelling
+    raise InputError(
+        f"the tokenizer '{name}' has no {role.upper()} token: masked language modelling needs one "
+        f"spelled {' or '.join(_SPECIAL_SPELLINGS[role])}"
+    )
+
+
+def load_tokenizer(path: str) -> TextTokenizer:
+    """The tokenizer of a folder, a `tokenizer.json`, the shipped name or a Hub name.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    file = _find_tokenizer_file(path)
+    try:
+        return TextTokenizer(Tokenizer.from_file(file), path)
+    except InputError:
+        raise
+    except Exception as error:  # the Rust library raises plain Exception
+        raise InputError(f"{file} cannot be read as a tokenizer.json: {error}") from error
+
+
+def _find_tokenizer_file(path: str) -> str:
+    local = os.path.expanduser(path)
+    if os.path.isfile(local):
+        return local
+    if os.path.isdir(local):
+        file = os.path.join(local, "tokenizer.json")
+        if os.path.isfile(file):
+            return file
+        raise InputError(f"the folder {path} holds no tokenizer.json: name another tokenizer.path")
+    if path in _SHIPPED_NAMES:
+        return str(SHIPPED_TOKENIZER / "tokenizer.json")
+    return _download_tokenizer(path)
+
+
+def _download_tokenizer(name: str) -> str:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return hf_hub_download(name, "tokenizer.json")
+    except Exception as error:  # whatever the Hub client or the network raises
+        raise InputError(
+            f"the tokenizer '{name}' is neither a folder, a tokenizer.json nor reachable on the Hub "
+            f"({type(error).__name__}): write tokenizer.path=bert-base-uncased for the shipped one"
+        ) from error
+
+
+def iter_chunks(
+    ids: np.ndarray, context_length: int, special: SpecialTokens
+) -> Iterator[np.ndarray]:
+    """A document as chunks of at most `context_length`, each within [CLS] and [SEP].
+
+    Args:
+        ids: [num_tokens] int64, without special tokens.
+        context_length: most tokens of a chunk, the two special ones included.
+        special: ids of the special tokens.
+    """
+    text_length = context_length - 2
+    for start in range(0, len(ids), text_length):
+        text = ids[start : start + text_length]
+        chunk = np.empty(len(text) + 2, dtype=np.int64)
+        chunk[0], chunk[1:-1], chunk[-1] = special.cls, text, special.sep
+        yield chunk

@@ -1,0 +1,151 @@
+"""Attention within packed documents, by whichever kernel the machine has.
+
+`attend` takes flat tensors and the places where documents begin. Every backend computes the same
+function; `find_obstacle` says why one cannot run, `choose_backend` takes the fastest that can.
+"""
+
+import importlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+HALF_PRECISION = (torch.bfloat16, torch.float16)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, backend: str
+) -> Tensor:
+    """Softmax attention of every document to itself, scaled by 1 / sqrt(head size).
+
+    Args:
+        q, k, v: [T, num_heads, head_size].
+        cu_seqlens: [num_documents + 1] int32 from 0 to T; documents of no tokens are allowed.
+        max_seqlen: at least the tokens of the longest document.
+        backend: a name in `BACKENDS`, as `choose_backend` gives.
+
+    Returns:
+        [T, num_heads, head_size].
+    """
+    return BACKENDS[backend].function(q, k, v, cu_seqlens, max_seqlen)
+
+
+def attention_weights(q: Tensor, k: Tensor, num_tokens: int) -> Tensor:
+    """Attention probabilities of one document, [num_heads, num_tokens, num_tokens]."""
+    scores = torch.einsum("qhd,khd->hqk", q[:num_tokens], k[:num_tokens])
+    return (scores / math.sqrt(q.shape[-1])).softmax(-1)
+
+
+def _attend_sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    """Document by document with torch's own kernel: no mask, no padding, any device and dtype."""
+    lengths = cu_seqlens.diff().tolist()
+    documents = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+    outputs = [
+        F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in document))
+        for length, document in zip(lengths, documents, strict=True)
+        if length
+    ]
+    return torch.cat([output[0].transpose(0, 1) for output in outputs])
+
+
+def _attend_flash_attn(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int
+) -> Tensor:
+    from flash_attn import flash_attn_varlen_func
+
+    return flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+
+
+def _attend_torch_varlen(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+
+
+def _attend_xformers(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int
+) -> Tensor:
+    from xformers.ops import memory_efficient_attention
+
+    bias = _xformers_bias(cu_seqlens)
+    return memory_efficient_attention(q[None], k[None], v[None], attn_bias=bias)[0]
+
+
+_latest_bias: tuple[Tensor, Any] | None = None
+
+
+def _xformers_bias(cu_seqlens: Tensor) -> Any:
+    """The block-diagonal mask, built once for all layers because it reads lengths on the host."""
+    global _latest_bias
+    if _latest_bias is None or _latest_bias[0] is not cu_seqlens:
+        from xformers.ops.fmha.attn_bias import BlockDiagonalMask
+
+        lengths = [length for length in cu_seqlens.diff().tolist() if length]
+        mask = BlockDiagonalMask.from_seqlens(lengths, device=cu_seqlens.device)
+        _latest_bias = (cu_seqlens, mask)
+    return _latest_bias[1]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute `attend`.
+
+    Attributes:
+        function: as `attend`, without the backend's name.
+        module: what has to be importable, None for torch alone.
+        needs_cuda: whether it runs on NVIDIA GPUs in half precision only.
+    """
+
+    function: Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+    module: str | None
+    needs_cuda: bool
+
+
+# In order of preference.
+BACKENDS = {
+    "flash_attn": Backend(_attend_flash_attn, "flash_attn", needs_cuda=True),
+    "torch_varlen": Backend(_attend_torch_varlen, "torch.nn.attention.varlen", needs_cuda=True),
+    "xformers": Backend(_attend_xformers, "xformers.ops", needs_cuda=True),
+    "sdpa": Backend(_attend_sdpa, None, needs_cuda=False),
+}
+
+
+def find_obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot run on this device with this dtype; None when it can."""
+    backend = BACKENDS[name]
+    if backend.needs_cuda and device.type != "cuda":
+        return f"it runs on CUDA devices only, and this is {device.type}"
+    if backend.needs_cuda and dtype not in HALF_PRECISION:
+        return f"it computes in bf16 and fp16 only, and this is {str(dtype).removeprefix('torch.')}"
+    if backend.needs_cuda and torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs an Ampere GPU or newer"
+    if backend.module is not None:
+        try:
+            importlib.import_module(backend.module)
+        except Exception as error:  # a broken build raises OSError, RuntimeError, ...
+            return f"{backend.module} cannot be imported ({type(error).__name__}: {error})"
+    return None
+
+
+def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend called `name`, or for `auto` the first of `BACKENDS` that can run.
+
+    Raises:
+        ValueError: the one named cannot run; says why.
+    """
+    if name == "auto":
+        return next(name for name in BACKENDS if find_obstacle(name, device, dtype) is None)
+    if name not in BACKENDS:
+        raise ValueError(
+            f"there is no attention backend '{name}': choose among {', '.join(BACKENDS)}"
+        )
+    obstacle = find_obstacle(name, device, dtype)
+    if obstacle is not None:
+        raise ValueError(f"the attention backend '{name}' cannot run here: {obstacle}")
+    return name

@@ -1,0 +1,80 @@
+"""Configuration of NeoBERT, in the names of the published `config.json`."""
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+
+class NeoBERTConfig(PretrainedConfig):
+    """Shape of a NeoBERT encoder (arXiv 2502.19587, table 2).
+
+    Args:
+        hidden_size: width of the residual stream.
+        num_hidden_layers: number of transformer blocks.
+        num_attention_heads: heads of each block; divides `hidden_size` into even parts.
+        intermediate_size: nominal feed-forward width; SwiGLU uses two thirds, rounded up to 8.
+        embedding_init_range: embeddings start uniform within plus or minus this.
+        decoder_init_range: linear weights start uniform within plus or minus this.
+        classifier_init_range: standard deviation of a new classification head.
+        classifier_dropout: dropout probability of the classification head.
+        norm_eps: epsilon of the RMS norms.
+        vocab_size: number of token ids.
+        pad_token_id: id whose embedding stays zero.
+        max_length: longest context in tokens. Positions are relative, so nothing breaks beyond it.
+
+    Raises:
+        ValueError: the heads do not divide the width into even parts.
+    """
+
+    model_type = "neobert"
+
+    def __init__(
+        self,
+        hidden_size: int = 768,
+        num_hidden_layers: int = 28,
+        num_attention_heads: int = 12,
+        intermediate_size: int = 3072,
+        embedding_init_range: float = 0.02,
+        decoder_init_range: float = 0.02,
+        classifier_init_range: float = 0.02,
+        classifier_dropout: float = 0.1,
+        norm_eps: float = 1e-5,
+        vocab_size: int = 30522,
+        pad_token_id: int = 0,
+        max_length: int = 4096,
+        **kwargs: Any,
+    ) -> None:
+        if hidden_size % num_attention_heads or hidden_size // num_attention_heads % 2:
+            raise ValueError(
+                f"hidden_size={hidden_size} is not an even multiple of "
+                f"num_attention_heads={num_attention_heads}"
+            )
+        kwargs.pop("dim_head", None)  # follows from the two above
+        kwargs.setdefault("tie_word_embeddings", False)
+        super().__init__(pad_token_id=pad_token_id, **kwargs)
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.dim_head = hidden_size // num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.embedding_init_range = embedding_init_range
+        self.decoder_init_range = decoder_init_range
+        self.classifier_init_range = classifier_init_range
+        self.classifier_dropout = classifier_dropout
+        self.norm_eps = norm_eps
+        self.vocab_size = vocab_size
+        self.pad_token_id = pad_token_id
+        self.max_length = max_length
+
+    @property
+    def feed_forward_width(self) -> int:
+        """Inner width of SwiGLU: two thirds of `intermediate_size`, rounded up to 8."""
+        return 8 * -(-int(2 * self.intermediate_size / 3) // 8)
+
+    def _get_generation_parameters(self) -> dict[str, Any]:
+        """Let `save_pretrained` accept `max_length`, which here is the context and not a setting
+        of text generation. The published configuration has it, so the name has to stay.
+        """
+        parameters: dict[str, Any] = super()._get_generation_parameters()
+        parameters.pop("max_length", None)
+        return parameters
