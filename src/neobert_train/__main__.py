@@ -18,8 +18,8 @@ from neobert_train.config.checks import find_problems
 from neobert_train.config.schema import SCHEMAS
 from neobert_train.config.store import (
     compose_config,
-    configs_directory,
     describe_config_error,
+    find_config_path,
     find_group_choices,
     find_override_problems,
     iter_help_lines,
@@ -91,7 +91,7 @@ def check_overrides(command: str, arguments: Sequence[str], world: World) -> Non
         for previous, argument in zip(["", *arguments], arguments, strict=False)
         if not argument.startswith("-") and previous not in ("--cfg", "-c")
     ]
-    problems, sound = find_override_problems(command, overrides, find_group_choices())
+    problems, sound = find_override_problems(command, overrides, find_group_choices(command))
     if problems:
         try:
             config = to_typed(command, compose_config(command, [_normalise(o) for o in sound]))
@@ -107,7 +107,7 @@ def run_with_hydra(command: str, arguments: Sequence[str], world: World) -> None
     register_schemas()
     sys.argv = [sys.argv[0], *(_normalise(argument) for argument in arguments)]
 
-    @hydra.main(config_path=str(configs_directory()), config_name=command, version_base=None)
+    @hydra.main(config_path=find_config_path(command), config_name=command, version_base=None)
     def run(composed: DictConfig) -> None:
         try:  # inside, because Hydra announces every exception that reaches it
             config = to_typed(command, composed)
@@ -133,9 +133,10 @@ def format_help(command: str) -> str:
     """What `--help` prints: commands, groups and every setting with its default."""
     lines = ["python -m neobert_train [COMMAND] [key=value ...]", "", "Commands:"]
     lines += [f"  {name:10} {summary}" for name, summary in COMMAND_SUMMARIES.items()]
-    if command in ("train", "plan"):
+    groups = find_group_choices(command)
+    if groups:
         lines += ["", "Choices (name=choice; experiments with a plus, as in +experiment=smoke):"]
-        lines += [f"  {group}: {', '.join(names)}" for group, names in find_group_choices().items()]
+        lines += [f"  {group}: {', '.join(names)}" for group, names in groups.items()]
     lines += ["", f"Settings of {command} (key=default):", *iter_help_lines(command)]
     lines += [
         "",

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 class World:
     """One process among those that train together.
 
-    `rank` counts over all hosts, `local_rank` over the devices of this host.
+    `rank` counts over all hosts, `local_rank` over the `local_world_size` processes of this host.
     """
 
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    local_world_size: int = 1
 
     @classmethod
     def from_environment(cls) -> "World":
@@ -23,6 +24,9 @@ class World:
             rank=int(os.environ.get("RANK", 0)),
             local_rank=int(os.environ.get("LOCAL_RANK", 0)),
             world_size=int(os.environ.get("WORLD_SIZE", 1)),
+            local_world_size=int(
+                os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1
+            ),
         )
 
     @property

@@ -3,10 +3,11 @@
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -18,6 +19,21 @@ from neobert_train.config.schema import SCHEMAS
 from neobert_train.config.setting import iter_settings
 from neobert_train.errors import InputError
 
+COMMANDS_WITH_GROUPS = ("train", "plan")
+
+# Hydra composes and does nothing else: no dated folders (they differ from rank to rank), no logs.
+_QUIET_HYDRA = {
+    "defaults": [
+        {"override hydra/job_logging": "disabled"},
+        {"override hydra/hydra_logging": "disabled"},
+    ],
+    "hydra": {
+        "output_subdir": None,
+        "run": {"dir": "."},
+        "sweep": {"dir": ".", "subdir": "."},
+    },
+}
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -28,9 +44,23 @@ def configs_directory() -> Path:
 
 
 def register_schemas() -> None:
-    """Make every command's schema known to Hydra as `COMMAND_schema`."""
+    """Make every command known to Hydra.
+
+    A command with YAML files of its own finds its schema as `COMMAND_schema`. The others are their
+    schema alone, and see no config groups, so that `model=FOLDER` is a setting to them.
+    """
+    store = ConfigStore.instance()
+    store.store(name="quiet_hydra", node=_QUIET_HYDRA, package="_global_")
     for command, schema in SCHEMAS.items():
-        ConfigStore.instance().store(name=f"{command}_schema", node=schema)
+        store.store(name=f"{command}_schema", node=schema)
+        if command not in COMMANDS_WITH_GROUPS:
+            defaults = [f"{command}_schema", "quiet_hydra", "_self_"]
+            store.store(name=command, node={"defaults": defaults})
+
+
+def find_config_path(command: str) -> str | None:
+    """The folder of a command's YAML files; None for a command without any."""
+    return str(configs_directory()) if command in COMMANDS_WITH_GROUPS else None
 
 
 def to_typed(command: str, composed: DictConfig) -> Any:
@@ -56,8 +86,10 @@ def describe_config_error(error: Exception) -> str:
     return "\n".join(line for line in message.splitlines() if not line.startswith("    "))
 
 
-def find_group_choices() -> dict[str, list[str]]:
-    """Config groups (`model`, `data`, ...) and the files to choose from in each."""
+def find_group_choices(command: str) -> dict[str, list[str]]:
+    """Config groups of a command (`model`, `data`, ...) and the files to choose from in each."""
+    if command not in COMMANDS_WITH_GROUPS:
+        return {}
     folders = sorted(path for path in configs_directory().iterdir() if path.is_dir())
     return {
         folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
@@ -91,10 +123,17 @@ def compose_config(command: str, overrides: Sequence[str]) -> DictConfig:
     """
     register_schemas()
     try:
-        with initialize_config_dir(str(configs_directory()), version_base=None):
+        with _initialize(command):
             return compose(command, list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(describe_config_error(error)) from error
+
+
+def _initialize(command: str) -> AbstractContextManager[None]:
+    folder = find_config_path(command)
+    if folder is None:
+        return initialize(config_path=None, version_base=None)
+    return initialize_config_dir(folder, version_base=None)
 
 
 def _find_override_problem(

@@ -6,7 +6,8 @@ A copy of a held-out document is held out as well, on every run, rank, epoch and
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,15 @@ class CorpusSample:
     unigram_entropy: float = math.nan
     num_documents: int = 0
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "CorpusSample":
+        """The inverse of `to_dict`."""
+        return cls(**values)
+
 
 def sample_corpus(
     units: Sequence[Unit],
@@ -81,7 +91,8 @@ def sample_corpus(
                 sample.heldout.append(text)
                 num_tokens += len(ids)
         sample.num_documents += len(texts)
-        if num_tokens >= max_tokens or sample.num_documents >= scan_documents:
+        enough = num_tokens >= max_tokens and counts.sum() >= _MOST_COUNTED_TOKENS
+        if enough or sample.num_documents >= scan_documents:
             break
     sample.unigram_entropy = compute_entropy(counts)
     return sample

@@ -1,0 +1,218 @@
+"""The checkpoint: weights and moments by parameter name in safetensors, the rest in JSON.
+
+It depends neither on the number of processes nor on the ZeRO stage, and holds no pickle.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from neobert_train.config.saved import dump_config
+from neobert_train.config.schema import TrainConfig
+from neobert_train.data.tokenization import TextTokenizer
+from neobert_train.errors import InputError
+from neobert_train.run_directory import RunDirectory, sync_folder, write_json
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_FILE = "model.safetensors"
+MOMENTS_FILE = "optimizer.safetensors"
+STATE_FILE = "state.json"
+CONFIG_FILE = "config.yaml"
+TOKENIZER_FOLDER = "tokenizer"
+MANIFEST_FILE = "manifest.json"
+FORMAT_VERSION = 1
+
+
+@dataclass
+class TrainingState:
+    """How far a run has come.
+
+    Attributes:
+        step: optimiser steps taken.
+        tokens: tokens of documents trained on, padding not counted.
+        masked_tokens: tokens predicted.
+        lanes: lane state by lane, of all lanes; how the data goes on.
+    """
+
+    step: int
+    tokens: int
+    masked_tokens: int
+    lanes: dict[int, dict[str, Any]]
+
+
+@dataclass
+class Checkpoint:
+    """What is written: the state of training, of the model and of the optimiser.
+
+    Attributes:
+        state: counters and lanes.
+        weights: fp32, by parameter name of `NeoBERTLMHead`.
+        moments: fp32, `exp_avg.NAME` and `exp_avg_sq.NAME`.
+    """
+
+    state: TrainingState
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+
+
+def save_checkpoint(
+    run: RunDirectory, checkpoint: Checkpoint, config: TrainConfig, tokenizer: TextTokenizer
+) -> Path:
+    """Write a checkpoint under a temporary name, sync it, then give it its name.
+
+    Raises:
+        OSError: the disk is full or not writable; nothing bears the final name then.
+    """
+    step = checkpoint.state.step
+    folder, final = run.temporary_checkpoint(step), run.checkpoint(step)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        metadata = {"format": "pt", "step": str(step)}
+        save_file(checkpoint.weights, folder / WEIGHTS_FILE, metadata)
+        save_file(checkpoint.moments, folder / MOMENTS_FILE, metadata)
+        write_json(folder / STATE_FILE, _state_to_dict(checkpoint.state))
+        (folder / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
+        tokenizer.save(folder / TOKENIZER_FOLDER, config.model.max_length)
+        write_json(folder / MANIFEST_FILE, {"step": step, "files": _describe_files(folder)})
+        _sync_files(folder)
+        if final.exists():  # an earlier one of the same step that was found damaged
+            run.remove_checkpoint(step)
+        folder.rename(final)
+        sync_folder(final.parent)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return final
+
+
+def prune_checkpoints(run: RunDirectory, keep_last: int) -> None:
+    """Remove all but the newest `keep_last` checkpoints."""
+    for step, _ in run.list_checkpoints()[:-keep_last]:
+        run.remove_checkpoint(step)
+
+
+def find_damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None when all are as they were written."""
+    try:
+        files = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
+        for name, expected in files.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+            if _hash_file(path) != expected["sha256"]:
+                return f"{name} does not have the content that was written (sha256)"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST_FILE} cannot be read ({error})"
+    return None
+
+
+def find_checkpoint(run: RunDirectory, step: int | None = None) -> Path | None:
+    """The newest sound checkpoint, or the one of `step`; None when the run has none.
+
+    A damaged one is named in a warning and passed over.
+
+    Raises:
+        InputError: the checkpoint of `step` is missing or damaged, or all are damaged.
+    """
+    available = run.list_checkpoints()
+    if step is not None:
+        return _find_step(run, available, step)
+    damages = []
+    for _, folder in reversed(available):
+        damage = find_damage(folder)
+        if damage is None:
+            return folder
+        logger.warning("the checkpoint %s is damaged and passed over: %s", folder, damage)
+        damages.append(f"{folder}: {damage}")
+    if damages:
+        raise InputError(
+            "no checkpoint of the run is sound; restore one, or remove the folder to start "
+            "afresh:\n  " + "\n  ".join(damages)
+        )
+    return None
+
+
+def _find_step(run: RunDirectory, available: list[tuple[int, Path]], step: int) -> Path:
+    folder = dict(available).get(step)
+    if folder is None:
+        steps = ", ".join(str(number) for number, _ in available) or "none"
+        raise InputError(f"{run.path} has no checkpoint of step {step}; there are: {steps}")
+    damage = find_damage(folder)
+    if damage is not None:
+        raise InputError(f"the checkpoint {folder} is damaged: {damage}")
+    return folder
+
+
+def load_state(folder: Path) -> TrainingState:
+    """The counters and lanes of a checkpoint."""
+    raw = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    if raw["format_version"] != FORMAT_VERSION:
+        raise InputError(
+            f"{folder} was written in format {raw['format_version']}; this version of "
+            f"neobert_train reads format {FORMAT_VERSION}"
+        )
+    lanes = {int(lane): state for lane, state in raw["lanes"].items()}
+    return TrainingState(raw["step"], raw["tokens"], raw["masked_tokens"], lanes)
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """The fp32 weights of a checkpoint by parameter name."""
+    return _load_tensors(folder / WEIGHTS_FILE)
+
+
+def load_moments(folder: Path) -> dict[str, Tensor]:
+    """The fp32 moments of a checkpoint by `MOMENT.PARAMETER`."""
+    return _load_tensors(folder / MOMENTS_FILE)
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def _state_to_dict(state: TrainingState) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "step": state.step,
+        "tokens": state.tokens,
+        "masked_tokens": state.masked_tokens,
+        "lanes": {str(lane): state.lanes[lane] for lane in sorted(state.lanes)},
+    }
+
+
+def _describe_files(folder: Path) -> Mapping[str, Any]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _hash_file(path)}
+        for path in files
+    }
+
+
+def _hash_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_files(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        sync_folder(path)

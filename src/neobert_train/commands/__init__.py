@@ -1,0 +1,1 @@
+"""One composition root a command: `run(config, world)`."""

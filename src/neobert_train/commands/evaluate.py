@@ -1,0 +1,120 @@
+"""Measure a run or an exported model on text."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import transformers
+
+from neobert_train.checkpoint import CONFIG_FILE, TOKENIZER_FOLDER, find_checkpoint, load_weights
+from neobert_train.config.saved import load_train_config
+from neobert_train.config.schema import BadRecordPolicy, EvaluateConfig
+from neobert_train.data.heldout import CorpusSample, build_evaluation_batches
+from neobert_train.data.masking import build_masking
+from neobert_train.data.sources.files import build_file_units
+from neobert_train.data.sources.source import BadRecord, Unit
+from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
+from neobert_train.distributed import find_device
+from neobert_train.errors import InputError
+from neobert_train.evaluation.masked_lm import MaskedLMResult, evaluate_masked_lm
+from neobert_train.model import DTYPES, build_model, load_into
+from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
+from neobert_train.objective import MaskedLanguageModelling
+from neobert_train.run_directory import RunDirectory
+from neobert_train.world import World
+
+
+def run(config: EvaluateConfig, world: World) -> None:
+    """Print held-out loss, accuracy and perplexity.
+
+    Raises:
+        InputError: the model or the texts cannot be read.
+    """
+    transformers.utils.logging.disable_progress_bar()
+    model, tokenizer, context_length = load_subject(config)
+    documents = load_documents(config)
+    context_length = min(config.context_length or context_length, config.micro_batch_tokens)
+    batches = build_evaluation_batches(
+        documents,
+        tokenizer,
+        build_masking(config.masking, tokenizer),
+        context_length,
+        config.micro_batch_tokens,
+        config.max_tokens,
+        config.seed,
+    )
+    if not batches:
+        raise InputError("the texts hold nothing to evaluate on: all documents are empty")
+    device = find_device(world)
+    objective = MaskedLanguageModelling(model).eval().to(device, DTYPES[config.precision])
+    result = evaluate_masked_lm(objective, batches, device)
+    num_tokens = sum(batch.num_tokens for batch in batches)
+    print(format_result(result, config.run_dir or str(config.model), len(documents), num_tokens))
+
+
+def format_result(result: MaskedLMResult, subject: str, num_documents: int, num_tokens: int) -> str:
+    """The result as text."""
+    return (
+        f"{subject}: {result.masked_tokens:,} masked of {num_tokens:,} tokens in {num_documents:,} "
+        f"documents\n"
+        f"  masked_lm loss        {result.loss:.4f} nats\n"
+        f"  masked_lm accuracy    {result.accuracy:.2%}\n"
+        f"  perplexity            {result.perplexity:,.2f}"
+    )
+
+
+def load_subject(config: EvaluateConfig) -> tuple[NeoBERTLMHead, TextTokenizer, int]:
+    """The model to measure, its tokenizer and the context it was trained with."""
+    if config.run_dir is None:
+        return _load_exported(str(config.model))
+    run_directory = RunDirectory(config.run_dir)
+    checkpoint = find_checkpoint(run_directory, config.step)
+    if checkpoint is None:
+        raise InputError(f"{run_directory.path} holds no checkpoint: check run_dir")
+    train_config = load_train_config(checkpoint / CONFIG_FILE)
+    tokenizer = load_tokenizer(str(checkpoint / TOKENIZER_FOLDER))
+    model = build_model(train_config, tokenizer)
+    load_into(model, load_weights(checkpoint), str(checkpoint))
+    return model, tokenizer, train_config.batch.context_length
+
+
+def _load_exported(name: str) -> tuple[NeoBERTLMHead, TextTokenizer, int]:
+    """An exported or published model; its weights are read, its remote code is not run."""
+    tokenizer = load_tokenizer(name)
+    try:
+        model = NeoBERTLMHead.from_pretrained(name, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"model={name} cannot be loaded as a NeoBERT: {reason}") from error
+    return model, tokenizer, model.config.max_length
+
+
+def load_documents(config: EvaluateConfig) -> list[str]:
+    """The given texts, or the run's own held-out documents."""
+    if config.paths:
+        units = build_file_units(
+            config.paths,
+            config.format,
+            config.column,
+            config.text_documents,
+            num_lanes=1,
+            on_bad_record=BadRecordPolicy.stop,
+        )
+        return _read_documents(units)
+    heldout = RunDirectory(str(config.run_dir)).heldout_file
+    if not heldout.exists():
+        raise InputError(
+            f"{config.run_dir} was trained without held-out documents: write paths=[my_texts.parquet]"
+        )
+    return CorpusSample.from_dict(json.loads(Path(heldout).read_text(encoding="utf-8"))).heldout
+
+
+def _read_documents(units: Sequence[Unit]) -> list[str]:
+    documents = []
+    for unit in units:
+        for record in unit.iter_records(0):
+            if isinstance(record, BadRecord):
+                raise InputError(record.reason)
+            documents.append(record.text)
+    return documents

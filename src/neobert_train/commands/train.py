@@ -1,0 +1,268 @@
+"""Train an experiment, or continue it where it stopped."""
+
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from neobert_train.batch import Batch
+from neobert_train.checkpoint import (
+    TrainingState,
+    find_checkpoint,
+    load_moments,
+    load_state,
+    load_weights,
+)
+from neobert_train.config.derived import compute_num_lanes
+from neobert_train.config.saved import dump_config, find_differences, load_train_config
+from neobert_train.config.schema import Resume, TrainConfig
+from neobert_train.data.heldout import (
+    CorpusSample,
+    build_evaluation_batches,
+    sample_corpus,
+)
+from neobert_train.data.loader import StepLoader, initial_states
+from neobert_train.data.masking import build_masking
+from neobert_train.data.sources import Unit, build_units
+from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
+from neobert_train.distributed import Collectives, find_device
+from neobert_train.environment import describe_environment
+from neobert_train.errors import EXIT_STOPPED, InputError
+from neobert_train.model import build_model, choose_attention, load_initial_weights, load_into
+from neobert_train.objective import MaskedLanguageModelling
+from neobert_train.report.refresh import ReportRefresher
+from neobert_train.run_directory import RunDirectory, write_atomically, write_json
+from neobert_train.training.checkpointing import CheckpointWriter
+from neobert_train.training.console import Console, format_duration
+from neobert_train.training.engine import EngineState, build_engine, write_optimizer_state
+from neobert_train.training.metrics import MetricsLog, start_wandb
+from neobert_train.training.preemption import StopRequest
+from neobert_train.training.trainer import StoppedError, Trainer
+from neobert_train.world import World
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: TrainConfig, world: World) -> None:
+    """Train until `trainer.max_steps`, a stop signal, or an error.
+
+    Raises:
+        InputError: the run directory, data, tokenizer or weights do not fit.
+        SystemExit: with code 3 after a stop signal, the state being saved.
+    """
+    _quieten()
+    stop = StopRequest()
+    stop.listen()
+    device = find_device(world)
+    collectives = Collectives(world, device)
+    try:
+        _train(config, world, device, collectives, stop)
+    except StoppedError as signal_name:
+        if world.is_main:
+            print(
+                f"stopped by {signal_name} with a checkpoint; the same command continues",
+                file=sys.stderr,
+            )
+        sys.exit(EXIT_STOPPED)
+    finally:
+        collectives.close()
+
+
+def _train(
+    config: TrainConfig,
+    world: World,
+    device: torch.device,
+    collectives: Collectives,
+    stop: StopRequest,
+) -> None:
+    started = time.monotonic()
+    run = RunDirectory(config.output_dir)
+    checkpoint = collectives.on_main(lambda: find_resume_point(config, run))
+    tokenizer = collectives.on_all(lambda: load_tokenizer(config.tokenizer.path))
+    units = collectives.on_all(lambda: build_units(config.data, compute_num_lanes(config)))
+    state, weights = collectives.on_all(lambda: load_starting_point(config, checkpoint))
+    model = build_model(config, tokenizer)
+    if weights is not None:
+        origin = str(checkpoint or config.init_from)
+        collectives.on_all(lambda: load_into(model, weights, origin))
+    attention = collectives.on_all(lambda: choose_attention(config, model, device))
+    if state.step >= config.trainer.max_steps:
+        if world.is_main:
+            print(f"{run.path} is complete: all {state.step} steps are done")
+        return
+
+    collectives.on_main(lambda: open_run_directory(config, run, world, attention))
+    sample = collectives.on_main(lambda: prepare_sample(config, run, units, tokenizer))
+    engine = build_engine(config, MaskedLanguageModelling(model), world, device)
+    if checkpoint is not None and state.step:
+        assert weights is not None
+        moments = load_moments(checkpoint)
+        write_optimizer_state(engine, EngineState(weights, moments, state.step))
+        del moments, weights
+    state.lanes = {lane: state.lanes[lane] for lane in world.lanes(len(state.lanes))}
+    loader = StepLoader(config, units, state.lanes, pin_memory=device.type == "cuda")
+    report = ReportRefresher(run.path)
+    trainer = Trainer(
+        config=config,
+        engine=engine,
+        loader=loader,
+        collectives=collectives,
+        state=state,
+        evaluation_batches=build_heldout_batches(config, sample, tokenizer),
+        writer=(
+            CheckpointWriter(
+                run, config, tokenizer, report.refresh if config.logging.report else None
+            )
+            if world.is_main
+            else None
+        ),
+        metrics=(
+            MetricsLog(run.metrics_file, state.step, start_wandb(config, run.path))
+            if world.is_main
+            else None
+        ),
+        console=Console(
+            config.trainer.max_steps, state.step, world.is_main, config.logging.progress
+        ),
+        stop=stop,
+    )
+    first_tokens = state.tokens
+    try:
+        trainer.fit()
+    finally:
+        trainer.close()
+    if world.is_main:
+        report.finish()
+        seconds = time.monotonic() - started
+        print(format_summary(run, trainer, sample, state.tokens - first_tokens, seconds))
+
+
+def find_resume_point(config: TrainConfig, run: RunDirectory) -> Path | None:
+    """The checkpoint to continue from; None for a run that begins.
+
+    Raises:
+        InputError: `resume` forbids what was found, or the directory holds another run.
+    """
+    if not run.holds_run():
+        if config.resume is Resume.must:
+            raise InputError(
+                f"resume=must, but {run.path} holds no run: check output_dir, or leave resume out"
+            )
+        return None
+    if config.resume is Resume.never:
+        raise InputError(
+            f"resume=never, but {run.path} already holds a run: write output_dir=... to choose "
+            f"another directory, or leave resume out to continue"
+        )
+    if run.config_file.exists():
+        fatal, notable = find_differences(load_train_config(run.config_file), config)
+        if fatal:
+            raise InputError(
+                f"{run.path} holds another run; write output_dir=... to start a new one, or give "
+                f"the settings it was started with:\n  " + "\n  ".join(fatal)
+            )
+        for difference in notable:
+            logger.warning("continuing with a changed setting: %s", difference)
+    return find_checkpoint(run)
+
+
+def load_starting_point(
+    config: TrainConfig, checkpoint: Path | None
+) -> tuple[TrainingState, dict[str, torch.Tensor] | None]:
+    """Where training begins: at a checkpoint, at given weights, or (None) at random ones."""
+    if checkpoint is not None:
+        return load_state(checkpoint), load_weights(checkpoint)
+    state = TrainingState(0, 0, 0, initial_states(range(compute_num_lanes(config))))
+    return state, load_initial_weights(config.init_from) if config.init_from else None
+
+
+def open_run_directory(
+    config: TrainConfig, run: RunDirectory, world: World, attention: str
+) -> None:
+    """Claim the run directory and write down what is about to happen in it."""
+    run.create()
+    run.claim()
+    write_atomically(run.config_file, dump_config(config))
+    write_json(run.environment_file, describe_environment(world, attention))
+
+
+def prepare_sample(
+    config: TrainConfig, run: RunDirectory, units: Sequence[Unit], tokenizer: TextTokenizer
+) -> CorpusSample:
+    """The held-out documents; looked for once and kept in the run directory.
+
+    Raises:
+        InputError: evaluation is asked for and no document is held out.
+    """
+    if run.heldout_file.exists():
+        return CorpusSample.from_dict(json.loads(run.heldout_file.read_text(encoding="utf-8")))
+    if not config.evaluation.max_tokens:
+        return CorpusSample()
+    sample = sample_corpus(
+        units,
+        tokenizer,
+        config.data.heldout_fraction,
+        config.evaluation.max_tokens,
+        config.evaluation.scan_documents,
+    )
+    if not sample.heldout:
+        raise InputError(
+            f"none of the {sample.num_documents} documents looked through is held out: raise "
+            f"data.heldout_fraction, or write evaluation.max_tokens=0 to train without evaluation"
+        )
+    write_json(run.heldout_file, sample.to_dict())
+    return sample
+
+
+def build_heldout_batches(
+    config: TrainConfig, sample: CorpusSample, tokenizer: TextTokenizer
+) -> list[Batch]:
+    """The held-out documents as batches, the same at every evaluation of the run."""
+    return build_evaluation_batches(
+        sample.heldout,
+        tokenizer,
+        build_masking(config.masking, tokenizer),
+        config.batch.context_length,
+        config.batch.micro_batch_tokens,
+        config.evaluation.max_tokens,
+        config.seed,
+    )
+
+
+def format_summary(
+    run: RunDirectory, trainer: Trainer, sample: CorpusSample, tokens: int, seconds: float
+) -> str:
+    """What a finished run tells: results, where they lie, and what to do next."""
+    state, evaluation = trainer.state, trainer.latest_evaluation
+    lines = [
+        f"Done: {state.step} steps, {state.tokens:,} tokens; {format_duration(seconds)} and "
+        f"{tokens / seconds:,.0f} tokens/s since this start, everything included."
+    ]
+    if evaluation is not None:
+        lines += [
+            f"  held-out loss    {evaluation.loss:.3f} nats a masked token "
+            f"(accuracy {evaluation.accuracy:.1%}, perplexity {evaluation.perplexity:,.0f})",
+            f"  unigram entropy  {sample.unigram_entropy:.3f} nats: the loss of a model that knows "
+            f"only how frequent each token is",
+        ]
+    return "\n".join(
+        [
+            *lines,
+            f"  checkpoint       {run.checkpoint(state.step)}",
+            f"  metrics          {run.metrics_file}",
+            f"  report           {run.report_file}",
+            f"Next: python -m neobert_train export run_dir={run.path}",
+        ]
+    )
+
+
+def _quieten() -> None:
+    """Leave the terminal to what concerns the run."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\..*")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|deepspeed)\..*")

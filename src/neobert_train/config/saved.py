@@ -1,0 +1,64 @@
+"""A configuration as YAML beside a run, and what may change when the run goes on."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from neobert_train.config.schema import TrainConfig
+from neobert_train.config.setting import iter_settings
+from neobert_train.errors import InputError
+
+# What decides the model and the data of every step. The rest may differ from start to start.
+_IDENTITY = ("seed", "batch.", "data.", "tokenizer.", "masking.", "model.")
+_FREE_WITHIN_IDENTITY = (
+    "data.num_workers",
+    "data.prefetch_micro_batches",
+    "data.on_bad_record",
+    "model.attention",
+    "model.compile",
+)
+# Where and how a run is carried out says nothing about its results.
+_UNREMARKABLE = ("output_dir", "resume", "init_from", "logging.", *_FREE_WITHIN_IDENTITY)
+
+
+def dump_config(config: Any) -> str:
+    """A typed configuration as YAML with every value."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def load_train_config(path: Path) -> TrainConfig:
+    """The typed configuration that `dump_config` wrote.
+
+    Raises:
+        InputError: the file is missing or not a configuration of this version.
+    """
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(path))
+        config = OmegaConf.to_object(typed)
+    except (OSError, OmegaConfBaseException) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} cannot be read as a configuration: {reason}") from error
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def find_differences(saved: TrainConfig, current: TrainConfig) -> tuple[list[str], list[str]]:
+    """Settings that differ between a run and its continuation.
+
+    Returns:
+        Those that would make it another run (other data order, masks or model), and those that
+        are worth a warning; each as `key: old -> new`.
+    """
+    fatal, notable = [], []
+    for old, new in zip(iter_settings(saved), iter_settings(current), strict=True):
+        if old.value == new.value or old.key.startswith(_UNREMARKABLE):
+            continue
+        text = f"{old.key}: {_show(old.value)} -> {_show(new.value)}"
+        (fatal if old.key.startswith(_IDENTITY) else notable).append(text)
+    return fatal, notable
+
+
+def _show(value: Any) -> str:
+    return str(getattr(value, "name", value))

@@ -1,0 +1,113 @@
+"""Collectives among the processes of a run, on small numbers held by the host."""
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from neobert_train.errors import InputError
+from neobert_train.world import World
+
+Result = TypeVar("Result")
+
+_TIMEOUT = timedelta(minutes=30)
+
+
+class Collectives:
+    """Sums and signals among processes, through gloo, so that no GPU has to be waited for."""
+
+    def __init__(self, world: World, device: torch.device) -> None:
+        """Join the process group that the launcher announced, or make one of this process."""
+        _announce_single_process(world)
+        if not dist.is_initialized():
+            backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=_TIMEOUT)
+        self.world = world
+        self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+
+    def sum(self, values: Sequence[int]) -> list[int]:
+        """Element-wise sum over all processes, exact."""
+        return self._reduce(torch.tensor(values, dtype=torch.int64)).tolist()
+
+    def sum_floats(self, values: Sequence[float]) -> list[float]:
+        """Element-wise sum over all processes in float64."""
+        return self._reduce(torch.tensor(values, dtype=torch.float64)).tolist()
+
+    def gather_objects(self, value: object) -> list[object]:
+        """One value of each process, by rank, on every process."""
+        gathered: list[object] = [None] * self.world.world_size
+        dist.all_gather_object(gathered, value, group=self._group)
+        return gathered
+
+    def on_main(self, function: Callable[[], Result]) -> Result:
+        """Call a function on the main process and give its result to all.
+
+        Raises:
+            InputError: it raised one; on every process.
+        """
+        outcome: list[Any] = [None]
+        if self.world.is_main:
+            outcome = [_try(function)]
+        dist.broadcast_object_list(outcome, src=0, group=self._group)
+        result, error = outcome[0]
+        if error is not None:
+            raise InputError(error)
+        return result
+
+    def on_all(self, function: Callable[[], Result]) -> Result:
+        """Call a function on every process; each keeps its own result.
+
+        Raises:
+            InputError: it raised one somewhere; on every process, with all distinct messages.
+        """
+        result, error = _try(function)
+        errors = [str(message) for message in self.gather_objects(error) if message is not None]
+        if errors:
+            raise InputError.from_problems(list(dict.fromkeys(errors)))
+        return result
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        dist.barrier(group=self._group)
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _reduce(self, values: torch.Tensor) -> torch.Tensor:
+        dist.all_reduce(values, group=self._group)
+        return values
+
+
+def _try(function: Callable[[], Any]) -> tuple[Any, str | None]:
+    try:
+        return function(), None
+    except InputError as error:
+        return None, str(error)
+
+
+def _announce_single_process(world: World) -> None:
+    """Set what a launcher sets. Without it DeepSpeed looks for MPI, and gloo for an address."""
+    os.environ.setdefault("RANK", str(world.rank))
+    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
+    os.environ.setdefault("WORLD_SIZE", str(world.world_size))
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    if "MASTER_PORT" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+
+
+def find_device(world: World) -> torch.device:
+    """The accelerator of this process, or its share of the CPU's cores."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(world.local_rank)
+        return torch.device("cuda", world.local_rank)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // world.local_world_size))
+    return torch.device("cpu")

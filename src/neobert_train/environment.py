@@ -1,0 +1,55 @@
+"""What a run is carried out with, for `environment.json`."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neobert_train.world import World
+
+_PACKAGES = (
+    "neobert_train", "torch", "deepspeed", "transformers", "tokenizers", "datasets", "numpy",
+    "pyarrow", "safetensors", "flash-attn", "xformers", "triton",
+)  # fmt: skip
+
+
+def describe_environment(world: World, attention_backend: str) -> dict[str, Any]:
+    """Versions, devices, source revision and command line; nothing of the environment variables."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _find_version(name) for name in _PACKAGES},
+        "git_revision": _find_git_revision(),
+        "world_size": world.world_size,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cpu_threads": torch.get_num_threads(),
+        "cpu_cores": os.cpu_count(),
+        "attention": attention_backend,
+    }
+
+
+def _find_version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _find_git_revision() -> str | None:
+    """The commit of the checkout the package runs from; None for an installed wheel."""
+    folder = Path(__file__).resolve().parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

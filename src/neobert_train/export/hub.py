@@ -1,0 +1,35 @@
+"""Upload of an exported folder to the Hugging Face Hub."""
+
+from pathlib import Path
+
+from neobert_train.errors import InputError
+
+
+def push_to_hub(folder: Path, repository: str, private: bool) -> str:
+    """Create the repository when it does not exist, and upload the folder.
+
+    Args:
+        folder: the export.
+        repository: `org/name`.
+        private: whether a new repository is private.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        InputError: no login, no permission or no network; the folder stays where it is.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message="Export from neobert_train"
+        )
+    except Exception as error:  # whatever the Hub client or the network raises
+        raise InputError(
+            f"the upload to {repository} failed ({type(error).__name__}); the export stays in "
+            f"{folder}. Log in with `hf auth login`, or set HF_TOKEN, and repeat the command"
+        ) from error
+    return str(commit)

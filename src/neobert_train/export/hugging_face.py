@@ -1,0 +1,40 @@
+"""The exported folder: weights, configuration, remote code and tokenizer."""
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from neobert_train import modeling
+from neobert_train.data.tokenization import TextTokenizer
+from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
+
+REMOTE_CODE = ("configuration_neobert.py", "modeling_neobert.py", "attention.py")
+AUTO_MAP = {
+    "AutoConfig": "configuration_neobert.NeoBERTConfig",
+    "AutoModel": "modeling_neobert.NeoBERT",
+    "AutoModelForMaskedLM": "modeling_neobert.NeoBERTLMHead",
+    "AutoModelForSequenceClassification": "modeling_neobert.NeoBERTForSequenceClassification",
+}
+
+
+def write_model_folder(folder: Path, model: NeoBERTLMHead, tokenizer: TextTokenizer) -> None:
+    """Write what `AutoModel...from_pretrained(folder, trust_remote_code=True)` needs.
+
+    Args:
+        folder: is created.
+        model: with fp32 weights, which are written under the published names.
+        tokenizer: written for `AutoTokenizer`.
+    """
+    folder.mkdir(parents=True)
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = model.config.to_diff_dict()
+    config |= {"architectures": ["NeoBERTLMHead"], "auto_map": AUTO_MAP, "dtype": "float32"}
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    source = Path(modeling.__file__).parent
+    for name in REMOTE_CODE:
+        shutil.copyfile(source / name, folder / name)
+    tokenizer.save(folder, model.config.max_length)

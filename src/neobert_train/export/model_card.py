@@ -1,0 +1,90 @@
+"""README.md of an exported model: what it is, how it was trained, what was measured."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from neobert_train.accounting import compute_model_size
+from neobert_train.checkpoint import TrainingState
+from neobert_train.config.schema import SourceKind, TrainConfig
+
+_METRICS = {
+    "train/loss": ("training loss (nats a masked token)", ".4f"),
+    "eval/masked_lm_loss": ("held-out loss (nats a masked token)", ".4f"),
+    "eval/masked_lm_accuracy": ("held-out accuracy", ".2%"),
+    "eval/perplexity": ("held-out perplexity", ",.2f"),
+}
+
+
+def render_model_card(
+    name: str,
+    config: TrainConfig,
+    state: TrainingState,
+    vocab_size: int,
+    metrics: Mapping[str, Any],
+) -> str:
+    """The card as Markdown with the Hub's front matter.
+
+    Args:
+        name: title of the model.
+        config: of the run.
+        state: of the exported checkpoint.
+        vocab_size: of its tokenizer.
+        metrics: the latest values up to that checkpoint.
+    """
+    size = compute_model_size(config.model, vocab_size)
+    dataset = config.data.dataset if config.data.source is SourceKind.huggingface else None
+    front = ["library_name: transformers", "pipeline_tag: fill-mask", "tags: [neobert, masked-lm]"]
+    front += [f"datasets: [{dataset}]"] if dataset and "/" in dataset else []
+    recipe = {
+        "parameters": f"{size.parameters:,}",
+        "layers x width": f"{config.model.num_hidden_layers} x {config.model.hidden_size}",
+        "context": f"{config.batch.context_length:,} tokens",
+        "data": dataset or config.data.source.value,
+        "tokens trained on": f"{state.tokens:,} in {state.step:,} steps of "
+        f"{config.batch.global_batch_tokens:,}",
+        "tokens predicted": f"{state.masked_tokens:,}",
+        "masking": f"{config.masking.rate:.0%} of the text tokens, {config.masking.strategy.value}",
+        "optimiser": f"AdamW, peak learning rate {config.optimizer.lr:g}, betas "
+        f"{config.optimizer.betas}, weight decay {config.optimizer.weight_decay:g}, clipping at "
+        f"{config.optimizer.max_grad_norm:g}",
+        "schedule": f"{config.scheduler.name.value}, {config.scheduler.warmup_steps:,} steps of warm-up",
+        "precision": config.trainer.precision.value,
+        "seed": str(config.seed),
+    }
+    measured = {
+        label: format(metrics[key], spec)
+        for key, (label, spec) in _METRICS.items()
+        if key in metrics
+    }
+    return "\n".join(
+        [
+            "---",
+            *front,
+            "---",
+            "",
+            f"# {name}",
+            "",
+            "A [NeoBERT](https://arxiv.org/abs/2502.19587) text encoder pre-trained with "
+            "neobert_train by masked-language modelling.",
+            "",
+            "```python",
+            "from transformers import pipeline",
+            "",
+            f'fill = pipeline("fill-mask", model="{name}", trust_remote_code=True)',
+            'fill("The state of the union is [MASK].")',
+            "```",
+            "",
+            "## Recipe",
+            "",
+            *_table(recipe),
+            "",
+            "## Measured",
+            "",
+            *(_table(measured) if measured else ["Nothing was measured before this checkpoint."]),
+            "",
+        ]
+    )
+
+
+def _table(rows: Mapping[str, str]) -> list[str]:
+    return ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())]

@@ -1,0 +1,123 @@
+"""From the typed configuration to a NeoBERT with its first weights."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from neobert_train.checkpoint import find_checkpoint, load_weights
+from neobert_train.config.schema import ModelConfig, Precision, TrainConfig
+from neobert_train.data.tokenization import TextTokenizer
+from neobert_train.errors import InputError
+from neobert_train.modeling.attention import choose_backend
+from neobert_train.modeling.configuration_neobert import NeoBERTConfig
+from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
+from neobert_train.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
+
+
+def build_model_config(config: ModelConfig, tokenizer: TextTokenizer) -> NeoBERTConfig:
+    """The model's own configuration; the vocabulary is the tokenizer's."""
+    return NeoBERTConfig(
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        intermediate_size=config.intermediate_size,
+        embedding_init_range=config.embedding_init_range,
+        decoder_init_range=config.decoder_init_range,
+        norm_eps=config.norm_eps,
+        max_length=config.max_length,
+        vocab_size=tokenizer.vocab_size,
+        pad_token_id=tokenizer.special.pad,
+    )
+
+
+def build_model(config: TrainConfig, tokenizer: TextTokenizer) -> NeoBERTLMHead:
+    """A model with initial weights that depend on the seed alone, the same on every process."""
+    torch.manual_seed(config.seed)
+    return NeoBERTLMHead(build_model_config(config.model, tokenizer))
+
+
+def choose_attention(config: TrainConfig, model: NeoBERTLMHead, device: torch.device) -> str:
+    """Settle the model on the configured attention backend.
+
+    Raises:
+        InputError: the backend cannot run on this device; says why.
+    """
+    try:
+        backend = choose_backend(
+            config.model.attention.value, device, DTYPES[config.trainer.precision]
+        )
+    except ValueError as error:
+        raise InputError(f"{error}; write model.attention=auto to take one that can") from error
+    model.model.attention_backend = backend
+    return backend
+
+
+def load_into(model: NeoBERTLMHead, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Copy weights into a model that has exactly these.
+
+    Raises:
+        InputError: names, shapes and numbers of tensors that do not fit.
+    """
+    expected = model.state_dict()
+    problems = [f"{name} is missing" for name in expected if name not in weights]
+    problems += [f"{name} is not in the model" for name in weights if name not in expected]
+    problems += [
+        f"{name} has the shape {list(weights[name].shape)}, the model {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if problems:
+        shown = "\n  ".join(problems[:5])
+        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise InputError(
+            f"the weights of {origin} do not fit the model; set model.* as it was trained:"
+            f"\n  {shown}{more}"
+        )
+    model.load_state_dict(dict(weights))
+
+
+def load_initial_weights(origin: str) -> dict[str, Tensor]:
+    """The weights that `init_from` names: a run directory, an exported folder or a Hub name.
+
+    Raises:
+        InputError: there are none.
+    """
+    folder = Path(os.path.expanduser(origin))
+    if folder.is_dir():
+        return _load_folder(folder)
+    return {name: tensor.float() for name, tensor in load_file(_download(origin)).items()}
+
+
+def _load_folder(folder: Path) -> dict[str, Tensor]:
+    run = RunDirectory(folder)
+    if run.list_checkpoints():
+        checkpoint = find_checkpoint(run)
+        assert checkpoint is not None
+        return load_weights(checkpoint)
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        raise InputError(
+            f"init_from={folder} holds neither checkpoints of a run nor a model.safetensors"
+        )
+    return {name: tensor.float() for name, tensor in load_file(file).items()}
+
+
+def _download(name: str) -> str:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return hf_hub_download(name, "model.safetensors")
+    except Exception as error:  # whatever the Hub client or the network raises
+        raise InputError(
+            f"init_from={name} is neither a folder nor a model on the Hub that can be reached "
+            f"({type(error).__name__})"
+        ) from error

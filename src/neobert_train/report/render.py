@@ -1,0 +1,130 @@
+"""Plots of metrics.jsonl in a self-contained HTML file."""
+
+import html
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+from neobert_train.run_directory import RunDirectory, read_metrics, write_atomically
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1080px; color: #222; }
+h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(480px, 1fr)); gap: 1rem; }
+.plots svg { width: 100%; height: auto; }
+table { border-collapse: collapse; } td { padding: .15rem 1.2rem .15rem 0; vertical-align: top; }
+td:first-child { color: #666; } pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; }
+"""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure: a title, the unit of its y axis and the metrics drawn in it."""
+
+    title: str
+    unit: str
+    keys: tuple[str, ...]
+
+
+PLOTS = (
+    Plot("Loss", "nats a masked token", ("train/loss", "eval/masked_lm_loss")),
+    Plot("Accuracy", "share of masked tokens", ("train/accuracy", "eval/masked_lm_accuracy")),
+    Plot("Learning rate", "", ("train/learning_rate",)),
+    Plot("Gradient norm", "before clipping", ("train/grad_norm",)),
+    Plot("Throughput", "tokens/s", ("train/tokens_per_second",)),
+    Plot("Packing fill", "share of the global batch", ("data/packing_efficiency",)),
+)
+_LABELS = {"train": "training", "eval": "held out", "data": "data"}
+
+
+def write_report(run: RunDirectory) -> None:
+    """Draw `report.html` of a run from its metrics, environment and configuration."""
+    write_atomically(run.report_file, render_report(run))
+
+
+def render_report(run: RunDirectory) -> str:
+    """The report as HTML with the plots inline."""
+    records = list(read_metrics(run.metrics_file))
+    entropy = _read_json(run.heldout_file).get("unigram_entropy")
+    plots = "\n".join(_draw(plot, records, entropy) for plot in PLOTS)
+    config = run.config_file.read_text(encoding="utf-8") if run.config_file.exists() else ""
+    rows = [*_summarise(records), *_flatten(_read_json(run.environment_file))]
+    table = "\n".join(
+        f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>" for key, value in rows
+    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{html.escape(run.path.name)}</title>
+<style>{_STYLE}</style></head><body>
+<h1>{html.escape(run.path.name)}</h1>
+<div class="plots">
+{plots}
+</div>
+<h2>Run</h2>
+<table>{table}</table>
+<h2>Configuration</h2>
+<pre>{html.escape(config)}</pre>
+</body></html>
+"""
+
+
+def _draw(plot: Plot, records: Sequence[dict[str, Any]], entropy: float | None) -> str:
+    figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+    for key in plot.keys:
+        points = [(record["step"], record[key]) for record in records if key in record]
+        if points:
+            marker = "o" if key.startswith("eval/") else None
+            axes.plot(*zip(*points, strict=True), label=_LABELS[key.split("/")[0]], marker=marker)
+    if plot.title == "Loss" and entropy is not None:
+        axes.axhline(entropy, color="grey", linestyle=":", label="unigram entropy")
+    axes.set(title=plot.title, xlabel="step", ylabel=plot.unit)
+    axes.grid(alpha=0.3)
+    if len(plot.keys) > 1 and axes.get_legend_handles_labels()[0]:
+        axes.legend()
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    plt.close(figure)
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+
+
+def _summarise(records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The latest value of what a reader asks for first."""
+    latest: dict[str, Any] = {}
+    for record in records:
+        latest.update(record)
+    wanted = {
+        "step": ",d",
+        "train/tokens": ",d",
+        "train/loss": ".4f",
+        "eval/masked_lm_loss": ".4f",
+        "eval/masked_lm_accuracy": ".1%",
+        "eval/perplexity": ",.1f",
+        "data/packing_efficiency": ".2%",
+        "data/bad_records": ",d",
+    }
+    return [(key, format(latest[key], spec)) for key, spec in wanted.items() if key in latest]
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            rows += _flatten(value, f"{prefix}{key} ")
+        elif value is not None:
+            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            rows.append((prefix + key, text))
+    return rows
+
+
+def _read_json(path: Any) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content

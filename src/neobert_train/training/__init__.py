@@ -1,0 +1,1 @@
+"""The training loop, the DeepSpeed engine under it, checkpoints and metrics."""

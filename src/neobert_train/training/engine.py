@@ -1,0 +1,226 @@
+"""The DeepSpeed engine: its configuration, its set-up, and its state by parameter name."""
+
+import collections
+import contextlib
+import io
+import logging
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neobert_train.batch import Batch
+from neobert_train.config.derived import compute_accumulation_steps
+from neobert_train.config.schema import Precision, TrainConfig
+from neobert_train.objective import MaskedLanguageModelling
+from neobert_train.optim.adamw import build_optimizer
+from neobert_train.world import World
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, told which accelerator to use and to compile nothing on a CPU.
+
+    On a CPU it would build a shared-memory extension at the first start (44 s, or an error without
+    a compiler); gloo alone serves.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if device.type == "cpu":
+        deepspeed.ops.__dict__["__compatible_ops__"] = collections.defaultdict(bool)
+    return deepspeed
+
+
+def build_deepspeed_config(config: TrainConfig, world: World) -> dict[str, Any]:
+    """The engine's settings; everything about batches follows from the lanes."""
+    accumulation = compute_accumulation_steps(config, world.world_size)
+    return {
+        # DeepSpeed counts samples; a micro-batch is one.
+        "train_batch_size": accumulation * world.world_size,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": config.optimizer.max_grad_norm,
+        "zero_optimization": {"stage": config.deepspeed.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": config.trainer.precision is Precision.bf16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+    }
+
+
+def build_engine(
+    config: TrainConfig, objective: MaskedLanguageModelling, world: World, device: torch.device
+) -> Any:
+    """A DeepSpeed engine around the objective.
+
+    Args:
+        config: of the run.
+        objective: with its fp32 weights in place, since the low-precision copies are made here.
+        world: this process among all.
+        device: where to train.
+    """
+    deepspeed = import_deepspeed(device)
+    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo")
+    objective.to(device)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory use
+        engine, *_ = deepspeed.initialize(
+            model=objective,
+            optimizer=build_optimizer(config.optimizer, objective),
+            config=build_deepspeed_config(config, world),
+        )
+    return engine
+
+
+@dataclass
+class EngineState:
+    """Everything that training changes in the model and the optimiser, in fp32 on the CPU.
+
+    Attributes:
+        weights: by parameter name, as in the state dict of `NeoBERTLMHead`.
+        moments: exp_avg and exp_avg_sq by `MOMENT.PARAMETER`; empty before the first step.
+        step: optimiser steps taken, the t of AdamW's bias correction.
+    """
+
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    step: int
+
+
+def iter_parameters(engine: Any) -> list[tuple[str, nn.Parameter]]:
+    """Parameters under their names in `NeoBERTLMHead`."""
+    return list(engine.module.model.named_parameters())
+
+
+def read_engine_state(engine: Any, step: int, keep: bool) -> EngineState | None:
+    """Collect weights and moments from all processes.
+
+    Every process has to call this; only those with `keep` get the result.
+
+    Args:
+        engine: the DeepSpeed engine.
+        step: optimiser steps taken.
+        keep: whether this process wants the state.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    if step:
+        _link_moments(engine)
+    weights, moments = {}, {}
+    for name, parameter in iter_parameters(engine):
+        weight = safe_get_full_fp32_param(parameter)
+        # A plain torch optimiser (ZeRO 0 in fp32) has no fp32 copies; the parameter is the weight.
+        values = {name: parameter.data if weight is None else weight}
+        for moment in MOMENTS if step else ():
+            value = _find_plain_moment(engine, parameter, moment)
+            if value is None:
+                value = safe_get_full_optimizer_state(parameter, moment)
+            values[f"{moment}.{name}"] = value
+        if keep:
+            copies = {key: value.detach().float().cpu().clone() for key, value in values.items()}
+            weights[name] = copies.pop(name)
+            moments.update(copies)
+    return EngineState(weights, moments, step) if keep else None
+
+
+def write_optimizer_state(engine: Any, state: EngineState) -> None:
+    """Continue an optimiser where it was; the weights are already in the engine's module.
+
+    The moments are created by one step with a learning rate of zero and then overwritten, together
+    with the fp32 weights, which that step may have rounded, and the step count.
+    """
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    _create_moments(engine)
+    _link_moments(engine)
+    for name, parameter in iter_parameters(engine):
+        plain = _find_plain_moment(engine, parameter, MOMENTS[0]) is not None
+        for moment in MOMENTS:
+            value = state.moments[f"{moment}.{name}"].to(engine.device)
+            if plain:
+                _find_plain_moment(engine, parameter, moment).copy_(value)
+            else:
+                safe_set_full_optimizer_state(parameter, value, moment)
+        weight = state.weights[name].to(engine.device)
+        if plain:
+            parameter.data.copy_(weight)
+        else:
+            safe_set_full_fp32_param(parameter, weight)
+    for optimizer_state in _inner_optimizer(engine).state.values():
+        if "step" in optimizer_state:
+            optimizer_state["step"] = torch.full_like(
+                torch.as_tensor(optimizer_state["step"], dtype=torch.float32), state.step
+            )
+
+
+def set_learning_rate(engine: Any, learning_rate: float) -> None:
+    """The learning rate of the next step, for all parameter groups."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def step_engine(engine: Any) -> float:
+    """End a micro step; at the last one of a step, update the weights.
+
+    Returns:
+        Norm of the global batch's gradient before clipping; NaN before the last micro step.
+    """
+    plain = isinstance(engine.optimizer, torch.optim.Optimizer)
+    norm = math.nan
+    if plain and engine.is_gradient_accumulation_boundary():
+        gradients = [parameter.grad for _, parameter in iter_parameters(engine)]
+        norm = float(torch.nn.utils.get_total_norm([g for g in gradients if g is not None]))
+    engine.step()
+    known = engine.get_global_grad_norm()
+    return norm if plain or known is None else float(known)
+
+
+def _inner_optimizer(engine: Any) -> torch.optim.Optimizer:
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+def _find_plain_moment(engine: Any, parameter: nn.Parameter, moment: str) -> Any:
+    if isinstance(engine.optimizer, torch.optim.Optimizer):
+        return engine.optimizer.state.get(parameter, {}).get(moment)
+    return None
+
+
+def _link_moments(engine: Any) -> None:
+    """Let ZeRO 1 and 2 find the moments of every parameter group.
+
+    DeepSpeed links moments to parameters once, after the step of the first group, when the other
+    groups have none yet (seen in 0.19.8).
+    """
+    optimizer = engine.optimizer
+    if hasattr(optimizer, "_hp_optimizer_states_linked"):
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _create_moments(engine: Any) -> None:
+    """One step with zero gradients and learning rate, through the module so that ZeRO 3 takes part."""
+    set_learning_rate(engine, 0.0)
+    batch = _smallest_batch().to(engine.device)
+    for _ in range(engine.gradient_accumulation_steps()):
+        loss, _ = engine(batch)
+        engine.backward(loss * 0.0, scale_wrt_gas=False)
+        engine.step()
+
+
+def _smallest_batch() -> Batch:
+    return Batch(
+        input_ids=torch.zeros(2, dtype=torch.int64),
+        position_ids=torch.arange(2, dtype=torch.int32),
+        cu_seqlens=torch.tensor([0, 2], dtype=torch.int32),
+        max_seqlen=2,
+        masked_positions=torch.ones(1, dtype=torch.int64),
+        labels=torch.zeros(1, dtype=torch.int64),
+        lane=0,
+        lane_state={},
+    )

@@ -1,0 +1,82 @@
+"""metrics.jsonl and Weights & Biases."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from neobert_train.config.saved import dump_config
+from neobert_train.config.schema import TrainConfig, WandbMode
+from neobert_train.run_directory import read_metrics, write_atomically
+
+logger = logging.getLogger(__name__)
+
+_WANDB_TIMEOUT_SECONDS = 30
+
+
+class MetricsLog:
+    """Appends one JSON object per logged step, and sends it to W&B when asked.
+
+    Args:
+        path: metrics.jsonl.
+        step: where the run continues; lines of later steps are dropped, since they come again.
+        wandb_run: as `start_wandb` gives.
+    """
+
+    def __init__(self, path: Path, step: int, wandb_run: Any = None) -> None:
+        kept = [record for record in read_metrics(path) if record["step"] <= step]
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._wandb_run = wandb_run
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record with a `step` key."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if self._wandb_run is not None:
+            self._wandb_run.log(record, step=record["step"])
+
+    def close(self) -> None:
+        """Finish writing."""
+        self._file.close()
+        if self._wandb_run is not None:
+            self._wandb_run.finish()
+
+
+def start_wandb(config: TrainConfig, folder: Path) -> Any:
+    """A W&B run, offline when there is no login or network; None when it cannot be had at all."""
+    settings = config.logging
+    if settings.wandb is WandbMode.disabled:
+        return None
+    try:
+        import wandb
+    except ImportError:
+        logger.warning("logging.wandb is set but wandb is not installed: pip install wandb")
+        return None
+    for mode in dict.fromkeys((settings.wandb.value, "offline")):
+        try:
+            if mode == "online" and not wandb.login(
+                anonymous="never", timeout=_WANDB_TIMEOUT_SECONDS
+            ):
+                raise RuntimeError("no login")
+            return _init_wandb(wandb, config, folder, mode)
+        except Exception as error:  # never a reason to fail: wandb raises many kinds
+            logger.warning("W&B does not start %s (%s)", mode, error)
+    return None
+
+
+def _init_wandb(wandb: Any, config: TrainConfig, folder: Path, mode: str) -> Any:
+    import yaml
+
+    name = config.logging.wandb_name or folder.name
+    return wandb.init(
+        project=config.logging.wandb_project,
+        name=name,
+        # One W&B run for one run directory, however often it is resumed.
+        id=name,
+        resume="allow",
+        dir=str(folder),
+        mode=mode,
+        config=yaml.safe_load(dump_config(config)),
+        settings=wandb.Settings(init_timeout=_WANDB_TIMEOUT_SECONDS),
+    )

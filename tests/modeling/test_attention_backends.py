@@ -1,0 +1,166 @@
+"""Attention within packed documents: the numbers of every backend, and which one is chosen."""
+
+import math
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neobert_train.modeling.attention import BACKENDS, attend, choose_backend, find_obstacle
+from neobert_train.modeling.configuration_neobert import NeoBERTConfig
+from neobert_train.modeling.modeling_neobert import NeoBERT
+
+CPU = torch.device("cpu")
+FORCED = ("flash_attn", "torch_varlen", "xformers")
+
+
+def bounds_of(lengths: list[int], device: str = "cpu") -> torch.Tensor:
+    return torch.tensor([0, *lengths], device=device).cumsum(0).int()
+
+
+def random_qkv(num_tokens: int, heads: int = 3, size: int = 8, dtype=torch.float32, device="cpu"):
+    generator = torch.Generator().manual_seed(num_tokens)
+    return [
+        (2 * torch.randn(num_tokens, heads, size, generator=generator)).to(device, dtype)
+        for _ in range(3)
+    ]
+
+
+def explicit_attention(q, k, v, lengths: list[int]) -> torch.Tensor:
+    """float64, document by document and head by head: softmax(q k' / sqrt(d)) v."""
+    parts, start = [], 0
+    for length in lengths:
+        rows = slice(start, start + length)
+        heads = []
+        for head in range(q.shape[1]):
+            scores = q[rows, head] @ k[rows, head].T / math.sqrt(q.shape[-1])
+            powers = torch.exp(scores - scores.max(-1, keepdim=True).values) if length else scores
+            heads.append(powers / powers.sum(-1, keepdim=True) @ v[rows, head])
+        parts.append(torch.stack(heads, dim=1))
+        start += length
+    return torch.cat(parts)
+
+
+@settings(deadline=None, max_examples=40)
+@given(lengths=st.lists(st.integers(0, 20), min_size=1, max_size=6).filter(any))
+def test_sdpa_equals_an_explicit_softmax_per_document_with_gradients(lengths):
+    ours = [x.requires_grad_() for x in random_qkv(sum(lengths))]
+    exact = [x.detach().double().requires_grad_() for x in ours]
+    output = attend(*ours, bounds_of(lengths), max(lengths), "sdpa")
+    reference = explicit_attention(*exact, lengths)
+    assert (output.double() - reference).abs().max() < 1e-5
+    output.square().sum().backward()
+    reference.square().sum().backward()
+    for mine, theirs in zip(ours, exact, strict=True):
+        scale = theirs.grad.abs().max().clamp_min(1.0)
+        assert (mine.grad.double() - theirs.grad).abs().max() < 2e-5 * scale
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("lengths", [[1, 64, 200, 0, 7, 333], [1], [128] * 4, [512, 30]])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_backend_on_a_gpu_agrees_with_float64_forward_and_backward(name, lengths):
+    device, dtype = torch.device("cuda"), torch.bfloat16
+    obstacle = find_obstacle(name, device, dtype)
+    if obstacle is not None:
+        pytest.skip(f"{name}: {obstacle}")
+    ours = [x.requires_grad_() for x in random_qkv(sum(lengths), 4, 64, dtype, "cuda")]
+    exact = [x.detach().double().requires_grad_() for x in ours]
+    output = attend(*ours, bounds_of(lengths, "cuda"), max(lengths), name)
+    reference = explicit_attention(*exact, lengths)
+    weights = torch.randn(output.shape, device="cuda", dtype=dtype)
+    (output * weights).sum().backward()
+    (reference * weights.double()).sum().backward()
+    pairs = [(output, reference), *((a.grad, b.grad) for a, b in zip(ours, exact, strict=True))]
+    for mine, theirs in pairs:
+        assert mine.isfinite().all()
+        error = (mine.double() - theirs).norm() / theirs.norm().clamp_min(1e-3)
+        assert error < 0.02
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_backend_on_a_gpu_trains_a_packed_batch_with_a_tail_to_finite_gradients(name):
+    device, dtype = torch.device("cuda"), torch.bfloat16
+    obstacle = find_obstacle(name, device, dtype)
+    if obstacle is not None:
+        pytest.skip(f"{name}: {obstacle}")
+    torch.manual_seed(0)
+    config = NeoBERTConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=2)
+    model = NeoBERT(config).to(device, dtype)
+    ids = torch.randint(5, 1000, (256,), device=device)
+    outputs = []
+    for backend in (name, "sdpa"):
+        model.attention_backend = backend
+        model.zero_grad()
+        hidden = model(ids, cu_seqlens=bounds_of([100, 28], "cuda"), max_seqlen=128)
+        hidden.last_hidden_state[:128].square().sum().backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters())
+        outputs.append(hidden.last_hidden_state[:128].double())
+    assert (outputs[0] - outputs[1]).norm() / outputs[1].norm() < 0.02
+
+
+def test_auto_is_the_reference_kernel_on_a_cpu():
+    assert choose_backend("auto", CPU, torch.float32) == "sdpa"
+    assert choose_backend("auto", CPU, torch.bfloat16) == "sdpa"
+    assert choose_backend("sdpa", CPU, torch.float32) == "sdpa"
+
+
+@pytest.mark.parametrize("name", FORCED)
+def test_a_forced_backend_that_needs_a_gpu_is_refused_with_the_reason(name):
+    with pytest.raises(ValueError, match=rf"'{name}' cannot run here.*CUDA.*this is cpu"):
+        choose_backend(name, CPU, torch.bfloat16)
+
+
+def test_the_model_refuses_a_forced_backend_at_its_first_call():
+    model = NeoBERT(NeoBERTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    model.attention_backend = "flash_attn"
+    with pytest.raises(ValueError, match=r"flash_attn.*CUDA devices only"):
+        model(torch.ones(1, 4, dtype=torch.long))
+
+
+def test_an_unknown_backend_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="'flash'") as caught:
+        choose_backend("flash", CPU, torch.float32)
+    assert all(name in str(caught.value) for name in BACKENDS)
+
+
+@pytest.mark.parametrize("name", FORCED)
+def test_full_precision_is_an_obstacle_for_the_gpu_kernels(name):
+    obstacle = find_obstacle(name, torch.device("cuda"), torch.float32)
+    assert "bf16 and fp16 only" in obstacle
+    assert "float32" in obstacle
+
+
+@pytest.mark.parametrize("name", FORCED)
+def test_an_old_gpu_is_an_obstacle(name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    assert "Ampere" in find_obstacle(name, torch.device("cuda"), torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", FORCED)
+def test_a_library_that_does_not_import_is_an_obstacle_and_auto_goes_on(name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    for other in FORCED:
+        monkeypatch.setitem(sys.modules, BACKENDS[other].module, None)
+    device = torch.device("cuda")
+    obstacle = find_obstacle(name, device, torch.bfloat16)
+    assert BACKENDS[name].module in obstacle
+    assert "cannot be imported" in obstacle
+    assert choose_backend("auto", device, torch.bfloat16) == "sdpa"
+    with pytest.raises(ValueError, match="cannot be imported"):
+        choose_backend(name, device, torch.bfloat16)
+
+
+def test_auto_takes_the_first_that_can_run(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    device = torch.device("cuda")
+    for name in FORCED:
+        monkeypatch.setitem(sys.modules, BACKENDS[name].module, sys)
+    for name in FORCED:
+        assert choose_backend("auto", device, torch.bfloat16) == name
+        monkeypatch.setitem(sys.modules, BACKENDS[name].module, None)
