@@ -171,7 +171,6 @@ def test_other_mistakes_end_with_code_2_and_no_traceback(tmp_path, arguments, me
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.xfail(strict=True, reason="a world that is no number ends in a traceback")
 @pytest.mark.parametrize("size", ["many", "0"])
 def test_a_world_size_that_cannot_be_is_told_without_a_traceback(tmp_path, size):
     done = start("+experiment=smoke", cwd=tmp_path, WORLD_SIZE=size)

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from neobert_train.config.checks import find_problems
+from neobert_train.config.checks import find_problems, find_range_problems
 from neobert_train.config.schema import SCHEMAS
 from neobert_train.config.store import (
     compose_config,
@@ -42,13 +42,14 @@ COMMAND_SUMMARIES = {
 
 def main() -> None:
     """Run the command named on the command line; exits with a code of `errors.py`."""
-    world = World.from_environment()
+    world = World()
     try:
+        world = World.from_environment()
         command, arguments = split_command(strip_launcher_arguments(sys.argv[1:]))
         if any(argument in ("--help", "-h") for argument in arguments):
             print(format_help(command))
             return
-        check_overrides(command, arguments, world)
+        check_overrides(command, arguments)
         run_with_hydra(command, arguments, world)
     except InputError as error:
         exit_with_input_error(error, world)
@@ -78,7 +79,7 @@ def split_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
     return command, rest
 
 
-def check_overrides(command: str, arguments: Sequence[str], world: World) -> None:
+def check_overrides(command: str, arguments: Sequence[str]) -> None:
     """Tell every mistake of the command line at once, before Hydra stops at the first.
 
     Raises:
@@ -95,7 +96,7 @@ def check_overrides(command: str, arguments: Sequence[str], world: World) -> Non
     if problems:
         try:
             config = to_typed(command, compose_config(command, [_normalise(o) for o in sound]))
-            problems += find_problems(config, world.world_size)
+            problems += find_range_problems(config)
         except InputError:
             pass  # without the mistaken ones the rest need not compose
         raise InputError.from_problems(problems)

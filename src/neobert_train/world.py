@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from neobert_train.errors import InputError
+
 
 @dataclass(frozen=True)
 class World:
@@ -19,13 +21,18 @@ class World:
 
     @classmethod
     def from_environment(cls) -> "World":
-        """The world that `deepspeed` or `torchrun` announce; a single process without them."""
+        """The world that `deepspeed` or `torchrun` announce; a single process without them.
+
+        Raises:
+            InputError: a variable of the launcher holds something else than a sensible number.
+        """
         return cls(
-            rank=int(os.environ.get("RANK", 0)),
-            local_rank=int(os.environ.get("LOCAL_RANK", 0)),
-            world_size=int(os.environ.get("WORLD_SIZE", 1)),
-            local_world_size=int(
-                os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1
+            rank=_read_number("RANK", default=0, at_least=0),
+            local_rank=_read_number("LOCAL_RANK", default=0, at_least=0),
+            world_size=_read_number("WORLD_SIZE", default=1, at_least=1),
+            # torchrun and deepspeed differ in how they call this.
+            local_world_size=_read_number(
+                "LOCAL_WORLD_SIZE", _read_number("LOCAL_SIZE", default=1, at_least=1), at_least=1
             ),
         )
 
@@ -37,6 +44,16 @@ class World:
     def lanes(self, num_lanes: int) -> list[int]:
         """The lanes this process serves: those with `lane % world_size == rank`."""
         return list(range(self.rank, num_lanes, self.world_size))
+
+
+def _read_number(variable: str, default: int, at_least: int) -> int:
+    text = os.environ.get(variable, "")
+    if text and (not text.isdigit() or int(text) < at_least):
+        raise InputError(
+            f"the environment variable {variable}={text} must be a number of at least {at_least}: "
+            f"launchers set it; unset it to start a single process"
+        )
+    return int(text) if text else default
 
 
 def strip_launcher_arguments(arguments: Sequence[str]) -> list[str]:

@@ -21,7 +21,9 @@ from neobert_train.config.store import (
 )
 
 EXPERIMENTS = sorted((configs_directory() / "experiment").glob("*.yaml"))
-GROUPS = {group: names for group, names in find_group_choices().items() if group != "experiment"}
+GROUPS = {
+    group: names for group, names in find_group_choices("train").items() if group != "experiment"
+}
 # What a user has to add before the experiment can run.
 REQUIRED = {"public_domain": ["data.paths=[my_texts.parquet]"]}
 
@@ -134,18 +136,7 @@ def test_every_setting_has_a_description_of_one_line(command):
         assert re.fullmatch(r"[^\n]{10,120}\.", setting.description), setting.key
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        *[command for command in SCHEMAS if command != "evaluate"],
-        pytest.param(
-            "evaluate",
-            marks=pytest.mark.xfail(
-                strict=True, reason="model=... is taken for the group of model shapes"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("command", SCHEMAS)
 def test_help_shows_every_setting_with_a_default_that_can_be_typed_back(command):
     lines = list(iter_help_lines(command))
     keys = [setting.key for setting in iter_settings(SCHEMAS[command]())]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import BertTokenizer
 
 from neobert_train.config.schema import BadRecordPolicy, MaskingConfig
+from neobert_train.data import heldout
 from neobert_train.data.documents import LaneOrder
 from neobert_train.data.heldout import (
     build_evaluation_batches,
@@ -97,12 +98,15 @@ def test_a_sample_holds_the_held_out_documents_of_every_order_and_layout(tokeniz
         assert sample.num_documents == 300
 
 
-def test_a_sample_stops_at_its_tokens_and_at_its_documents(tokenizer, tmp_path):
+def test_a_sample_stops_at_its_documents_or_with_enough_held_out_and_counted_tokens(
+    tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(heldout, "_MOST_COUNTED_TOKENS", 3000)  # of about 8,000 here
     units = write_units(tmp_path / "a.jsonl", [make_text(n) for n in range(640)], 4)
     few = sample_corpus(units, tokenizer, 0.5, 100, 10**9)
     tokens = [len(ids) for ids in tokenizer.encode(few.heldout)]
     assert sum(tokens[:-1]) < 100 <= sum(tokens)
-    assert few.num_documents < 640
+    assert 3000 // 12 <= few.num_documents < 640
     assert sample_corpus(units, tokenizer, 0.5, 10**9, 128).num_documents == 128
 
 

@@ -60,7 +60,7 @@ def make_lines() -> list[bytes]:
         text = make_text(number, 3 + (number * 37) % 90 // (1 if number % 5 == 0 else 4))
         lines.append(json.dumps({"text": text}).encode())
     for place, line in [
-        (3, b'{"text": ""}'), (9, b'{"text": null}'), (9, b'{"text": "\\u200b\\u200b"}'),
+        (3, b'{"text": ""}'), (9, b'{"text": null}'), (9, b'{"text": "\\u200b"}'),
         (20, b"{broken"), (21, b'{"text": "  \\n "}'), (33, b'{"text": "lone \\ud800 half"}'),
         (33, b'{"other": "x"}'), (50, b'{"text": 7}'), (60, b'{"text": "\xff"}'), (75, b"[]"),
     ]:  # fmt: skip
@@ -265,15 +265,6 @@ def test_the_policy_stop_gives_the_batches_before_and_names_the_line(make_lane, 
         list(lane.iter_batches(LaneState.from_dict(given_out[-1].lane_state)))
 
 
-def test_a_lone_surrogate_stops_with_the_beginning_of_its_document(make_lane):
-    unit = ListUnit(("a speech about \ud83d rivers",))
-    lane = make_lane([unit], on_bad_record=BadRecordPolicy.stop)
-    with pytest.raises(InputError, match=r"lone surrogate '\\ud83d': 'a speech about") as error:
-        next(lane.iter_batches(LaneState()))
-    str(error.value).encode()
-
-
-@pytest.mark.xfail(strict=True, reason="the message about a lone surrogate names no file")
 def test_a_lone_surrogate_stops_with_its_file_and_line(make_lane, tmp_path):
     file = tmp_path / "texts.jsonl"
     file.write_text('{"text": "sound"}\n{"text": "half \\ud83d pair"}\n')
@@ -296,7 +287,6 @@ def test_a_source_that_is_all_held_out_names_the_fraction(make_lane):
         next(lane.iter_batches(LaneState()))
 
 
-@pytest.mark.xfail(strict=True, reason="documents without tokens do not count as barren epochs")
 def test_a_source_of_invisible_characters_is_an_error_and_no_endless_search(make_lane):
     class Bounded(ListUnit):
         passes = 0
@@ -316,7 +306,6 @@ def assert_every_lane_trains(make_lane, units, num_lanes):
         assert next(lane.iter_batches(LaneState())).num_tokens > 0
 
 
-@pytest.mark.xfail(strict=True, reason="lanes beyond the number of units are never dealt one")
 def test_fewer_documents_than_lanes_serve_every_lane(make_lane, tmp_path):
     file = tmp_path / "three.parquet"
     pq.write_table(pa.table({"text": [make_text(n, 20) for n in range(3)]}), file)
@@ -324,9 +313,6 @@ def test_fewer_documents_than_lanes_serve_every_lane(make_lane, tmp_path):
     assert_every_lane_trains(make_lane, build_units(data, 8), 8)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="epochs in which a lane is dealt no record count as barren ones"
-)
 def test_a_document_among_many_units_without_records_serves_every_lane(make_lane):
     units = [ListUnit((make_text(1, 30),)), *[ListUnit(())] * 63]
     assert_every_lane_trains(make_lane, units, 64)

@@ -162,5 +162,6 @@ def test_auto_takes_the_first_that_can_run(monkeypatch):
     for name in FORCED:
         monkeypatch.setitem(sys.modules, BACKENDS[name].module, sys)
     for name in FORCED:
+        choose_backend.cache_clear()
         assert choose_backend("auto", device, torch.bfloat16) == name
         monkeypatch.setitem(sys.modules, BACKENDS[name].module, None)

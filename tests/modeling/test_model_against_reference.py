@@ -55,6 +55,12 @@ def test_padded_call_equals_the_reference_whatever_stands_in_the_padding(model, 
         assert (hidden[row][~tokens] == 0).all()
 
 
+def test_a_mask_marks_tokens_by_any_value_but_zero(model):
+    ids, mask = random_ids(2, 6), mask_of([4, 6], 6, "right")
+    segments = mask * torch.tensor([1, 1, 2, 2, 2, 3])
+    assert torch.equal(model(ids, segments).logits, model(ids, mask).logits)
+
+
 @settings(deadline=None, max_examples=25)
 @given(
     lengths=st.lists(st.integers(0, 11), min_size=1, max_size=6).filter(any),

@@ -215,9 +215,6 @@ def test_heads_that_leave_no_even_part_are_refused_with_both_numbers(width, head
         NeoBERTConfig(hidden_size=width, num_attention_heads=heads)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the class docstring promises checkpointing, the call refuses"
-)
 def test_gradient_checkpointing_gives_the_same_gradients():
     ids, gradients = random_ids(2, 6), []
     for checkpointing in (False, True):

@@ -89,7 +89,6 @@ def test_return_dict_false_gives_the_same_as_a_tuple(model):
     assert isinstance(model.model(ids, return_dict=False), tuple)
 
 
-@pytest.mark.xfail(strict=True, reason="num_items_in_batch is swallowed, so accumulation is wrong")
 @pytest.mark.parametrize("head", ["masked_lm", "classification"])
 def test_transformers_trainer_scales_the_loss_of_accumulated_batches_right(head):
     """Trainer divides by the accumulated batches only for a model that takes no loss arguments;

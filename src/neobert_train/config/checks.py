@@ -7,6 +7,7 @@ from neobert_train.config.derived import compute_decay_end, compute_num_lanes, f
 from neobert_train.config.schema import (
     EvaluateConfig,
     ExportConfig,
+    ModelConfig,
     Precision,
     ScheduleName,
     SourceKind,
@@ -17,7 +18,7 @@ from neobert_train.config.setting import iter_settings
 
 def find_problems(config: Any, world_size: int = 1) -> list[str]:
     """All problems of a typed configuration, each with its mend; empty when it is sound."""
-    problems = list(_iter_range_problems(config))
+    problems = find_range_problems(config)
     if problems:
         return problems  # the checks below divide by values that must be in range
     if isinstance(config, TrainConfig):
@@ -32,13 +33,18 @@ def find_problems(config: Any, world_size: int = 1) -> list[str]:
     return problems
 
 
+def find_range_problems(config: Any) -> list[str]:
+    """The settings that are out of their own range, whatever the others are."""
+    return list(_iter_range_problems(config))
+
+
 def _iter_range_problems(config: Any) -> Iterator[str]:
     for setting in iter_settings(config):
         values = setting.value if isinstance(setting.value, list) else [setting.value]
         numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
         for number in numbers:
             if not setting.range.admits(number):
-                yield f"{setting.key}={number} is out of range: it must be {setting.range}"
+                yield f"{setting.key}={number} is out of range: it must be {str(setting.range) or 'finite'}"
 
 
 def _iter_batch_problems(config: TrainConfig, world_size: int) -> Iterator[str]:
@@ -71,14 +77,13 @@ def _iter_model_problems(config: TrainConfig) -> Iterator[str]:
     if model.hidden_size % model.num_attention_heads:
         yield (
             f"model.hidden_size={model.hidden_size} is not a multiple of "
-            f"model.num_attention_heads={model.num_attention_heads}: choose the heads among "
-            f"{', '.join(map(str, find_divisors(model.hidden_size)))}"
+            f"model.num_attention_heads={model.num_attention_heads}: {_offer_heads(model)}"
         )
     elif (model.hidden_size // model.num_attention_heads) % 2:
         yield (
             f"model.hidden_size / model.num_attention_heads = "
-            f"{model.hidden_size // model.num_attention_heads} is odd: rotary embeddings turn "
-            f"pairs of channels, so choose another number of heads"
+            f"{model.hidden_size // model.num_attention_heads} is odd, and rotary embeddings turn "
+            f"pairs of channels: {_offer_heads(model)}"
         )
     if config.batch.context_length > model.max_length:
         yield (
@@ -88,10 +93,19 @@ def _iter_model_problems(config: TrainConfig) -> Iterator[str]:
         )
 
 
+def _offer_heads(model: ModelConfig) -> str:
+    if model.hidden_size % 2:
+        return f"the width must be even, such as model.hidden_size={model.hidden_size + 1}"
+    heads = ", ".join(map(str, find_divisors(model.hidden_size // 2)))
+    return f"choose model.num_attention_heads among {heads}"
+
+
 def _iter_data_problems(config: TrainConfig) -> Iterator[str]:
     data = config.data
     if data.source is SourceKind.files and not data.paths:
         yield "data.paths is empty: write data.paths=[my_texts/*.parquet]"
+    if data.source is SourceKind.huggingface and not data.dataset:
+        yield "data.dataset is not set: write data.dataset=org/name, or data=refinedweb"
     if data.source is not SourceKind.files and data.paths:
         yield f"data.paths is set but data.source={data.source.value}: write data=files to read them"
     if config.evaluation.max_tokens and data.heldout_fraction == 0.0:
@@ -112,6 +126,11 @@ def _iter_training_problems(config: TrainConfig) -> Iterator[str]:
             f"scheduler.warmup_steps={config.scheduler.warmup_steps} goes beyond the end of the "
             f"decay at step {compute_decay_end(config)} (scheduler.decay_fraction x "
             f"trainer.max_steps): write scheduler.warmup_steps={compute_decay_end(config) // 10}"
+        )
+    if not decays and config.scheduler.warmup_steps > config.trainer.max_steps:
+        yield (
+            f"scheduler.warmup_steps={config.scheduler.warmup_steps} exceeds "
+            f"trainer.max_steps={config.trainer.max_steps}: the peak would never be reached"
         )
     if config.trainer.precision is Precision.bf16 and config.deepspeed.zero_stage == 0:
         yield (

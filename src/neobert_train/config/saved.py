@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from neobert_train.config.schema import TrainConfig
@@ -35,9 +36,11 @@ def load_train_config(path: Path) -> TrainConfig:
         InputError: the file is missing or not a configuration of this version.
     """
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(path))
-        config = OmegaConf.to_object(typed)
-    except (OSError, OmegaConfBaseException) as error:
+        saved = OmegaConf.load(path)
+        if not isinstance(saved, DictConfig) or not saved:
+            raise InputError(f"{path} cannot be read as a configuration: it holds no settings")
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), saved))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path} cannot be read as a configuration: {reason}") from error
     assert isinstance(config, TrainConfig)
@@ -51,7 +54,8 @@ def find_differences(saved: TrainConfig, current: TrainConfig) -> tuple[list[str
         Those that would make it another run (other data order, masks or model), and those that
         are worth a warning; each as `key: old -> new`.
     """
-    fatal, notable = [], []
+    fatal: list[str] = []
+    notable: list[str] = []
     for old, new in zip(iter_settings(saved), iter_settings(current), strict=True):
         if old.value == new.value or old.key.startswith(_UNREMARKABLE):
             continue

@@ -1,6 +1,7 @@
 """Dataclass fields that carry their one-line description and the range they accept."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,9 @@ class Range:
     below: float | None = None
 
     def admits(self, value: float) -> bool:
-        """Whether `value` lies within every bound (NaN lies within none)."""
+        """Whether `value` is finite and lies within every bound."""
         return (
-            value == value
+            math.isfinite(value)
             and (self.at_least is None or value >= self.at_least)
             and (self.at_most is None or value <= self.at_most)
             and (self.above is None or value > self.above)

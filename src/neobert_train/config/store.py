@@ -163,6 +163,12 @@ def _describe_unparsed(argument: str) -> str:
     if "=" not in argument:
         return f"'{argument}' is neither a flag nor of the form key=value"
     key, _, value = argument.partition("=")
+    if value.startswith("[") and value.endswith("]"):
+        items = ",".join(f'"{item.strip()}"' for item in value[1:-1].split(","))
+        return (
+            f"the list of {key} cannot be read: quote its items and the whole, as in "
+            f"'{key}=[{items}]'"
+        )
     return (
         f"the value of {key} cannot be read: quote characters that have a meaning to Hydra, as in "
         f"'{key}=\"{value}\"'"
@@ -170,11 +176,11 @@ def _describe_unparsed(argument: str) -> str:
 
 
 def _find_choice_problem(group: str, override: Override, choices: list[str]) -> str | None:
-    if override.is_sweep_override() or not isinstance(override.value(), str):
+    if override.is_delete():
+        return f"~{group} would leave the run without it: choose among {', '.join(choices)}"
+    if override.is_sweep_override() or override.value() in choices:
         return None
-    name = str(override.value())
-    if name in choices:
-        return None
+    name = override.get_value_element_as_str()
     return f"{group}={name} does not exist: choose among {', '.join(choices)}"
 
 
@@ -195,14 +201,14 @@ def _find_type_problem(schema: type[Any], key: str, override: Override) -> str |
         OmegaConf.update(config, key, override.value(), merge=False)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
-        return (
-            f"{key}={override.get_value_element_as_str()} does not fit: {reason}{_hint(override)}"
-        )
+        return f"{key}={override.get_value_element_as_str()} does not fit: {reason}{_hint(override, reason)}"
     return None
 
 
-def _hint(override: Override) -> str:
+def _hint(override: Override, reason: str) -> str:
     value = override.value()
+    if isinstance(value, str) and "ListConfig" in reason:
+        return f"; write {override.get_key_element()}=[{override.get_value_element_as_str()}]"
     if isinstance(value, float) and value.is_integer():
         return f"; write {override.get_key_element()}={int(value)}"
     return ""

@@ -57,8 +57,11 @@ class LaneOrder:
 
     def deal(self, epoch: int) -> Sequence[int]:
         """The units of this lane in an epoch, in reading order."""
-        order = keyed_generator(self.seed, "units", epoch).permutation(len(self.units))
-        return [int(unit) for unit in order[self.lane :: self.num_lanes]]
+        # With fewer units than lanes the empty slots are dealt as well, so that every lane gets its
+        # turn in some epoch.
+        num_slots = max(len(self.units), self.num_lanes)
+        order = keyed_generator(self.seed, "units", epoch).permutation(num_slots)
+        return [int(unit) for unit in order[self.lane :: self.num_lanes] if unit < len(self.units)]
 
     def shuffle(self, epoch: int, window: int, length: int) -> Sequence[int]:
         """The order in which the records of a window are given out."""

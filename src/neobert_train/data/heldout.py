@@ -28,7 +28,7 @@ def is_heldout(text: str, fraction: float) -> bool:
     """Whether a document belongs to the held-out share.
 
     Args:
-        text: the document, without lone surrogates.
+        text: the document.
         fraction: expected share of held-out documents, in [0, 1).
     """
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8, person=b"heldout").digest()
@@ -73,8 +73,8 @@ def sample_corpus(
         units: the source.
         tokenizer: counts the tokens.
         heldout_fraction: see `is_heldout`.
-        max_tokens: held-out tokens after which to stop.
-        scan_documents: documents after which to stop.
+        max_tokens: held-out tokens to collect; counting token frequencies may go on beyond.
+        scan_documents: documents after which to stop in any case.
     """
     sample = CorpusSample()
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
@@ -102,21 +102,13 @@ def _iter_text_groups(units: Sequence[Unit]) -> Iterator[list[str]]:
     group: list[str] = []
     for unit in keyed_generator("heldout").permutation(len(units)):
         for record in units[unit].iter_records(0):
-            if isinstance(record, Record) and record.text.strip() and _is_encodable(record.text):
+            if isinstance(record, Record) and record.text.strip():
                 group.append(record.text)
             if len(group) == _GROUP_DOCUMENTS:
                 yield group
                 group = []
     if group:
         yield group
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def compute_entropy(counts: np.ndarray) -> float:

@@ -22,7 +22,7 @@ from neobert_train.errors import InputError
 # Documents tokenised in one call, which amortises its overhead, within bounded memory.
 _GROUP_DOCUMENTS = 64
 _GROUP_CHARACTERS = 1 << 20
-# Epochs in a row in which a lane may meet nothing but empty and held-out documents.
+# Epochs with records in a row that may have nothing but empty and held-out ones for a lane.
 _MOST_BARREN_EPOCHS = 100
 
 
@@ -160,72 +160,63 @@ class Lane:
             )
 
     def iter_chunks(self, position: Position, first_chunk: int = 0) -> Iterator[Chunk]:
-        """The tokenised chunks from chunk `first_chunk` of the document at `position` on."""
-        skipped = Counts()
-        for documents in _iter_groups(self._iter_documents(position)):
-            for ids, (_, place, passed) in zip(
-                self.tokenizer.encode([text for text, _, _ in documents]), documents, strict=True
-            ):
-                counts = skipped + passed + Counts(documents=1)
-                skipped = Counts()
-                if not len(ids):
-                    skipped = counts + Counts(documents=-1, empty=1)
+        """The tokenised chunks from chunk `first_chunk` of the document at `position` on.
+
+        Raises:
+            InputError: a bad record under the policy `stop`, or a source without documents.
+        """
+        counts, epoch, barren_epochs = Counts(), position.epoch, 0
+        for group in _iter_groups(self._iter_texts(position)):
+            encoded = self.tokenizer.encode([text for text, _, _ in group])
+            for ids, (text, place, seen) in zip(encoded, group, strict=True):
+                barren_epochs += place.epoch != epoch
+                epoch = place.epoch
+                if barren_epochs > _MOST_BARREN_EPOCHS:
+                    raise InputError(
+                        "the source has no document to train on: all are empty or held out; add "
+                        "documents or lower data.heldout_fraction"
+                    )
+                counts += Counts(empty=1) if text and not len(ids) else seen
                 for index, chunk in enumerate(
                     iter_chunks(ids, self.context_length, self.tokenizer.special)
                 ):
                     if place != position or index >= first_chunk:
                         yield Chunk(chunk, place, index, counts)
-                    counts = Counts()
+                    counts, barren_epochs = Counts(), 0
 
-    def _iter_documents(self, start: Position) -> Iterator[tuple[str, Position, Counts]]:
-        """Documents to train on, each with its position and what was passed over before it."""
-        passed, last_epoch = Counts(), start.epoch
+    def _iter_texts(self, start: Position) -> Iterator[tuple[str, Position, Counts]]:
+        """Records with what they count as; the text is empty where there is nothing to train on."""
         for record, position in iter_lane_records(self.order, start):
-            if position.epoch - last_epoch > _MOST_BARREN_EPOCHS:
-                raise InputError(
-                    "the source has no document to train on: all are empty or held out; add "
-                    "documents or lower data.heldout_fraction"
-                )
-            text = self._find_text(record)
-            if text is None:
-                passed += Counts(bad=1)
-            elif not text.strip():
-                passed += Counts(empty=1)
-            elif not is_heldout(text, self.heldout_fraction):
-                yield text, position, passed
-                passed, last_epoch = Counts(), position.epoch
-
-    def _find_text(self, record: Any) -> str | None:
-        """The text of a record, or None for a bad one that is to be skipped."""
-        reason = record.reason if isinstance(record, BadRecord) else _find_flaw(record.text)
-        if reason is None:
-            return str(record.text)
-        if self.on_bad_record is BadRecordPolicy.stop:
-            raise InputError(f"{reason}; write data.on_bad_record=skip to leave such records out")
-        return None
-
-
-def _find_flaw(text: str) -> str | None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        return f"a document holds the lone surrogate {text[error.start]!r}: {text[:60]!r}"
-    return None
+            if isinstance(record, BadRecord):
+                if self.on_bad_record is BadRecordPolicy.stop:
+                    raise InputError(
+                        f"{record.reason}; write data.on_bad_record=skip to leave such records out"
+                    )
+                yield "", position, Counts(bad=1)
+            elif not record.text.strip():
+                yield "", position, Counts(empty=1)
+            elif is_heldout(record.text, self.heldout_fraction):
+                yield "", position, Counts()
+            else:
+                yield record.text, position, Counts(documents=1)
 
 
 def _iter_groups(
-    documents: Iterator[tuple[str, Position, Counts]],
+    texts: Iterator[tuple[str, Position, Counts]],
 ) -> Iterator[list[tuple[str, Position, Counts]]]:
-    """Documents in groups; an error comes only after the documents before it."""
+    """Texts in groups that grow, so that a lane starts quickly; an error comes after the texts
+    before it.
+    """
     group: list[tuple[str, Position, Counts]] = []
-    characters = 0
+    characters, size = 0, 1
     try:
-        for document in documents:
-            group.append(document)
-            characters += len(document[0])
-            if len(group) >= _GROUP_DOCUMENTS or characters >= _GROUP_CHARACTERS:
+        for text in texts:
+            group.append(text)
+            characters += len(text[0])
+            if len(group) >= size or characters >= _GROUP_CHARACTERS:
                 yield group
                 group, characters = [], 0
+                size = min(2 * size, _GROUP_DOCUMENTS)
     except InputError:
         yield group
         raise

@@ -1,16 +1,21 @@
 """The lanes of one process, read and tokenised ahead by worker processes."""
 
+import multiprocessing
 import os
+import queue
 import signal
+import threading
+import time
+import traceback
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from neobert_train.batch import Batch
-from neobert_train.config.derived import find_divisors
 from neobert_train.config.schema import TrainConfig
 from neobert_train.data.lanes import LaneState, build_lane
 from neobert_train.data.sources import Unit
@@ -18,38 +23,52 @@ from neobert_train.data.tokenization import load_tokenizer
 from neobert_train.errors import InputError
 
 
+class WorkerError(RuntimeError):
+    """A worker process ended, or met an error that is not the user's."""
+
+
 @dataclass(frozen=True)
 class _Failure:
-    """An InputError on its way from a worker, which would wrap an exception in its traceback."""
+    """An error on its way from a worker.
+
+    Attributes:
+        message: of an InputError, or the traceback of any other.
+        is_input: whether it was an InputError.
+    """
 
     message: str
+    is_input: bool
+
+    def to_error(self) -> Exception:
+        return InputError(self.message) if self.is_input else WorkerError(self.message)
 
 
-class LaneDataset(IterableDataset[Any]):
-    """Batches of several lanes in turn; picklable, since worker processes are spawned."""
+@dataclass(frozen=True)
+class LaneReaders:
+    """Several lanes, read in turn; picklable, since worker processes are spawned.
 
-    def __init__(
-        self, config: TrainConfig, units: Sequence[Unit], states: dict[int, dict[str, Any]]
-    ) -> None:
-        self.config, self.units, self.states = config, units, states
+    Attributes:
+        config: of the run.
+        units: the source.
+        states: where each lane begins, by lane in ascending order.
+    """
 
-    def __iter__(self) -> Iterator[Batch | _Failure]:
-        worker = get_worker_info()
-        lanes = sorted(self.states)
-        mine = lanes if worker is None else lanes[worker.id :: worker.num_workers]
-        try:
-            tokenizer = load_tokenizer(self.config.tokenizer.path)
-            streams = [
-                build_lane(self.config, self.units, tokenizer, lane).iter_batches(
-                    LaneState.from_dict(self.states[lane])
-                )
-                for lane in mine
-            ]
-            while True:
-                for stream in streams:
-                    yield next(stream)
-        except InputError as error:
-            yield _Failure(str(error))
+    config: TrainConfig
+    units: Sequence[Unit]
+    states: dict[int, dict[str, Any]]
+
+    def iter_batches(self) -> Iterator[Batch]:
+        """One batch of each lane, again and again."""
+        tokenizer = load_tokenizer(self.config.tokenizer.path)
+        streams = [
+            build_lane(self.config, self.units, tokenizer, lane).iter_batches(
+                LaneState.from_dict(state)
+            )
+            for lane, state in self.states.items()
+        ]
+        while True:
+            for stream in streams:
+                yield next(stream)
 
 
 class StepLoader:
@@ -69,50 +88,119 @@ class StepLoader:
         states: dict[int, dict[str, Any]],
         pin_memory: bool = False,
     ) -> None:
-        self.num_lanes = len(states)
-        num_workers = choose_num_workers(config.data.num_workers, self.num_lanes)
-        self._loader = DataLoader(
-            LaneDataset(config, units, states),
-            batch_size=None,
-            num_workers=num_workers,
-            # Forked copies of tokenizer threads deadlock; a fork server would outlive a killed run.
-            multiprocessing_context="spawn" if num_workers else None,
-            prefetch_factor=config.data.prefetch_micro_batches if num_workers else None,
-            worker_init_fn=_prepare_worker if num_workers else None,
-            pin_memory=pin_memory,
-        )
-        self._batches = iter(self._loader)
+        lanes = sorted(states)
+        self._num_lanes, self._pin_memory = len(lanes), pin_memory
+        num_readers = max(1, min(config.data.num_workers, len(lanes)))
+        readers = [
+            LaneReaders(config, units, {lane: states[lane] for lane in lanes[index::num_readers]})
+            for index in range(num_readers)
+        ]
+        workers: list[Worker] = []
+        if config.data.num_workers:
+            workers = [Worker(reader, config.data.prefetch_micro_batches) for reader in readers]
+        self._kill_workers = weakref.finalize(self, _kill_all, workers)
+        self._streams = [source.iter_batches() for source in workers or readers]
 
     def next_step(self) -> list[Batch]:
         """One batch of every lane of this process, in the order of the lanes.
 
         Raises:
             InputError: the source cannot be read on.
+            WorkerError: a worker process died.
         """
-        batches = []
-        for _ in range(self.num_lanes):
-            batch = next(self._batches)
-            if isinstance(batch, _Failure):
-                raise InputError(batch.message)
-            batches.append(batch)
-        return batches
+        streams = [self._streams[index % len(self._streams)] for index in range(self._num_lanes)]
+        batches = [next(stream) for stream in streams]
+        return [batch.pin_memory() for batch in batches] if self._pin_memory else batches
 
     def close(self) -> None:
-        """Let the worker processes end."""
-        self._batches = iter(())
+        """End the worker processes at once; also happens when the program ends in any way."""
+        self._kill_workers()
 
 
-def choose_num_workers(wanted: int, num_lanes: int) -> int:
-    """The most workers, up to `wanted`, that share the lanes evenly, so that they take turns."""
-    return max((count for count in find_divisors(num_lanes) if count <= wanted), default=0)
+class Worker:
+    """A process that reads lanes ahead and hands their batches over through a pipe.
+
+    The training process holds the reading end alone, and the worker the writing end alone, so that
+    each notices at once when the other is gone.
+    """
+
+    def __init__(self, readers: LaneReaders, prefetch: int) -> None:
+        context = multiprocessing.get_context("spawn")  # forked tokenizer threads would deadlock
+        self._receiver, sender = context.Pipe(duplex=False)
+        self.process = context.Process(
+            target=_serve, args=(readers, prefetch, sender, os.getpid()), daemon=True
+        )
+        self.process.start()
+        sender.close()
+
+    def iter_batches(self) -> Iterator[Batch]:
+        """The batches as they come.
+
+        Raises:
+            InputError, WorkerError: what ended the worker.
+        """
+        while True:
+            try:
+                item = self._receiver.recv()
+            except (EOFError, OSError) as error:
+                self.process.join()
+                code = self.process.exitcode
+                hint = ": killed, for example because memory ran out" if code == -9 else ""
+                raise WorkerError(f"a data worker ended with exit code {code}{hint}") from error
+            if isinstance(item, _Failure):
+                raise item.to_error()
+            yield Batch(**{name: _to_tensor(value) for name, value in item.items()})
 
 
-def _prepare_worker(worker_id: int) -> None:
+def _to_tensor(value: Any) -> Any:
+    return value if isinstance(value, int | dict) else torch.from_numpy(value)
+
+
+def _kill_all(workers: Sequence[Worker]) -> None:
+    for worker in workers:
+        worker.process.kill()
+    for worker in workers:
+        worker.process.join()
+
+
+def _serve(readers: LaneReaders, prefetch: int, sender: Connection, parent: int) -> None:
+    """The worker process: one thread reads and tokenises, this one hands over."""
     # Launchers signal the whole process tree; the training process alone decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
+    ready: queue.Queue[Any] = queue.Queue(maxsize=prefetch)
+    threading.Thread(target=_read_ahead, args=(readers, ready), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
+    try:
+        while not isinstance(item := ready.get(), _Failure):
+            sender.send(item)
+        sender.send(item)
+    except BrokenPipeError:
+        os._exit(0)  # nobody reads any more
+
+
+def _read_ahead(readers: LaneReaders, ready: "queue.Queue[Any]") -> None:
+    try:
+        for batch in readers.iter_batches():
+            # As NumPy arrays: torch would hand over file descriptors, which die with the worker.
+            ready.put({name: _to_numpy(value) for name, value in vars(batch).items()})
+    except InputError as error:
+        ready.put(_Failure(str(error), is_input=True))
+    except BaseException:
+        ready.put(_Failure(f"a data worker failed:\n{traceback.format_exc()}", is_input=False))
+
+
+def _to_numpy(value: Any) -> Any:
+    return value.numpy() if isinstance(value, torch.Tensor) else value
+
+
+def _exit_with_parent(parent: int) -> None:
+    """End this process soon after the training process is gone, whatever it is busy with."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(0)
 
 
 def initial_states(lanes: Sequence[int]) -> dict[int, dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from neobert_train.errors import InputError
 
@@ -39,7 +40,7 @@ class TextTokenizer:
     Special tokens spelled out in a document are tokenised as the text they are.
 
     Attributes:
-        vocab_size: number of ids, special ones included.
+        vocab_size: the largest id plus one, special tokens included.
         special: ids of the five special tokens.
         special_ids: [num_special] int64, ids of all special tokens, ascending.
     """
@@ -53,12 +54,12 @@ class TextTokenizer:
         self._spellings = {
             role: _find_special(tokenizer, name, role) for role in _SPECIAL_SPELLINGS
         }
-        ids = {role: tokenizer.token_to_id(token) for role, token in self._spellings.items()}
+        ids = {role: _find_id(tokenizer, token) for role, token in self._spellings.items()}
         self.special = SpecialTokens(**ids)
         added = tokenizer.get_added_tokens_decoder()
         specials = {index for index, token in added.items() if token.special} | set(ids.values())
         self.special_ids = np.array(sorted(specials), dtype=np.int64)
-        self.vocab_size = max(tokenizer.get_vocab_size(), int(self.special_ids[-1]) + 1)
+        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of each text without special tokens, [num_tokens] int64."""
@@ -72,7 +73,9 @@ class TextTokenizer:
     def save(self, folder: Path, max_length: int) -> None:
         """Write the files that `AutoTokenizer.from_pretrained(folder)` reads."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._tokenizer.save(str(folder / "tokenizer.json"))
+        exported = Tokenizer.from_str(self._tokenizer.to_str())
+        exported.post_processor = self._frame_documents()
+        exported.save(str(folder / "tokenizer.json"))
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": max_length,
@@ -81,6 +84,21 @@ class TextTokenizer:
         }
         text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+    def _frame_documents(self) -> TemplateProcessing:
+        """[CLS] before and [SEP] behind, as documents are in training whatever the file says."""
+        cls, sep = self._spellings["cls"], self._spellings["sep"]
+        return TemplateProcessing(
+            single=f"{cls} $A {sep}",
+            pair=f"{cls} $A {sep} $B:1 {sep}:1",
+            special_tokens=[(cls, self.special.cls), (sep, self.special.sep)],
+        )
+
+
+def _find_id(tokenizer: Tokenizer, token: str) -> int:
+    index = tokenizer.token_to_id(token)
+    assert index is not None
+    return int(index)
 
 
 def _find_special(tokenizer: Tokenizer, name: str, role: str) -> str:

@@ -8,6 +8,7 @@ import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -65,7 +66,9 @@ def _attend_torch_varlen(
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+    output = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+    assert isinstance(output, Tensor)
+    return output
 
 
 def _attend_xformers(
@@ -133,6 +136,7 @@ def find_obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | 
     return None
 
 
+@lru_cache(maxsize=64)
 def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend called `name`, or for `auto` the first of `BACKENDS` that can run.
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutput,
     MaskedLMOutput,
@@ -61,7 +62,7 @@ class SwiGLU(nn.Module):
         return self.w3(F.silu(gate) * value)
 
 
-class EncoderBlock(nn.Module):
+class EncoderBlock(GradientCheckpointingLayer):
     """Attention and feed-forward, each on a normalised copy of the residual stream."""
 
     def __init__(self, config: NeoBERTConfig) -> None:
@@ -101,6 +102,9 @@ class NeoBERTPreTrainedModel(PreTrainedModel):
     config_class = NeoBERTConfig
     base_model_prefix = "model"
     _no_split_modules = ["EncoderBlock"]  # noqa: RUF012
+    supports_gradient_checkpointing = True
+    # The heads return means, so the Trainer has to divide by its accumulation steps.
+    accepts_loss_kwargs = False
 
     def _init_weights(self, module: nn.Module) -> None:
         config = self.config
@@ -167,8 +171,8 @@ class NeoBERT(NeoBERTPreTrainedModel):
             position_ids: of the same shape; counts from the start of each sequence when absent.
             inputs_embeds: [..., hidden_size] in place of `input_ids`.
             cu_seqlens: [num_documents + 1], where packed documents begin and the last one ends.
-            max_seqlen: tokens of the longest packed document; read from `cu_seqlens` when absent,
-                which waits for a GPU.
+            max_seqlen: tokens of the longest packed document, or of the padding behind them where
+                that is longer; read from `cu_seqlens` when absent, which waits for a GPU.
             output_hidden_states: also return the embeddings and the output of every block.
             output_attentions: also return attention probabilities [B, heads, S, S] of every block;
                 padded form only.
@@ -186,17 +190,19 @@ class NeoBERT(NeoBERTPreTrainedModel):
         want_attentions = _or_config(output_attentions, self.config.output_attentions)
         if want_attentions and cu_seqlens is not None:
             raise ValueError("output_attentions needs the padded form: leave out cu_seqlens")
+        if attention_mask is not None and cu_seqlens is not None:
+            raise ValueError("give attention_mask (padded form) or cu_seqlens (packed), not both")
 
         x = self.encoder(input_ids) if inputs_embeds is None else inputs_embeds
         packing = _Packing.build(x, attention_mask, position_ids, cu_seqlens, max_seqlen)
         x = packing.flatten(x)
         cos, sin = rotary_factors(packing.position_ids, self.config.dim_head)
-        backend = choose_backend(self.attention_backend, x.device, x.dtype)
+        backend = choose_backend(self.attention_backend, x.device, _compute_dtype(x))
 
         states, attentions = [x], []
         for block in self.transformer_encoder:
             if want_attentions:
-                q, k, _ = block.project(x, cos, sin)
+                q, k, _ = block.project(x, cos, sin)  # type: ignore[operator]
                 attentions.append(packing.attention_weights(q, k))
             x = block(x, cos, sin, packing.cu_seqlens, packing.max_seqlen, backend)
             if want_states:
@@ -206,7 +212,14 @@ class NeoBERT(NeoBERTPreTrainedModel):
             hidden_states=tuple(map(packing.restore, states)) if want_states else None,
             attentions=tuple(attentions) if want_attentions else None,
         )
-        return output if _or_config(return_dict, True) else output.to_tuple()
+        return output if _or_config(return_dict, self.config.return_dict) else output.to_tuple()
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that linear layers give for x, which autocast may change."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
 
 
 def _or_config(value: bool | None, default: bool) -> bool:
@@ -356,7 +369,7 @@ class NeoBERTLMHead(NeoBERTPreTrainedModel):
         if labels is not None:
             loss = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
         result = MaskedLMOutput(loss, logits, output.hidden_states, output.attentions)
-        return result if _or_config(return_dict, True) else result.to_tuple()
+        return result if _or_config(return_dict, self.config.return_dict) else result.to_tuple()
 
 
 class NeoBERTForSequenceClassification(NeoBERTPreTrainedModel):
@@ -408,7 +421,7 @@ class NeoBERTForSequenceClassification(NeoBERTPreTrainedModel):
         logits = self.classifier(self.dropout(hidden))
         loss = None if labels is None else self._compute_loss(logits, labels)
         result = SequenceClassifierOutput(loss, logits, output.hidden_states, output.attentions)
-        return result if _or_config(return_dict, True) else result.to_tuple()
+        return result if _or_config(return_dict, self.config.return_dict) else result.to_tuple()
 
     def _compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         problem = self.config.problem_type

@@ -45,7 +45,8 @@ def build_deepspeed_config(config: TrainConfig, world: World) -> dict[str, Any]:
         "train_batch_size": accumulation * world.world_size,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": config.optimizer.max_grad_norm,
+        # Without ZeRO `step_engine` clips.
+        "gradient_clipping": config.optimizer.max_grad_norm if config.deepspeed.zero_stage else 0.0,
         "zero_optimization": {"stage": config.deepspeed.zero_stage},
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": config.trainer.precision is Precision.bf16},
@@ -165,20 +166,38 @@ def set_learning_rate(engine: Any, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
-def step_engine(engine: Any) -> float:
+def step_engine(engine: Any, max_grad_norm: float) -> float:
     """End a micro step; at the last one of a step, update the weights.
+
+    Args:
+        engine: the DeepSpeed engine.
+        max_grad_norm: as the engine was configured with; 0 is off.
 
     Returns:
         Norm of the global batch's gradient before clipping; NaN before the last micro step.
     """
-    plain = isinstance(engine.optimizer, torch.optim.Optimizer)
+    if not isinstance(engine.optimizer, torch.optim.Optimizer):
+        engine.step()
+        norm = engine.get_global_grad_norm()
+        return math.nan if norm is None else float(norm)
     norm = math.nan
-    if plain and engine.is_gradient_accumulation_boundary():
-        gradients = [parameter.grad for _, parameter in iter_parameters(engine)]
-        norm = float(torch.nn.utils.get_total_norm([g for g in gradients if g is not None]))
+    if engine.is_gradient_accumulation_boundary():
+        norm = _clip_gradients(engine, max_grad_norm)
     engine.step()
-    known = engine.get_global_grad_norm()
-    return norm if plain or known is None else float(known)
+    return norm
+
+
+def _clip_gradients(engine: Any, max_grad_norm: float) -> float:
+    """Clip as ZeRO does. DeepSpeed's own clipping of a plain optimiser keeps no norm, and adds
+    squares up in fp32, which was 0.05 % off on an embedding of two million weights.
+    """
+    gradients = [p.grad for _, p in iter_parameters(engine) if p.grad is not None]
+    squares = [torch.linalg.vector_norm(g, dtype=torch.float64) ** 2 for g in gradients]
+    norm = float(torch.stack(squares).sum().sqrt())
+    if 0 < max_grad_norm < norm + 1e-6:
+        for gradient in gradients:
+            gradient.mul_(max_grad_norm / (norm + 1e-6))
+    return norm
 
 
 def _inner_optimizer(engine: Any) -> torch.optim.Optimizer:

@@ -167,7 +167,7 @@ class Trainer:
         for batch in batches:
             loss, correct = engine(batch.to(engine.device))
             engine.backward(loss * scale, scale_wrt_gas=False)
-            self._grad_norm = step_engine(engine)
+            self._grad_norm = step_engine(engine, self.config.optimizer.max_grad_norm)
             loss_sum += loss.detach()
             num_correct += correct
         return loss_sum, num_correct

@@ -53,13 +53,14 @@ class HuggingFaceUnit:
 
     def _to_record(self, record: dict[str, Any], next_cursor: int) -> Record | BadRecord:
         text = record.get(self.column)
+        place = f"{self.source.dataset}, shard {self.shard}, row {next_cursor % _GROUP - 1}"
         if text is not None and not isinstance(text, str):
-            row = next_cursor % _GROUP - 1
-            return BadRecord(
-                f"{self.source.dataset}, shard {self.shard}, row {row}: '{self.column}' holds a "
-                f"{type(text).__name__}, not text",
-                next_cursor,
-            )
+            kind = type(text).__name__
+            return BadRecord(f"{place}: '{self.column}' holds a {kind}, not text", next_cursor)
+        try:
+            (text or "").encode("utf-8")
+        except UnicodeEncodeError:
+            return BadRecord(f"{place}: '{self.column}' holds a lone surrogate", next_cursor)
         return Record(text or "", next_cursor)
 
 

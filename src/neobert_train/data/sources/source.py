@@ -14,7 +14,7 @@ class Record:
     """One document as it was found.
 
     Attributes:
-        text: the document; empty where the source holds null.
+        text: the document, which can be written as UTF-8; empty where the source holds null.
         next_cursor: where its unit continues after it.
     """
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import zstandard
 
@@ -62,7 +62,12 @@ def _to_record(
 ) -> Record | BadRecord:
     parse = _parse_json if kind == "jsonl" else _parse_text
     try:
-        return Record(parse(raw, column), next_cursor)
+        text = parse(raw, column)
+        text.encode("utf-8")
+        return Record(text, next_cursor)
+    except UnicodeEncodeError as error:
+        surrogate = ascii(error.object[error.start])
+        return BadRecord(f"{describe_place()}: holds the lone surrogate {surrogate}", next_cursor)
     except _RecordError as error:
         return BadRecord(f"{describe_place()}: {error}", next_cursor)
 
@@ -158,7 +163,7 @@ _SPLITTERS: dict[str, Callable[[Any], Iterator[tuple[int, bytes]]]] = {
 }
 
 
-def _open_stream(path: str) -> IO[bytes]:
+def _open_stream(path: str) -> Any:
     if path.endswith(".gz"):
         return gzip.open(path, "rb")
     if path.endswith(".zst"):

@@ -1,0 +1,94 @@
+"""The gradient of the global batch is one number, however the batch is split."""
+
+import itertools
+
+import numpy as np
+import torch
+
+from neobert_train.config.derived import compute_num_lanes
+from neobert_train.data.collate import collate
+from neobert_train.data.loader import StepLoader, initial_states
+from neobert_train.data.masking import build_masking
+from neobert_train.data.sources import build_units
+from neobert_train.distributed import Collectives
+from neobert_train.model import build_model
+from neobert_train.objective import MaskedLanguageModelling
+from neobert_train.optim.adamw import build_optimizer
+from neobert_train.training.engine import build_engine, read_engine_state, step_engine
+from neobert_train.world import World
+
+
+def _one_step_of_batches(config):
+    units = build_units(config.data, compute_num_lanes(config))
+    loader = StepLoader(config, units, initial_states(range(compute_num_lanes(config))))
+    return loader.next_step()
+
+
+def test_engine_gradient_equals_one_big_float64_batch(make_config, tokenizer):
+    config = make_config("deepspeed=zero0", "optimizer.max_grad_norm=0.0")
+    batches = _one_step_of_batches(config)
+    masked = sum(batch.num_masked for batch in batches)
+
+    reference = build_model(config, tokenizer).double()
+    total = 0.0
+    for batch in batches:
+        bounds = batch.cu_seqlens.tolist()
+        logits = [
+            reference(batch.input_ids[None, start:stop]).logits[0]
+            for start, stop in itertools.pairwise(bounds)
+        ]
+        chosen = torch.cat(logits)[batch.masked_positions]
+        total = total + torch.nn.functional.cross_entropy(chosen, batch.labels, reduction="sum")
+    (total / masked).backward()
+
+    world = World()
+    collectives = Collectives(world, torch.device("cpu"))
+    engine = build_engine(
+        config, MaskedLanguageModelling(build_model(config, tokenizer)), world, torch.device("cpu")
+    )
+    for batch in batches:
+        loss, _ = engine(batch)
+        engine.backward(loss / masked, scale_wrt_gas=False)
+        if not engine.is_gradient_accumulation_boundary():
+            step_engine(engine, 0.0)
+    for (name, parameter), expected in zip(
+        engine.module.model.named_parameters(), reference.parameters(), strict=True
+    ):
+        assert torch.allclose(parameter.grad.double(), expected.grad, atol=1e-7), name
+    norm = step_engine(engine, 0.0)
+    exact = torch.sqrt(sum((p.grad**2).sum() for p in reference.parameters()))
+    assert abs(norm - float(exact)) < 1e-5
+    assert read_engine_state(engine, 1, keep=False) is None
+    collectives.close()
+
+
+def test_norms_and_biases_are_not_decayed(make_config, tokenizer):
+    config = make_config()
+    model = build_model(config, tokenizer)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, free = build_optimizer(config.optimizer, model).param_groups
+    assert decayed["weight_decay"] == 0.1
+    assert free["weight_decay"] == 0.0
+    free_names = {names[id(parameter)] for parameter in free["params"]}
+    assert free_names == {n for n in names.values() if "norm" in n or n.endswith("bias")}
+    assert len(decayed["params"]) + len(free["params"]) == len(names)
+
+
+def test_padding_and_document_order_do_not_change_the_sums(make_config, tokenizer):
+    config = make_config()
+    objective = MaskedLanguageModelling(build_model(config, tokenizer)).double().eval()
+    masking = build_masking(config.masking, tokenizer)
+    documents = [np.array([101, *range(2000 + 50 * n, 2000 + 50 * n + n), 102]) for n in (5, 30, 9)]
+    batch = collate(documents, 60, 0, masking, np.random.Generator(np.random.Philox(key=1)))
+    loss, correct = objective(batch)
+    bounds = batch.cu_seqlens.tolist()
+    total = 0.0
+    for start, stop in reversed(list(itertools.pairwise(bounds))):
+        chosen = (batch.masked_positions >= start) & (batch.masked_positions < stop)
+        alone = objective.model(
+            batch.input_ids[None, start:stop]
+        ).logits[0, batch.masked_positions[chosen] - start]  # fmt: skip
+        labels = batch.labels[chosen]
+        total += torch.nn.functional.cross_entropy(alone, labels, reduction="sum").item()
+    assert abs(loss.item() - total) < 1e-4
+    assert 0 <= correct.item() <= batch.num_masked
