@@ -1,7 +1,6 @@
 """Collectives among the processes of a run, on small numbers held by the host."""
 
 import os
-import socket
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -22,10 +21,13 @@ class Collectives:
 
     def __init__(self, world: World, device: torch.device) -> None:
         """Join the process group that the launcher announced, or make one of this process."""
-        _announce_single_process(world)
-        if not dist.is_initialized():
-            backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
+        backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
+        if "MASTER_ADDR" in os.environ:
             dist.init_process_group(backend, timeout=_TIMEOUT)
+        else:  # no launcher: one process, which needs no port to find itself
+            dist.init_process_group(
+                backend, timeout=_TIMEOUT, store=dist.HashStore(), rank=0, world_size=1
+            )
         self.world = world
         self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
 
@@ -89,18 +91,6 @@ def _try(function: Callable[[], Any]) -> tuple[Any, str | None]:
         return function(), None
     except InputError as error:
         return None, str(error)
-
-
-def _announce_single_process(world: World) -> None:
-    """Set what a launcher sets. Without it DeepSpeed looks for MPI, and gloo for an address."""
-    os.environ.setdefault("RANK", str(world.rank))
-    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
-    os.environ.setdefault("WORLD_SIZE", str(world.world_size))
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    if "MASTER_PORT" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
 
 
 def find_device(world: World) -> torch.device:

@@ -18,7 +18,7 @@ SMOKE = [
 ]  # fmt: skip
 PLAIN = [sys.executable, "-m", "neobert_train"]
 TORCHRUN = [
-    sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0",
+    sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone",
     "-m", "neobert_train",
 ]  # fmt: skip
 DEEPSPEED = [
@@ -40,7 +40,7 @@ def start(launcher, output_dir, *overrides):
 
 
 def finish(process, code=0):
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == code, output
     return output
 
@@ -57,7 +57,7 @@ def read_metrics(output_dir):
 
 def wait_for_step(output_dir, step, process):
     """Until the metrics show a step; an exact moment is not wanted."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         assert process.poll() is None, process.stdout.read()
         file = output_dir / "metrics.jsonl"

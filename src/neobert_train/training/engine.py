@@ -68,6 +68,7 @@ def build_engine(
         device: where to train.
     """
     deepspeed = import_deepspeed(device)
+    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # it insists, launcher or not
     deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo")
     objective.to(device)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory use
