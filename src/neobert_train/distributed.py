@@ -25,9 +25,8 @@ class Collectives:
         if "MASTER_ADDR" in os.environ:
             dist.init_process_group(backend, timeout=_TIMEOUT)
         else:  # no launcher: one process, which needs no port to find itself
-            dist.init_process_group(
-                backend, timeout=_TIMEOUT, store=dist.HashStore(), rank=0, world_size=1
-            )
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=0, world_size=1)
         self.world = world
         self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
 

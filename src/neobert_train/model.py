@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
 from neobert_train.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
+
+_COMPILERS = (os.environ.get("CXX", "g++"), "clang++")
 
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 
@@ -59,6 +62,27 @@ def choose_attention(config: TrainConfig, model: NeoBERTLMHead, device: torch.de
         raise InputError(f"{error}; write model.attention=auto to take one that can") from error
     model.model.attention_backend = backend
     return backend
+
+
+def compile_blocks(model: NeoBERTLMHead, device: torch.device) -> bool:
+    """Compile what surrounds attention in every block, where there is a compiler.
+
+    All blocks share the compiled code. Attention stays outside: its kernels are opaque to the
+    compiler, and reading document lengths would break the graph.
+
+    Returns:
+        Whether anything is compiled; otherwise a warning said why not.
+    """
+    if device.type == "cpu" and not any(map(shutil.which, _COMPILERS)):
+        logger.warning(
+            "model.compile=true needs a C++ compiler, and there is none (%s): running uncompiled",
+            ", ".join(_COMPILERS),
+        )
+        return False
+    for block in model.model.transformer_encoder:
+        block.project = torch.compile(block.project, dynamic=False)  # type: ignore[assignment, arg-type]
+        block.combine = torch.compile(block.combine, dynamic=False)  # type: ignore[assignment, arg-type]
+    return True
 
 
 def load_into(model: NeoBERTLMHead, weights: Mapping[str, Tensor], origin: str) -> None:

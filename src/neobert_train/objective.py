@@ -27,5 +27,7 @@ class MaskedLanguageModelling(nn.Module):
         logits = output.logits
         loss = F.cross_entropy(logits.float(), batch.labels, reduction="sum")
         with torch.no_grad():
-            num_correct = (logits.argmax(dim=-1) == batch.labels).sum()
+            # A label that reaches the largest logit; several times faster than argmax on a CPU.
+            label_logits = logits.gather(-1, batch.labels[:, None])[:, 0]
+            num_correct = (label_logits >= logits.amax(dim=-1)).sum()
         return loss, num_correct

@@ -33,7 +33,13 @@ from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
 from neobert_train.distributed import Collectives, find_device
 from neobert_train.environment import describe_environment
 from neobert_train.errors import EXIT_STOPPED, InputError
-from neobert_train.model import build_model, choose_attention, load_initial_weights, load_into
+from neobert_train.model import (
+    build_model,
+    choose_attention,
+    compile_blocks,
+    load_initial_weights,
+    load_into,
+)
 from neobert_train.objective import MaskedLanguageModelling
 from neobert_train.report.refresh import ReportRefresher
 from neobert_train.run_directory import RunDirectory, write_atomically, write_json
@@ -96,6 +102,8 @@ def _train(
             print(f"{run.path} is complete: all {state.step} steps are done")
         return
 
+    if config.model.compile:
+        compile_blocks(model, device)
     collectives.on_main(lambda: open_run_directory(config, run, world, attention))
     sample = collectives.on_main(lambda: prepare_sample(config, run, units, tokenizer))
     engine = build_engine(config, MaskedLanguageModelling(model), world, device)
@@ -255,7 +263,7 @@ def format_summary(
             *lines,
             f"  checkpoint       {run.checkpoint(state.step)}",
             f"  metrics          {run.metrics_file}",
-            f"  report           {run.report_file}",
+            *([f"  report           {run.report_file}"] if run.report_file.exists() else []),
             f"Next: python -m neobert_train export run_dir={run.path}",
         ]
     )

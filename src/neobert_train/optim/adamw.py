@@ -17,10 +17,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Ad
         {"params": _with_dimensions(parameters, decayed=False), "weight_decay": 0.0},
     ]
     beta1, beta2 = config.betas
-    on_gpu = all(parameter.is_cuda for parameter in parameters)
-    return torch.optim.AdamW(
-        groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=on_gpu
-    )
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
 
 
 def _with_dimensions(parameters: Iterable[nn.Parameter], decayed: bool) -> list[nn.Parameter]:
