@@ -62,8 +62,8 @@ class RunDirectory:
         self._lock = file
 
     def holds_run(self) -> bool:
-        """Whether a run was started here."""
-        return self.config_file.exists() or bool(self.list_checkpoints())
+        """Whether there is a run to continue: one that came to a checkpoint."""
+        return bool(self.list_checkpoints())
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint after `step` steps."""

@@ -87,56 +87,45 @@ def _train(
     stop: StopRequest,
 ) -> None:
     started = time.monotonic()
+    # Everything that can be wrong with what the user gave comes first, and leaves nothing behind.
     run = RunDirectory(config.output_dir)
     checkpoint = collectives.on_main(lambda: find_resume_point(config, run))
     tokenizer = collectives.on_all(lambda: load_tokenizer(config.tokenizer.path))
     units = collectives.on_all(lambda: build_units(config.data, compute_num_lanes(config)))
     state, weights = collectives.on_all(lambda: load_starting_point(config, checkpoint))
+    if state.step >= config.trainer.max_steps:
+        if world.is_main:
+            print(f"{run.path} is complete: all {state.step} steps are done")
+        return
     model = build_model(config, tokenizer)
     if weights is not None:
         origin = str(checkpoint or config.init_from)
         collectives.on_all(lambda: load_into(model, weights, origin))
     attention = collectives.on_all(lambda: choose_attention(config, model, device))
-    if state.step >= config.trainer.max_steps:
-        if world.is_main:
-            print(f"{run.path} is complete: all {state.step} steps are done")
-        return
+    resumes = checkpoint is not None
+    sample = collectives.on_main(lambda: find_sample(config, run, units, tokenizer, resumes))
 
+    collectives.on_main(lambda: open_run_directory(config, run, world, attention, sample))
     if config.model.compile:
         compile_blocks(model, device)
-    collectives.on_main(lambda: open_run_directory(config, run, world, attention))
-    sample = collectives.on_main(lambda: prepare_sample(config, run, units, tokenizer))
     engine = build_engine(config, MaskedLanguageModelling(model), world, device)
     if checkpoint is not None and state.step:
         assert weights is not None
-        moments = load_moments(checkpoint)
-        write_optimizer_state(engine, EngineState(weights, moments, state.step))
-        del moments, weights
+        write_optimizer_state(engine, EngineState(weights, load_moments(checkpoint), state.step))
     state.lanes = {lane: state.lanes[lane] for lane in world.lanes(len(state.lanes))}
-    loader = StepLoader(config, units, state.lanes, pin_memory=device.type == "cuda")
     report = ReportRefresher(run.path)
+    on_checkpoint = report.refresh if config.logging.report else None
+    is_main, max_steps = world.is_main, config.trainer.max_steps
     trainer = Trainer(
         config=config,
         engine=engine,
-        loader=loader,
+        loader=StepLoader(config, units, state.lanes, pin_memory=device.type == "cuda"),
         collectives=collectives,
         state=state,
         evaluation_batches=build_heldout_batches(config, sample, tokenizer),
-        writer=(
-            CheckpointWriter(
-                run, config, tokenizer, report.refresh if config.logging.report else None
-            )
-            if world.is_main
-            else None
-        ),
-        metrics=(
-            MetricsLog(run.metrics_file, state.step, start_wandb(config, run.path))
-            if world.is_main
-            else None
-        ),
-        console=Console(
-            config.trainer.max_steps, state.step, world.is_main, config.logging.progress
-        ),
+        writer=CheckpointWriter(run, config, tokenizer, on_checkpoint) if is_main else None,
+        metrics=start_metrics(config, run, state.step) if is_main else None,
+        console=Console(max_steps, state.step, is_main, config.logging.progress),
         stop=stop,
     )
     first_tokens = state.tokens
@@ -144,7 +133,7 @@ def _train(
         trainer.fit()
     finally:
         trainer.close()
-    if world.is_main:
+    if is_main:
         report.finish()
         seconds = time.monotonic() - started
         print(format_summary(run, trainer, sample, state.tokens - first_tokens, seconds))
@@ -189,25 +178,19 @@ def load_starting_point(
     return state, load_initial_weights(config.init_from) if config.init_from else None
 
 
-def open_run_directory(
-    config: TrainConfig, run: RunDirectory, world: World, attention: str
-) -> None:
-    """Claim the run directory and write down what is about to happen in it."""
-    run.create()
-    run.claim()
-    write_atomically(run.config_file, dump_config(config))
-    write_json(run.environment_file, describe_environment(world, attention))
-
-
-def prepare_sample(
-    config: TrainConfig, run: RunDirectory, units: Sequence[Unit], tokenizer: TextTokenizer
+def find_sample(
+    config: TrainConfig,
+    run: RunDirectory,
+    units: Sequence[Unit],
+    tokenizer: TextTokenizer,
+    resumes: bool,
 ) -> CorpusSample:
-    """The held-out documents; looked for once and kept in the run directory.
+    """The held-out documents; looked for when a run begins, and kept in its directory.
 
     Raises:
         InputError: evaluation is asked for and no document is held out.
     """
-    if run.heldout_file.exists():
+    if resumes and run.heldout_file.exists():
         return CorpusSample.from_dict(json.loads(run.heldout_file.read_text(encoding="utf-8")))
     if not config.evaluation.max_tokens:
         return CorpusSample()
@@ -223,8 +206,28 @@ def prepare_sample(
             f"none of the {sample.num_documents} documents looked through is held out: raise "
             f"data.heldout_fraction, or write evaluation.max_tokens=0 to train without evaluation"
         )
-    write_json(run.heldout_file, sample.to_dict())
     return sample
+
+
+def open_run_directory(
+    config: TrainConfig, run: RunDirectory, world: World, attention: str, sample: CorpusSample
+) -> None:
+    """Claim the run directory and write down what is about to happen in it.
+
+    Raises:
+        InputError: it cannot be written to, or another process trains in it.
+    """
+    run.create()
+    run.claim()
+    write_atomically(run.config_file, dump_config(config))
+    write_json(run.environment_file, describe_environment(world, attention))
+    if sample.heldout:
+        write_json(run.heldout_file, sample.to_dict())
+
+
+def start_metrics(config: TrainConfig, run: RunDirectory, step: int) -> MetricsLog:
+    """The metrics of a run that goes on after `step`."""
+    return MetricsLog(run.metrics_file, step, start_wandb(config, run.path))
 
 
 def build_heldout_batches(

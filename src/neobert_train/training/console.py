@@ -5,7 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-_BAR = "step {n_fmt}/{total_fmt} {percentage:3.0f}% |{bar:24}| {postfix}{elapsed} gone, {remaining} left"
+_BAR = "step {n_fmt}/{total_fmt} {percentage:3.0f}% |{bar:24}|{postfix}, {elapsed} gone, {remaining} left"
 
 
 class Console:
@@ -43,7 +43,7 @@ class Console:
         """Show the metrics of a logged step."""
         loss, speed = record["train/loss"], record["train/tokens_per_second"]
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s, ", refresh=False)
+            self._bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
         else:
             self.say(
                 f"step {record['step']}/{self._max_steps}  loss {loss:.4f}  "

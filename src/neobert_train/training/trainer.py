@@ -134,7 +134,8 @@ class Trainer:
             raise InputError.from_problems(list(dict.fromkeys(str(m) for m in messages if m)))
         if stops:
             self._save()
-            raise StoppedError(self.stop.signal_name)
+            names = self.collectives.gather_objects(self.stop.signal_name)
+            raise StoppedError(next(name for name in names if name))
         loss_sum, num_correct = self._forward_backward(batches, masked)
         self.state.step += 1
         self.state.tokens += tokens
