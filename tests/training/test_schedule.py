@@ -57,3 +57,9 @@ def test_constant_has_no_decay(make_config):
 def test_no_warmup_starts_at_the_peak(make_config):
     config = make_config("scheduler.warmup_steps=0", "optimizer.lr=1.0", "trainer.max_steps=1000")
     assert compute_learning_rate(config, 1) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_run_within_the_warmup_only_rises(make_config):
+    config = make_config("trainer.max_steps=3", "scheduler.warmup_steps=3", "optimizer.lr=3.0")
+    rates = [compute_learning_rate(config, step) for step in (1, 2, 3)]
+    assert rates == pytest.approx([1.0, 2.0, 3.0])

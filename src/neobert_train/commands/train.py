@@ -87,6 +87,8 @@ def _train(
     stop: StopRequest,
 ) -> None:
     started = time.monotonic()
+    if world.is_main and config.scheduler.warmup_steps >= config.trainer.max_steps:
+        logger.warning("the run ends within the warm-up (scheduler.warmup_steps)")
     # Everything that can be wrong with what the user gave comes first, and leaves nothing behind.
     run = RunDirectory(config.output_dir)
     checkpoint = collectives.on_main(lambda: find_resume_point(config, run))
@@ -274,6 +276,9 @@ def format_summary(
 
 def _quieten() -> None:
     """Leave the terminal to what concerns the run."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.getLogger("neobert_train").handlers = [handler]
+    logging.getLogger("neobert_train").propagate = False
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\..*")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|deepspeed)\..*")

@@ -169,6 +169,8 @@ def _serve(readers: LaneReaders, prefetch: int, sender: Connection, parent: int)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Locks that libraries make here then leave nothing to clean up when this process is killed.
+    multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     ready: queue.Queue[Any] = queue.Queue(maxsize=prefetch)
     threading.Thread(target=_read_ahead, args=(readers, ready), daemon=True).start()

@@ -13,7 +13,7 @@ def compute_learning_rate(config: TrainConfig, step: int) -> float:
     `final_lr_ratio x peak` at step `decay_fraction x max_steps`, and stays there.
     """
     schedule, peak = config.scheduler, config.optimizer.lr
-    if step < schedule.warmup_steps:
+    if step <= schedule.warmup_steps:
         return peak * step / schedule.warmup_steps
     if schedule.name is ScheduleName.constant:
         return peak

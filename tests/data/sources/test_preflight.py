@@ -1,0 +1,240 @@
+"""What is wrong with the files shows at the start, all of it at once, with what to write instead."""
+
+import json
+import logging
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from neobert_train.config.schema import (
+    BadRecordPolicy,
+    DataConfig,
+    FileFormat,
+    SourceKind,
+    TextDocuments,
+)
+from neobert_train.data.sources import BadRecord, build_units
+from neobert_train.errors import InputError
+
+
+def build(*paths, num_lanes=1, **data):
+    data = {"source": SourceKind.files, "paths": [str(path) for path in paths]} | data
+    return build_units(DataConfig(**data), num_lanes)
+
+
+def read(*paths, **options) -> list[str]:
+    records = [r for unit in build(*paths, **options) for r in unit.iter_records(0)]
+    return [record.text for record in records]
+
+
+def write_jsonl(path, *records):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def find_problem(*paths, **options) -> str:
+    with pytest.raises(InputError) as raised:
+        build(*paths, **options)
+    return str(raised.value)
+
+
+@pytest.fixture
+def sound(tmp_path):
+    return write_jsonl(tmp_path / "sound.jsonl", {"content": "sound"})
+
+
+def test_every_problem_of_every_file_is_listed_at_once(tmp_path, sound):
+    files = {
+        "empty.jsonl": "is empty",
+        "blank.txt": "is empty",
+        "archive.tar": "its name does not tell the format: write data.format=parquet, jsonl or text",
+        "other.jsonl": "has no key 'content': write data.column=... with one of text, url",
+        "list.json": "JSON Lines has one object a line, so convert a JSON array first",
+        "fake.parquet": "cannot be read as parquet",
+        "rows.parquet": "has no rows",
+        "column.parquet": "has no column 'content': write data.column=... with one of text, url",
+        "number.parquet": "column 'content' holds int64, not text: write data.column=... with one of title",
+        "numbers.parquet": "write data.column=... with one of (there is no text column)",
+        "latin.txt": "not UTF-8 (byte 0xe9)",
+        "broken.jsonl.gz": "cannot be read (Not a gzipped file",
+    }  # fmt: skip
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "blank.txt").write_text(" \n\t\r\n")
+    (tmp_path / "archive.tar").write_text("x")
+    write_jsonl(tmp_path / "other.jsonl", {"text": "x", "url": "y"})
+    (tmp_path / "list.json").write_text(json.dumps([{"content": "x"}], indent=1))
+    (tmp_path / "fake.parquet").write_text("content\nx\n")
+    pq.write_table(pa.table({"content": pa.array([], pa.string())}), tmp_path / "rows.parquet")
+    pq.write_table(pa.table({"text": ["x"], "url": ["y"]}), tmp_path / "column.parquet")
+    pq.write_table(pa.table({"content": [1], "title": ["y"]}), tmp_path / "number.parquet")
+    pq.write_table(pa.table({"content": [1]}), tmp_path / "numbers.parquet")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    (tmp_path / "broken.jsonl.gz").write_text("no gzip")
+    missing = [tmp_path / "missing.jsonl", tmp_path / "no*thing.txt"]
+    message = find_problem(sound, *missing, *(tmp_path / name for name in files))
+    lines = message.splitlines()
+    assert lines[0] == f"{len(files) + 2} problems were found:"
+    assert len(lines) == len(files) + 3
+    for path in missing:
+        assert f"{path}: no such file, and no readable format in such a folder or glob" in message
+    for name, mend in files.items():
+        (line,) = [line for line in lines if str(tmp_path / name) in line]
+        assert mend in line
+    assert "sound" not in message
+
+
+def test_a_folder_without_a_readable_format_is_named(tmp_path):
+    (tmp_path / "a.bin").write_text("x")
+    assert find_problem(tmp_path).startswith(f"{tmp_path}: no such file, and no readable format")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[\n{"content": "a"},\n{"content": "b"}\n]',
+        pytest.param(
+            '[{"content": "a"}, {"content": "b"}]',
+            marks=pytest.mark.xfail(strict=True, reason="one line of JSON is no syntax error"),
+        ),
+    ],
+)
+def test_a_json_array_says_that_it_has_to_be_converted(tmp_path, content):
+    path = tmp_path / "array.json"
+    path.write_text(content)
+    assert "convert a JSON array first" in find_problem(path)
+
+
+@pytest.mark.xfail(strict=True, reason="the type of a JSON value is found, its mend is not said")
+def test_a_json_key_that_holds_no_text_says_which_setting_to_change(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", {"content": 3, "title": "text"})
+    message = find_problem(path)
+    assert "'content' holds a int, not text" in message
+    assert "data.column" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("broken.jsonl", b"no json\n"),
+        ("empty.jsonl", b""),
+        ("fake.parquet", b"PAR1 but no parquet"),
+        ("latin.txt", b"caf\xe9\n"),
+        ("noise.jsonl.gz", b"no gzip"),
+    ],
+)
+def test_skip_leaves_a_file_out_with_a_warning(tmp_path, sound, caplog, name, content):
+    (tmp_path / name).write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        units = build(tmp_path / name, sound, on_bad_record=BadRecordPolicy.skip)
+    assert {unit.path for unit in units} == {str(sound)}
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().startswith(f"left out: {tmp_path / name}")
+    message = find_problem(tmp_path / name, on_bad_record=BadRecordPolicy.skip)
+    assert message == "no readable file is left in data.paths"
+    assert str(tmp_path / name) in find_problem(tmp_path / name, sound)
+
+
+def test_skip_looks_past_bad_records_at_the_beginning_of_a_file(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("broken\n" * 100 + '{"content": "good"}\n')
+    (unit, *_) = build(path, on_bad_record=BadRecordPolicy.skip)
+    assert isinstance(next(unit.iter_records(0)), BadRecord)
+    path.write_text("broken\n" * 101 + '{"content": "too late"}\n')
+    message = find_problem(path, on_bad_record=BadRecordPolicy.skip)
+    assert message == "no readable file is left in data.paths"
+
+
+def test_column_and_format_mistakes_are_errors_also_with_skip(tmp_path, sound):
+    pq.write_table(pa.table({"text": ["x"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"content": [1]}), tmp_path / "b.parquet")
+    write_jsonl(tmp_path / "c.jsonl", *[{"text": "x"}] * 200)
+    (tmp_path / "d.tar").write_text("x")
+    paths = [tmp_path / name for name in ("a.parquet", "b.parquet", "c.jsonl", "d.tar")]
+    message = find_problem(sound, *paths, on_bad_record=BadRecordPolicy.skip)
+    assert message.startswith("4 problems were found:")
+    assert all(str(path) in message for path in paths)
+
+
+@pytest.mark.xfail(strict=True, reason="the last bad record decides, and no sound one settles it")
+def test_a_wrong_column_is_an_error_with_skip_also_when_the_last_line_is_broken(tmp_path, sound):
+    path = write_jsonl(tmp_path / "a.jsonl", *[{"text": "x"}] * 5)
+    path.write_text(path.read_text() + '{"te')
+    assert "has no key 'content'" in find_problem(path, sound, on_bad_record=BadRecordPolicy.skip)
+
+
+@pytest.mark.xfail(strict=True, reason="' data.' in a path is taken for the name of a setting")
+def test_skip_leaves_a_broken_file_out_whatever_its_name(tmp_path, sound):
+    path = tmp_path / "my data.jsonl"
+    path.write_text("broken\n")
+    units = build(path, sound, on_bad_record=BadRecordPolicy.skip)
+    assert {unit.path for unit in units} == {str(sound)}
+
+
+def test_folders_globs_and_files_are_read_once_each_in_a_fixed_order(tmp_path):
+    for name in ("b/2.jsonl", "b/1.ndjson", "a/x.json", "c/deep/er/y.jsonl", "b/[odd].jsonl"):
+        write_jsonl(tmp_path / name, {"content": name})
+    (tmp_path / "b" / "notes.bin").write_text("not read")
+    folder = ["b/1.ndjson", "b/2.jsonl", "b/[odd].jsonl"]
+    assert read(tmp_path / "b") == folder
+    assert read(tmp_path / "b" / "2.jsonl", tmp_path / "b") == ["b/2.jsonl", folder[0], folder[2]]
+    assert read(f"{tmp_path}/**/*.jsonl") == [*folder[1:], "c/deep/er/y.jsonl"]
+    assert read(tmp_path / "b" / "[odd].jsonl") == ["b/[odd].jsonl"]
+    assert sorted(read(tmp_path)) == sorted(["a/x.json", *folder, "c/deep/er/y.jsonl"])
+
+
+@pytest.mark.xfail(strict=True, reason="names are compared as they are written")
+def test_a_file_named_in_two_ways_is_read_once(tmp_path, monkeypatch):
+    write_jsonl(tmp_path / "a.jsonl", {"content": "only"})
+    monkeypatch.chdir(tmp_path)
+    assert read(".", "./*.jsonl", tmp_path / "a.jsonl") == ["only"]
+
+
+@pytest.mark.xfail(strict=True, reason="a folder with a known suffix is taken for a file")
+def test_a_folder_of_parts_named_like_a_file_is_read_inside_another_folder(tmp_path):
+    (tmp_path / "corpus" / "texts.parquet").mkdir(parents=True)
+    pq.write_table(
+        pa.table({"content": ["a"]}), tmp_path / "corpus" / "texts.parquet" / "part-0.parquet"
+    )
+    assert read(tmp_path / "corpus") == ["a"]
+
+
+@pytest.mark.xfail(strict=True, reason="its size is asked outside of what is caught")
+def test_a_link_to_nothing_in_a_folder_is_left_out(tmp_path, sound):
+    os.symlink(tmp_path / "gone", tmp_path / "link.jsonl")
+    assert read(tmp_path) == ["sound"]
+
+
+def test_a_named_format_decides_for_files_whose_names_tell_nothing(tmp_path):
+    path = tmp_path / "part-00000"
+    path.write_text('{"content": "a"}\n\n{"content": "b"}\n')
+    assert read(path, format=FileFormat.jsonl) == ["a", "b"]
+    lines = ['{"content": "a"}', '{"content": "b"}']
+    assert read(path, format=FileFormat.text, text_documents=TextDocuments.line) == lines
+    assert read(path, format=FileFormat.text, text_documents=TextDocuments.blank_line) == lines
+
+
+@pytest.mark.parametrize("num_lanes", [1, 3, 16])
+@pytest.mark.parametrize("num_files", [1, 5])
+def test_there_are_units_for_every_lane_and_each_document_is_in_one(tmp_path, num_lanes, num_files):
+    expected = []
+    for file in range(num_files):
+        texts = [f"file {file} text {number}" for number in range(100)]
+        write_jsonl(tmp_path / f"{file}.jsonl", *({"content": text} for text in texts))
+        (tmp_path / f"{file}.txt").write_text("\n\n".join(f"{text} block" for text in texts))
+        rows = pa.table({"content": [f"{text} row" for text in texts]})
+        pq.write_table(rows, tmp_path / f"{file}.parquet")
+        expected += [t + kind for t in texts for kind in ("", " block", " row")]
+    units = build(tmp_path, num_lanes=num_lanes)
+    assert len(units) >= num_lanes
+    texts = [record.text for unit in units for record in unit.iter_records(0)]
+    assert sorted(texts) == sorted(expected)
+
+
+def test_the_shipped_texts_are_found_wherever_the_run_starts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    units = build_units(DataConfig(source=SourceKind.embedded, column="content"), num_lanes=2)
+    assert all(len(record.text) > 100 for unit in units for record in unit.iter_records(0))

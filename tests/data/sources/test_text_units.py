@@ -1,0 +1,162 @@
+"""JSON Lines and plain text: the units of a file give every document once and in full."""
+
+import gzip
+import itertools
+import json
+import math
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neobert_train.data.sources import Record
+from neobert_train.data.sources.text import LineRangeUnit, list_text_units
+
+BOM = b"\xef\xbb\xbf"
+# Separators that str.splitlines would break at, a character of every UTF-8 length, JSON's own signs.
+CHARACTERS = 'aZ 0\t\x0b\x0c\x1c\x85\u2028"\\{}[],:éß中文😀\u0301'
+ZSTANDARD_FAILS = pytest.mark.xfail(
+    strict=True, reason="zstandard's reader cannot be iterated over and stops after one frame"
+)
+PACKINGS = ["", ".gz", pytest.param(".zst", marks=ZSTANDARD_FAILS)]
+
+parts_counts = st.integers(1, 40)
+line_ends = st.sampled_from([b"\n", b"\r\n"])
+blank_lines = st.sampled_from([b"", b"", b"  ", b"\t"])
+
+
+@st.composite
+def plain_lines(draw) -> str:
+    """One line that is not blank, at times longer than what one read of a file returns."""
+    line = draw(st.text(CHARACTERS, max_size=20)) + draw(st.sampled_from("xé中😀"))
+    return line * draw(st.sampled_from([1, 1, 1, 1, 30_000]))
+
+
+def pack(raw: bytes, packing: str, cut: float) -> bytes:
+    """The bytes as they lie in the file; compressed ones as two members joined at `cut`."""
+    middle = int(len(raw) * cut)
+    compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(packing)
+    return compress(raw[:middle]) + compress(raw[middle:]) if compress else raw
+
+
+def read_all(path, kind: str, parts: int, column: str = "content") -> list[str]:
+    """Every text of a file; each record's cursor must continue with exactly what follows it."""
+    texts = []
+    for unit in list_text_units(str(path), kind, column, parts):
+        records = list(unit.iter_records(0))
+        assert all(isinstance(record, Record) for record in records), records
+        cursors = [0, *(record.next_cursor for record in records)]
+        assert all(a < b for a, b in itertools.pairwise(cursors))
+        for index in range(len(records) + 1):
+            assert list(unit.iter_records(cursors[index])) == records[index:]
+        texts += [record.text for record in records]
+    return texts
+
+
+def assert_same_documents(found: list[str], expected: list[str], in_order: bool) -> None:
+    assert sorted(found) == sorted(expected)
+    if in_order:
+        assert found == expected
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("text")
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_units_of_lines_give_each_line_once(folder, packing, data):
+    lines = data.draw(st.lists(plain_lines(), min_size=1, max_size=12))
+    raw = BOM if data.draw(st.booleans()) else b""
+    for line in lines:
+        raw += line.encode() + data.draw(line_ends)
+        raw += data.draw(blank_lines) + data.draw(line_ends)
+    if data.draw(st.booleans()):
+        raw = raw.rstrip(b"\r\n")
+    path = folder / f"lines.txt{packing}"
+    path.write_bytes(pack(raw, packing, data.draw(st.floats(0, 1))))
+    found = read_all(path, "line", data.draw(parts_counts))
+    assert_same_documents(found, lines, in_order=not packing)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_units_of_json_lines_give_each_text_once(folder, packing, data):
+    texts = data.draw(st.lists(st.none() | st.just("") | plain_lines(), min_size=1, max_size=12))
+    raw = BOM if data.draw(st.booleans()) else b""
+    for number, text in enumerate(texts):
+        record = {"id": number, "content": text, "other": "no"}
+        raw += json.dumps(record, ensure_ascii=data.draw(st.booleans())).encode()
+        raw += data.draw(line_ends) + data.draw(blank_lines) + data.draw(line_ends)
+    if data.draw(st.booleans()):
+        raw = raw.rstrip()
+    path = folder / f"records.jsonl{packing}"
+    path.write_bytes(pack(raw, packing, data.draw(st.floats(0, 1))))
+    found = read_all(path, "jsonl", data.draw(parts_counts))
+    assert_same_documents(found, [text or "" for text in texts], in_order=not packing)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_units_of_blocks_give_each_block_between_blank_lines_once(folder, packing, data):
+    blocks = data.draw(
+        st.lists(st.lists(plain_lines(), min_size=1, max_size=3), min_size=1, max_size=6)
+    )
+    raw, expected = BOM if data.draw(st.booleans()) else b"", []
+    if data.draw(st.booleans()) and not raw:
+        raw += b"\n \r\n"
+    for lines in blocks:
+        end = data.draw(line_ends)
+        block = end.join(line.encode() for line in lines)
+        expected.append(block.decode())
+        raw += block + end
+        raw += b"".join(data.draw(blank_lines) + end for _ in range(data.draw(st.integers(1, 3))))
+    if data.draw(st.booleans()):
+        raw = raw.rstrip()
+    path = folder / f"blocks.txt{packing}"
+    path.write_bytes(pack(raw, packing, data.draw(st.floats(0, 1))))
+    parts = data.draw(parts_counts)
+    assert_same_documents(read_all(path, "blank_line", parts), expected, in_order=parts == 1)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_file_as_one_document_comes_whole_whatever_the_parts(folder, packing):
+    text = "\n first é\r\n\r\n\n last 😀"
+    path = folder / f"whole.txt{packing}"
+    path.write_bytes(pack(BOM + text.encode() + b"\r\n\n", packing, 0.4))
+    for parts in (1, 7):
+        assert read_all(path, "file", parts) == [text]
+
+
+@pytest.mark.parametrize("num_parts", [2, 3, 16])
+def test_a_plain_file_of_lines_is_divided_into_ranges_of_even_size(folder, num_parts):
+    """So that no lane has to read what another one reads."""
+    path = folder / "even.txt"
+    path.write_text("".join(f"line number {number:05d}\n" for number in range(1600)))
+    counts = [
+        len(list(unit.iter_records(0)))
+        for unit in list_text_units(str(path), "line", "content", num_parts)
+    ]
+    assert sum(counts) == 1600
+    assert len(counts) == num_parts
+    assert math.floor(1600 / num_parts) - 1 <= min(counts) <= max(counts) <= 1600 / num_parts + 1
+
+
+@pytest.mark.parametrize("size", [4095, 4096, 4097, 8191, 8192, 8193, 65536])
+def test_range_ends_beside_line_ends_and_read_buffers_lose_nothing(folder, size):
+    """Ranges end right before, at and after a line end."""
+    path = folder / "edges.txt"
+    lines = ["a" * (size - 1), "b" * size, "c" * (size + 1)]
+    raw = "\n".join(lines).encode()
+    path.write_bytes(raw)
+    for start in range(size - 3, size + 4):
+        units = [
+            LineRangeUnit(str(path), "line", "", 0, start),
+            LineRangeUnit(str(path), "line", "", start, len(raw)),
+        ]
+        assert [r.text for unit in units for r in unit.iter_records(0)] == lines

@@ -1,0 +1,62 @@
+"""Compiled blocks: one graph for all of them, and the numbers of the uncompiled model."""
+
+import logging
+import shutil
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from neobert_train.model import compile_blocks
+from neobert_train.modeling.configuration_neobert import NeoBERTConfig
+from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
+
+CPU = torch.device("cpu")
+CU_SEQLENS = torch.tensor([0, 5, 6, 40, 64], dtype=torch.int32)
+
+
+def build():
+    torch.manual_seed(0)
+    return NeoBERTLMHead(
+        NeoBERTConfig(
+            hidden_size=32, num_hidden_layers=12, num_attention_heads=2, intermediate_size=48,
+            vocab_size=50,
+        )
+    )  # fmt: skip
+
+
+def run(model, seed):
+    ids = torch.randint(1, 50, (64,), generator=torch.Generator().manual_seed(seed))
+    output = model(ids, cu_seqlens=CU_SEQLENS, max_seqlen=34, labels=ids)
+    output.loss.backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    return output.loss.detach(), gradients
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_all_blocks_share_two_graphs_without_breaks_and_give_the_same_numbers():
+    torch._dynamo.reset()
+    counters.clear()
+    plain, compiled = build(), build()
+    assert compile_blocks(compiled, CPU)
+    for seed in range(3):
+        loss, gradients = run(compiled, seed)
+        expected_loss, expected_gradients = run(plain, seed)
+        assert torch.allclose(loss, expected_loss, atol=1e-6)
+        for gradient, expected in zip(gradients, expected_gradients, strict=True):
+            assert torch.allclose(gradient, expected, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"]
+    assert not counters["recompiles"]
+
+
+def test_without_a_compiler_a_warning_says_so_and_nothing_is_compiled(monkeypatch, caplog):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    model = build()
+    with caplog.at_level(logging.WARNING):
+        assert not compile_blocks(model, CPU)
+    assert "needs a C++ compiler" in caplog.text
+    assert "_torchdynamo" not in str(vars(model.model.transformer_encoder[0]))
+    run(model, 0)
