@@ -5,6 +5,7 @@ else is read from its beginning: every part reads the file and keeps each `parts
 """
 
 import gzip
+import io
 import itertools
 import json
 import zlib
@@ -167,8 +168,44 @@ def _open_stream(path: str) -> Any:
     if path.endswith(".gz"):
         return gzip.open(path, "rb")
     if path.endswith(".zst"):
-        return zstandard.open(path, "rb")
+        return io.BufferedReader(_ZstdFile(path))
     return open(path, "rb")
+
+
+class _ZstdFile(io.RawIOBase):
+    """Reads zstandard frames, and raises EOFError where the last one is cut off.
+
+    The library's own reader takes a truncated file for a short one.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._file = open(path, "rb")  # noqa: SIM115
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._begun, self._data = False, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._data:
+            block = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+                self._begun = False
+            block = block or self._file.read(1 << 16)
+            if not block:
+                if self._begun:
+                    raise EOFError("the compressed file ends before its end-of-stream marker")
+                return 0
+            self._begun = True
+            self._data = self._frame.decompress(block)
+        count = min(len(buffer), len(self._data))
+        buffer[:count], self._data = self._data[:count], self._data[count:]
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _count_lines(path: str, stop: int) -> int:
