@@ -168,11 +168,8 @@ def test_a_lane_never_ends_and_comes_through_the_epochs_in_turn(num_lanes):
         assert epochs[-1] >= 16
 
 
-def test_no_lane_needs_what_another_lane_does_to_go_on():
-    """A lane with little in an epoch is far ahead of one with much, by its own reading alone."""
-    units = make_units(1000, 1)
-    ahead = {lane: take(LaneOrder(units, lane, 2, 0, 8), 500)[-1][1].epoch for lane in range(2)}
-    assert min(ahead.values()) < 4
+def test_a_lane_goes_on_for_thousands_of_epochs():
+    assert take(LaneOrder(make_units(1), 0, 1, 0, 4), 2500)[-1][1].epoch == 2499
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 100])
@@ -216,7 +213,6 @@ def test_a_source_without_records_is_an_error_that_says_so(units):
         take(order, 1)
 
 
-@pytest.mark.xfail(strict=True, reason="a lane gives up after 1,000 epochs whatever its chances")
 def test_one_document_reaches_every_one_of_many_lanes():
     """A thousand lanes and one document: each lane gets it in one epoch of a thousand."""
     for lane in range(8):

@@ -101,10 +101,10 @@ def test_a_step_holds_every_lane_once_in_order(open_loader):
 def test_any_number_of_workers_gives_the_same_steps(open_loader, num_workers):
     plain = open_loader("data.num_workers=0")
     parallel = open_loader(f"data.num_workers={num_workers}", "data.prefetch_micro_batches=2")
-    assert len(find_workers()) == num_workers
     for _ in range(5):
         step = parallel.next_step()
         assert_equal_steps(step, plain.next_step())
+    assert len(find_workers()) == num_workers
     resumed = open_loader("data.num_workers=0", states=states_after(step))
     for _ in range(2):
         assert_equal_steps(resumed.next_step(), plain.next_step())
@@ -132,7 +132,7 @@ def test_a_read_ahead_batch_that_was_not_consumed_comes_again_after_a_resume(ope
 
 
 def test_no_more_workers_than_lanes(open_loader):
-    open_loader("data.num_workers=5", "batch.global_batch_tokens=1024")
+    open_loader("data.num_workers=5", "batch.global_batch_tokens=1024").next_step()
     assert len(find_workers()) == 2
 
 

@@ -14,9 +14,9 @@ from neobert_train.data.randomness import keyed_generator
 from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record, Unit
 from neobert_train.errors import InputError
 
-# An epoch can leave a lane without documents when a source has fewer of them than lanes. That it
-# happens this often in a row means that there are none at all.
-_MOST_EMPTY_EPOCHS = 1000
+# An epoch leaves a lane without documents when a source has fewer of them than lanes, in the worst
+# case all but one in `num_lanes`. This often in a row that chance is nil (e^-100).
+_MOST_EMPTY_EPOCHS_PER_LANE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def iter_lane_records(
         InputError: the lane finds no record at all.
     """
     position, empty_epochs = start, 0
-    while empty_epochs < _MOST_EMPTY_EPOCHS:
+    while empty_epochs < _MOST_EMPTY_EPOCHS_PER_LANE * order.num_lanes:
         empty_epochs += 1
         for records, first in _iter_windows(order, position):
             for offset in order.shuffle(first.epoch, first.window, len(records))[first.offset :]:

@@ -163,7 +163,6 @@ def test_rows_that_hold_no_text_are_bad_and_the_others_are_read(tmp_path):
         assert "'content' holds a int, not text" in record.reason
 
 
-@pytest.mark.xfail(strict=True, reason="the row is counted within its row group and from 0")
 def test_a_bad_row_is_named_by_its_place_in_the_shard(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"content": list(range(9))}), path, row_group_size=4)
@@ -227,7 +226,6 @@ def test_a_dataset_that_cannot_be_opened_is_named_with_the_reason(tmp_path, serv
         assert "\n" not in message
 
 
-@pytest.mark.xfail(strict=True, reason="an empty dataset is reported as 'StopIteration: '")
 def test_a_dataset_without_rows_says_so(tmp_path):
     path = tmp_path / "a.jsonl"
     path.touch()

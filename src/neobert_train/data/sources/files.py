@@ -8,7 +8,7 @@ from pathlib import Path
 
 from neobert_train.config.schema import BadRecordPolicy, FileFormat, TextDocuments
 from neobert_train.data.sources.parquet import list_parquet_units
-from neobert_train.data.sources.source import Unit
+from neobert_train.data.sources.source import SettingError, Unit
 from neobert_train.data.sources.text import COMPRESSED_SUFFIXES, check_text_file, list_text_units
 from neobert_train.errors import InputError
 
@@ -50,8 +50,10 @@ def build_file_units(
     for file in files:
         try:
             units += _list_units(file, file_format, column, text_documents, parts, on_bad_record)
+        except SettingError as error:
+            problems.append(str(error))
         except InputError as error:
-            if on_bad_record is BadRecordPolicy.skip and " data." not in str(error):
+            if on_bad_record is BadRecordPolicy.skip:
                 logger.warning("left out: %s", error)
                 skipped += 1
             else:
@@ -65,12 +67,13 @@ def build_file_units(
 
 def expand_paths(paths: Sequence[str]) -> tuple[list[str], list[str]]:
     """Files named by paths, folders and globs, sorted within each; and what matches nothing."""
-    files: list[str] = []
+    files: dict[str, str] = {}  # by real path: a file named in two ways is read once
     problems: list[str] = []
     for path in paths:
         pattern = os.path.expanduser(path)
         if os.path.isdir(pattern):
-            found = sorted(str(f) for f in Path(pattern).rglob("*") if _find_format(str(f)))
+            inside = (f for f in Path(pattern).rglob("*") if f.is_file())
+            found = sorted(str(f) for f in inside if _find_format(str(f)))
         elif os.path.isfile(pattern):
             found = [pattern]
         else:
@@ -79,8 +82,9 @@ def expand_paths(paths: Sequence[str]) -> tuple[list[str], list[str]]:
             problems.append(
                 f"{path}: no such file, and no readable format in such a folder or glob"
             )
-        files += [file for file in found if file not in files]
-    return files, problems
+        for file in found:
+            files.setdefault(os.path.realpath(file), file)
+    return list(files.values()), problems
 
 
 def _list_units(
@@ -93,7 +97,7 @@ def _list_units(
 ) -> Sequence[Unit]:
     known = _find_format(file) if file_format is FileFormat.auto else file_format
     if known is None:
-        raise InputError(
+        raise SettingError(
             f"{file}: its name does not tell the format: write data.format=parquet, jsonl or text"
         )
     if os.path.getsize(file) == 0:

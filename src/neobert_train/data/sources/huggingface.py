@@ -46,14 +46,15 @@ class HuggingFaceUnit:
                 skipped = first_row if group == first_group else 0
                 for row, record in enumerate(rows.skip(skipped), skipped):
                     if row % self.parts == self.part:
-                        yield self._to_record(record, group * _GROUP + row + 1)
+                        yield self._to_record(record, group, row)
         except Exception as error:  # datasets raises whatever the reader and the network raise
             reason = f"{self.source.dataset}, shard {self.shard}: cannot be read ({error})"
             yield BadRecord(reason, END_OF_UNIT)
 
-    def _to_record(self, record: dict[str, Any], next_cursor: int) -> Record | BadRecord:
+    def _to_record(self, record: dict[str, Any], group: int, row: int) -> Record | BadRecord:
         text = record.get(self.column)
-        place = f"{self.source.dataset}, shard {self.shard}, row {next_cursor % _GROUP - 1}"
+        next_cursor = group * _GROUP + row + 1
+        place = f"{self.source.dataset}, shard {self.shard}, row group {group}, row {row + 1}"
         if text is not None and not isinstance(text, str):
             kind = type(text).__name__
             return BadRecord(f"{place}: '{self.column}' holds a {kind}, not text", next_cursor)
@@ -90,12 +91,16 @@ def build_huggingface_units(
     """
     try:
         dataset = _open_dataset(source)
-        columns = dataset.column_names or list(next(iter(dataset)))
+        columns = dataset.column_names or list(next(iter(dataset), ()))
+    except StopIteration:  # of a builder that finds nothing to infer the columns from
+        columns = []
     except Exception as error:  # whatever the Hub, the network or a builder raises
         raise InputError(
             f"the dataset '{source.dataset}' (split '{source.split}') cannot be opened: "
             f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
         ) from error
+    if not columns:
+        raise InputError(f"the dataset '{source.dataset}' (split '{source.split}') has no rows")
     if column not in columns:
         raise InputError(
             f"the dataset '{source.dataset}' has no column '{column}': write data.column=... with "

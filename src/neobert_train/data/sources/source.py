@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from neobert_train.errors import InputError
+
 # The cursor of a unit that has nothing more to give, also when the rest of it cannot be read.
 END_OF_UNIT = 2**62
 
@@ -29,10 +31,16 @@ class BadRecord:
     Attributes:
         reason: names the file and the record, and says what is wrong.
         next_cursor: where its unit continues after it.
+        is_setting: whether it is sound, but without text under the configured column.
     """
 
     reason: str
     next_cursor: int
+    is_setting: bool = False
+
+
+class SettingError(InputError):
+    """The configured column or format is not that of the data; never a matter of one record."""
 
 
 class Unit(Protocol):

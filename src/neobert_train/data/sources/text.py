@@ -17,7 +17,13 @@ from typing import Any
 
 import zstandard
 
-from neobert_train.data.sources.source import END_OF_UNIT, BadRecord, Record, split_range
+from neobert_train.data.sources.source import (
+    END_OF_UNIT,
+    BadRecord,
+    Record,
+    SettingError,
+    split_range,
+)
 from neobert_train.errors import InputError
 
 COMPRESSED_SUFFIXES = (".gz", ".zst")
@@ -30,21 +36,31 @@ class _RecordError(ValueError):
     """What is wrong with one record, without the place."""
 
 
+class _SettingRecordError(_RecordError):
+    """The record is sound, but not what data.column says."""
+
+
 def _parse_json(line: bytes, column: str) -> str:
+    text = _decode(line)
     try:
-        record = json.loads(_decode(line))
+        record = json.loads(text)
     except json.JSONDecodeError as error:
         raise _RecordError(f"not JSON ({error.msg} at column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
+        raise _RecordError(f"not readable as JSON ({error})") from error
     if not isinstance(record, dict):
         raise _RecordError(f"holds a {type(record).__name__}, not an object with a '{column}' key")
     if column not in record:
-        raise _RecordError(
+        raise _SettingRecordError(
             f"has no key '{column}': write data.column=... with one of {', '.join(record)}"
         )
-    text = record[column]
-    if text is not None and not isinstance(text, str):
-        raise _RecordError(f"'{column}' holds a {type(text).__name__}, not text")
-    return text or ""
+    value = record[column]
+    if value is not None and not isinstance(value, str):
+        raise _SettingRecordError(
+            f"'{column}' holds a {type(value).__name__}, not text: write data.column=... with another "
+            f"key where it is not the text"
+        )
+    return value or ""
 
 
 def _parse_text(document: bytes, column: str) -> str:
@@ -52,8 +68,9 @@ def _parse_text(document: bytes, column: str) -> str:
 
 
 def _decode(raw: bytes) -> str:
+    raw = raw.removeprefix(_BYTE_ORDER_MARK)
     try:
-        return raw.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _RecordError(f"not UTF-8 (byte 0x{raw[error.start]:02x})") from error
 
@@ -70,7 +87,8 @@ def _to_record(
         surrogate = ascii(error.object[error.start])
         return BadRecord(f"{describe_place()}: holds the lone surrogate {surrogate}", next_cursor)
     except _RecordError as error:
-        return BadRecord(f"{describe_place()}: {error}", next_cursor)
+        is_setting = isinstance(error, _SettingRecordError)
+        return BadRecord(f"{describe_place()}: {error}", next_cursor, is_setting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +106,11 @@ class LineRangeUnit:
 
     def iter_records(self, cursor: int) -> Iterator[Record | BadRecord]:
         """The non-blank lines from `cursor` on."""
-        offset = max(cursor, self.start)
+        offset, numbers = max(cursor, self.start), _LineNumbers(self.path)
         try:
             with open(self.path, "rb") as file:
-                if (
-                    cursor == 0 and offset > 0
-                ):  # a line that began before belongs to the range before
+                if cursor == 0 and offset > 0:
+                    # A line that began before this range belongs to the one before.
                     file.seek(offset - 1)
                     offset += len(file.readline()) - 1
                 file.seek(offset)
@@ -103,14 +120,32 @@ class LineRangeUnit:
                         return
                     start, offset = offset, offset + len(line)
                     if line.strip():
-                        place = partial(_describe_line, self.path, start)
+                        place = partial(numbers.describe, start)
                         yield _to_record(line, self.kind, self.column, offset, place)
         except OSError as error:
             yield BadRecord(f"{self.path}: cannot be read ({error})", END_OF_UNIT)
 
 
-def _describe_line(path: str, offset: int) -> str:
-    return f"{path}, line {_count_lines(path, offset) + 1}"
+class _LineNumbers:
+    """Numbers of lines by their offset, for messages alone, so that reading needs no index.
+
+    Offsets are asked for in ascending order; each part of the file is looked through once.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path, self._offset, self._count = path, 0, 0
+
+    def describe(self, offset: int) -> str:
+        """Such as `texts.jsonl, line 7`."""
+        with open(self._path, "rb") as file:
+            file.seek(self._offset)
+            while self._offset < offset:
+                block = file.read(min(offset - self._offset, 1 << 20))
+                if not block:
+                    break
+                self._count += block.count(b"\n")
+                self._offset += len(block)
+        return f"{self._path}, line {self._count + 1}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,16 +243,6 @@ class _ZstdFile(io.RawIOBase):
         super().close()
 
 
-def _count_lines(path: str, stop: int) -> int:
-    """Line ends before byte `stop`; only for messages, so that reading needs no index."""
-    count, remaining = 0, stop
-    with open(path, "rb") as file:
-        while remaining > 0 and (block := file.read(min(remaining, 1 << 20))):
-            count += block.count(b"\n")
-            remaining -= len(block)
-    return count
-
-
 def list_text_units(
     path: str, kind: str, column: str, parts: int
 ) -> list[LineRangeUnit] | list[SequentialUnit]:
@@ -238,14 +263,18 @@ def check_text_file(path: str, kind: str, column: str, tolerance: int) -> None:
         tolerance: bad records to look past for a sound one.
 
     Raises:
+        SettingError: its first sound record does not have the column.
         InputError: the file is empty, or its first records are bad.
     """
-    records = SequentialUnit(path, kind, column).iter_records(0)
     reason = f"{path} is empty"
-    for record in itertools.islice(records, tolerance + 1):
+    for record in itertools.islice(
+        SequentialUnit(path, kind, column).iter_records(0), tolerance + 1
+    ):
         if isinstance(record, Record):
             return
         reason = record.reason
-    if kind == "jsonl" and "not JSON" in reason:
+        if record.is_setting:
+            raise SettingError(reason)
+    if kind == "jsonl" and ("not JSON" in reason or "holds a list" in reason):
         reason += "; JSON Lines has one object a line, so convert a JSON array first"
     raise InputError(reason)
