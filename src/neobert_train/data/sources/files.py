@@ -24,7 +24,6 @@ _SUFFIXES = {
     ".json": FileFormat.jsonl,
     ".txt": FileFormat.text,
     ".text": FileFormat.text,
-    ".md": FileFormat.text,
 }
 
 

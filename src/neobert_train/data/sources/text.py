@@ -216,7 +216,7 @@ class _ZstdFile(io.RawIOBase):
     def __init__(self, path: str) -> None:
         self._file = open(path, "rb")  # noqa: SIM115
         self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._begun, self._data = False, b""
+        self._begun, self._data = False, memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -233,7 +233,7 @@ class _ZstdFile(io.RawIOBase):
                     raise EOFError("the compressed file ends before its end-of-stream marker")
                 return 0
             self._begun = True
-            self._data = self._frame.decompress(block)
+            self._data = memoryview(self._frame.decompress(block))
         count = min(len(buffer), len(self._data))
         buffer[:count], self._data = self._data[:count], self._data[count:]
         return count
@@ -263,7 +263,7 @@ def check_text_file(path: str, kind: str, column: str, tolerance: int) -> None:
         tolerance: bad records to look past for a sound one.
 
     Raises:
-        SettingError: its first sound record does not have the column.
+        SettingError: none of its first records has the column.
         InputError: the file is empty, or its first records are bad.
     """
     reason = f"{path} is empty"

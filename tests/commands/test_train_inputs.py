@@ -1,0 +1,103 @@
+"""Wrong input to a training run: exit code 2, the file and the mend named, nothing begun."""
+
+import json
+
+import pytest
+
+from commands.conftest import run_command
+
+GOOD = "\n".join(
+    json.dumps({"text": f"speech {n} about the union and the people " * 30}) for n in range(240)
+)
+FEW = ["trainer.max_steps=2", "data.num_workers=0", "logging.report=false", "data=files"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("none.jsonl", None, "no such file"),
+        ("empty.jsonl", b"", "is empty"),
+        ("bad.jsonl", b"{broken\n" + GOOD.encode(), "bad.jsonl, line 1: not JSON"),
+        ("latin.jsonl", b'{"text": "caf\xe9"}\n', "line 1: not UTF-8 (byte 0xe9)"),
+        ("key.jsonl", b'{"body": "x"}\n', "data.column=... with one of body"),
+        ("fake.parquet", b"PAR1 no parquet", "cannot be read as parquet"),
+    ],
+)
+def test_a_file_that_cannot_be_trained_on(tmp_path, name, content, words):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    output = run_command(
+        "+experiment=smoke", *FEW, f"output_dir={tmp_path / 'run'}", f"data.paths=[{tmp_path / name}]",
+        code=2,
+    )  # fmt: skip
+    assert words in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_line_far_inside_stops_with_a_checkpoint_and_skipping_goes_on(tmp_path):
+    file, run = tmp_path / "texts.jsonl", tmp_path / "run"
+    lines = GOOD.splitlines()
+    file.write_text("\n".join([*lines[:100], "{broken", *lines[100:]]))
+    settings = [
+        "+experiment=smoke", *FEW, f"output_dir={run}", f"data.paths=[{file}]",
+        "trainer.max_steps=100", "data.shuffle_window=1", "data.lookahead_documents=4", "batch.global_batch_tokens=1024",
+        "evaluation.max_tokens=0", "checkpoint.save_every_steps=100",
+    ]  # fmt: skip
+    output = run_command(*settings, code=2)
+    assert f"{file}, line 101: not JSON" in output
+    assert "data.on_bad_record=skip" in output
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    assert int(checkpoint.name[5:]) >= 1
+    output = run_command(*settings, "data.on_bad_record=skip")
+    assert "Done: 100 steps" in output
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, 101))
+    assert records[-1]["data/bad_records"] >= 1
+
+
+def test_a_tokenizer_that_does_not_exist(tmp_path):
+    output = run_command(
+        "+experiment=smoke", f"output_dir={tmp_path / 'run'}", "tokenizer.path=nobody/nothing",
+        code=2, HF_HUB_OFFLINE="1",
+    )  # fmt: skip
+    assert "tokenizer.path=bert-base-uncased" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_shape(finished_run, tmp_path):
+    output = run_command(
+        "+experiment=smoke", f"output_dir={tmp_path / 'run'}", f"init_from={finished_run}",
+        "model.hidden_size=32", code=2,
+    )  # fmt: skip
+    assert "do not fit the model" in output
+    assert "model.encoder.weight has the shape [30522, 64], the model [30522, 32]" in output
+
+
+def test_a_kernel_that_cannot_run_here(tmp_path):
+    output = run_command(
+        "+experiment=smoke", f"output_dir={tmp_path / 'run'}", "model.attention=xformers",
+        code=2, CUDA_VISIBLE_DEVICES="",
+    )  # fmt: skip
+    assert "runs on CUDA devices only" in output
+
+
+def test_nothing_held_out(tmp_path):
+    output = run_command(
+        "+experiment=smoke", f"output_dir={tmp_path / 'run'}", "data.heldout_fraction=1e-9", code=2
+    )
+    assert "raise data.heldout_fraction" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_secret_of_the_environment_reaches_the_run_directory(finished_run):
+    for path in finished_run.rglob("*"):
+        if path.is_file():
+            assert b"planted-secret" not in path.read_bytes(), path
+
+
+def test_every_file_of_a_run_is_text_or_safetensors(finished_run):
+    kinds = {path.suffix for path in finished_run.rglob("*") if path.is_file()}
+    assert kinds <= {".json", ".jsonl", ".yaml", ".html", ".safetensors", "", ".md", ".py"}
+    assert len(list((finished_run / "checkpoints").iterdir())) == 2
+    assert (finished_run / "report.html").read_text().count("<svg") == 6
