@@ -1,6 +1,6 @@
 """Fill in masked words with an exported model, through transformers alone.
 
-    python scripts/fill_mask.py FOLDER_OR_HUB_NAME ["a text with a [MASK]" ...]
+python scripts/fill_mask.py FOLDER_OR_HUB_NAME ["a text with a [MASK]" ...]
 """
 
 import sys
