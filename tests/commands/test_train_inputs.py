@@ -41,8 +41,8 @@ def test_a_bad_line_far_inside_stops_with_a_checkpoint_and_skipping_goes_on(tmp_
     file.write_text("\n".join([*lines[:100], "{broken", *lines[100:]]))
     settings = [
         "+experiment=smoke", *FEW, f"output_dir={run}", f"data.paths=[{file}]",
-        "trainer.max_steps=100", "data.shuffle_window=1", "data.lookahead_documents=4", "batch.global_batch_tokens=1024",
-        "evaluation.max_tokens=0", "checkpoint.save_every_steps=100",
+        "trainer.max_steps=100", "data.shuffle_window=1", "data.lookahead_documents=4",
+        "batch.global_batch_tokens=1024", "evaluation.max_tokens=0", "checkpoint.save_every_steps=100",
     ]  # fmt: skip
     output = run_command(*settings, code=2)
     assert f"{file}, line 101: not JSON" in output
