@@ -4,6 +4,7 @@ Nothing here imports torch, so `--help`, `--cfg job` and a wrong setting answer 
 """
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -115,6 +116,7 @@ def run_with_hydra(command: str, arguments: Sequence[str], world: World) -> None
             problems = find_problems(config, world.world_size)
             if problems:
                 raise InputError.from_problems(problems)
+            _show_warnings()
             load_command(command)(config, world)
         except InputError as error:
             exit_with_input_error(error, world)
@@ -144,6 +146,15 @@ def format_help(command: str) -> str:
         "--cfg job prints the resolved settings and stops; --hydra-help shows Hydra's flags.",
     ]
     return "\n".join(lines)
+
+
+def _show_warnings() -> None:
+    """Send our own warnings to the terminal, after Hydra has turned logging off."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logger = logging.getLogger("neobert_train")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.WARNING)
 
 
 def _normalise(argument: str) -> str:

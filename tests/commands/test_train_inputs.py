@@ -101,3 +101,20 @@ def test_every_file_of_a_run_is_text_or_safetensors(finished_run):
     assert kinds <= {".json", ".jsonl", ".yaml", ".html", ".safetensors", "", ".md", ".py"}
     assert len(list((finished_run / "checkpoints").iterdir())) == 2
     assert (finished_run / "report.html").read_text().count("<svg") == 6
+
+
+def test_wandb_without_a_network_records_offline_and_keeps_the_key_to_itself(tmp_path):
+    pytest.importorskip("wandb")
+    run, key = tmp_path / "run", "0123456789abcdef" * 2 + "01234567"
+    output = run_command(
+        "+experiment=smoke", f"output_dir={run}", "trainer.max_steps=2", "logging=wandb",
+        "logging.report=false", "data.num_workers=0", cwd=tmp_path,
+        WANDB_API_KEY=key, WANDB_BASE_URL="http://127.0.0.1:9",
+    )  # fmt: skip
+    assert "W&B does not start online" in output
+    assert "Done: 2 steps" in output
+    assert list((run / "wandb").glob("offline-run-*"))
+    assert key not in output
+    for path in run.rglob("*"):
+        if path.is_file():
+            assert key.encode() not in path.read_bytes(), path

@@ -276,9 +276,5 @@ def format_summary(
 
 def _quieten() -> None:
     """Leave the terminal to what concerns the run."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    logging.getLogger("neobert_train").handlers = [handler]
-    logging.getLogger("neobert_train").propagate = False
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\..*")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|deepspeed)\..*")

@@ -55,9 +55,7 @@ def start_wandb(config: TrainConfig, folder: Path) -> Any:
         return None
     for mode in dict.fromkeys((settings.wandb.value, "offline")):
         try:
-            if mode == "online" and not wandb.login(
-                anonymous="never", timeout=_WANDB_TIMEOUT_SECONDS
-            ):
+            if mode == "online" and not wandb.login(timeout=_WANDB_TIMEOUT_SECONDS):
                 raise RuntimeError("no login")
             return _init_wandb(wandb, config, folder, mode)
         except Exception as error:  # never a reason to fail: wandb raises many kinds
