@@ -144,7 +144,7 @@ class DataConfig:
         at_least=1, at_most=128,
     )  # fmt: skip
     heldout_fraction: float = setting(
-        0.002, "Share of documents, chosen by a hash of their text, kept for evaluation only.",
+        0.005, "Share of documents, chosen by a hash of their text, kept for evaluation only.",
         at_least=0.0, below=1.0,
     )  # fmt: skip
     on_bad_record: BadRecordPolicy = setting(
@@ -259,7 +259,7 @@ class EvaluationConfig:
     """The held-out documents that a run is evaluated on."""
 
     max_tokens: int = setting(
-        1_048_576, "Most held-out tokens to evaluate on; 0 turns evaluation off.", at_least=0
+        262_144, "Most held-out tokens to evaluate on; 0 turns evaluation off.", at_least=0
     )
     scan_documents: int = setting(
         1_000_000, "Most documents to look through for held-out ones when a run starts.", at_least=1
