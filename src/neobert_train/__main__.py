@@ -24,6 +24,7 @@ from neobert_train.config.store import (
     find_group_choices,
     find_override_problems,
     iter_help_lines,
+    normalise_override,
     register_schemas,
     to_typed,
 )
@@ -35,6 +36,9 @@ DEFAULT_COMMAND = "train"
 _FLAGS_LEFT_TO_HYDRA = ("--config-", "-cd", "-cn", "-cp", "--package", "-p", "--info", "-i")
 COMMAND_SUMMARIES = {
     "train": "train an experiment, or continue it where it stopped (the default)",
+    "prepare": "tokenise once what an experiment reads, into memory-mapped shards",
+    "inspect_data": "show the documents and masked text of the global batch of a step",
+    "train_tokenizer": "train a WordPiece, Unigram or byte-level BPE tokenizer on a source",
     "evaluate": "held-out loss, accuracy and perplexity of a run or an exported model",
     "export": "write a folder that transformers loads, and push it to the Hub",
     "plan": "parameters, FLOPs, memory and hours of an experiment on named hardware",
@@ -96,7 +100,7 @@ def check_overrides(command: str, arguments: Sequence[str]) -> None:
     problems, sound = find_override_problems(command, overrides, find_group_choices(command))
     if problems:
         try:
-            config = to_typed(command, compose_config(command, [_normalise(o) for o in sound]))
+            config = to_typed(command, compose_config(command, sound))
             problems += find_range_problems(config)
         except InputError:
             pass  # without the mistaken ones the rest need not compose
@@ -107,7 +111,7 @@ def run_with_hydra(command: str, arguments: Sequence[str], world: World) -> None
     """Compose the configuration, check it, and hand it to the command's `run`."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of ending the process with 1
     register_schemas()
-    sys.argv = [sys.argv[0], *(_normalise(argument) for argument in arguments)]
+    sys.argv = [sys.argv[0], *(normalise_override(argument) for argument in arguments)]
 
     @hydra.main(config_path=find_config_path(command), config_name=command, version_base=None)
     def run(composed: DictConfig) -> None:
@@ -135,7 +139,7 @@ def load_command(command: str) -> Any:
 def format_help(command: str) -> str:
     """What `--help` prints: commands, groups and every setting with its default."""
     lines = ["python -m neobert_train [COMMAND] [key=value ...]", "", "Commands:"]
-    lines += [f"  {name:10} {summary}" for name, summary in COMMAND_SUMMARIES.items()]
+    lines += [f"  {name:15} {summary}" for name, summary in COMMAND_SUMMARIES.items()]
     groups = find_group_choices(command)
     if groups:
         lines += ["", "Choices (name=choice; experiments with a plus, as in +experiment=smoke):"]
@@ -155,11 +159,6 @@ def _show_warnings() -> None:
     logger = logging.getLogger("neobert_train")
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.WARNING)
-
-
-def _normalise(argument: str) -> str:
-    """`experiment=x` means `+experiment=x`: no experiment is part of the defaults."""
-    return f"+{argument}" if argument.startswith("experiment=") else argument
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neobert_train.config.checks import find_problems
+from neobert_train.config.data_schema import DataConfig, SourceKind
 from neobert_train.config.derived import (
     compute_accumulation_steps,
     compute_decay_end,
@@ -15,13 +16,11 @@ from neobert_train.config.derived import (
     find_divisors,
 )
 from neobert_train.config.schema import (
-    DataConfig,
     EvaluateConfig,
     ExportConfig,
     ModelConfig,
     Precision,
     ScheduleName,
-    SourceKind,
     TrainConfig,
 )
 from neobert_train.config.setting import Range, iter_settings

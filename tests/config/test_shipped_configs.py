@@ -70,8 +70,12 @@ def test_every_choice_of_every_group_composes(group, name):
     config = to_typed("train", compose_config("train", [f"{group}={name}"]))
     written = yaml.safe_load((configs_directory() / group / f"{name}.yaml").read_text())
     section = getattr(config, group)
+    mixture = written.pop("mixture", {})
     for key, value in written.items():
         assert getattr(getattr(section, key), "value", getattr(section, key)) == value
+    for source, entry in mixture.items():
+        for key, value in entry.items():
+            assert getattr(config.data.mixture[source], key) == value
 
 
 def test_first_phase_holds_the_numbers_of_the_paper():

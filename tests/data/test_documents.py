@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neobert_train.config.schema import DataConfig, SourceKind, TextDocuments
+from neobert_train.config.data_schema import DataConfig, SourceKind, TextDocuments
 from neobert_train.data.documents import LaneOrder, Position, iter_lane_records
 from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record, build_units
 from neobert_train.errors import InputError

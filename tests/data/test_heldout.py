@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
-from neobert_train.config.schema import BadRecordPolicy, MaskingConfig
+from neobert_train.config.data_schema import BadRecordPolicy, MaskingConfig
 from neobert_train.data import heldout
 from neobert_train.data.documents import LaneOrder
 from neobert_train.data.heldout import (

@@ -14,15 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
-from neobert_train.config.schema import (
+from neobert_train.config.data_schema import (
     BadRecordPolicy,
-    BatchConfig,
     DataConfig,
     MaskingConfig,
     MaskingStrategy,
     SourceKind,
-    TrainConfig,
 )
+from neobert_train.config.schema import BatchConfig, TrainConfig
 from neobert_train.data.documents import Position
 from neobert_train.data.heldout import is_heldout
 from neobert_train.data.lanes import LaneState, build_lane

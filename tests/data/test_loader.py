@@ -23,7 +23,8 @@ SECONDS_TO_END = 10  # a worker looks every second whether its parent still live
 # Reads lines of text with one worker, and then closes, fails or goes on as it is told.
 PROGRAM = """
 import sys
-from neobert_train.config.schema import BatchConfig, DataConfig, TrainConfig
+from neobert_train.config.data_schema import DataConfig
+from neobert_train.config.schema import BatchConfig, TrainConfig
 from neobert_train.data.loader import StepLoader, initial_states
 from neobert_train.data.sources.text import SequentialUnit
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neobert_train.config.schema import MaskingConfig, MaskingStrategy
+from neobert_train.config.data_schema import MaskingConfig, MaskingStrategy
 from neobert_train.data.collate import collate
 from neobert_train.data.masking import build_masking
 from neobert_train.data.randomness import keyed_generator

@@ -8,8 +8,9 @@ import torch
 import transformers
 
 from neobert_train.checkpoint import CONFIG_FILE, TOKENIZER_FOLDER, find_checkpoint, load_weights
+from neobert_train.config.data_schema import BadRecordPolicy
 from neobert_train.config.saved import load_train_config
-from neobert_train.config.schema import BadRecordPolicy, EvaluateConfig
+from neobert_train.config.schema import EvaluateConfig
 from neobert_train.data.heldout import CorpusSample, build_evaluation_batches
 from neobert_train.data.masking import build_masking
 from neobert_train.data.sources.files import build_file_units

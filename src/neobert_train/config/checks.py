@@ -1,19 +1,28 @@
 """Everything that can be wrong with a configuration, found at once and without torch."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from neobert_train.config.derived import compute_decay_end, compute_num_lanes, find_divisors
+from neobert_train.config.data_schema import SourceConfig, SourceKind
+from neobert_train.config.derived import (
+    compute_decay_end,
+    compute_num_lanes,
+    find_divisors,
+    resolve_sources,
+)
 from neobert_train.config.schema import (
     EvaluateConfig,
     ExportConfig,
     ModelConfig,
     Precision,
+    PrepareConfig,
     ScheduleName,
-    SourceKind,
     TrainConfig,
 )
 from neobert_train.config.setting import iter_settings
+
+_SOURCE_NAME = re.compile(r"[\w-]+")
 
 
 def find_problems(config: Any, world_size: int = 1) -> list[str]:
@@ -40,11 +49,17 @@ def find_range_problems(config: Any) -> list[str]:
 
 def _iter_range_problems(config: Any) -> Iterator[str]:
     for setting in iter_settings(config):
-        values = setting.value if isinstance(setting.value, list) else [setting.value]
+        values = _list_values(setting.value)
         numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
         for number in numbers:
             if not setting.range.admits(number):
                 yield f"{setting.key}={number} is out of range: it must be {str(setting.range) or 'finite'}"
+
+
+def _list_values(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else [value]
 
 
 def _iter_batch_problems(config: TrainConfig, world_size: int) -> Iterator[str]:
@@ -102,17 +117,43 @@ def _offer_heads(model: ModelConfig) -> str:
 
 def _iter_data_problems(config: TrainConfig) -> Iterator[str]:
     data = config.data
-    if data.source is SourceKind.files and not data.paths:
-        yield "data.paths is empty: write data.paths=[my_texts/*.parquet]"
-    if data.source is SourceKind.huggingface and not data.dataset:
-        yield "data.dataset is not set: write data.dataset=org/name, or data=refinedweb"
-    if data.source is not SourceKind.files and data.paths:
-        yield f"data.paths is set but data.source={data.source.value}: write data=files to read them"
+    for name, source in resolve_sources(data).items():
+        yield from _iter_source_problems(f"data.mixture.{name}" if data.mixture else "data", source)
+    if data.mixture and not any(entry.weight > 0 for entry in data.mixture.values()):
+        yield "no source of data.mixture has a weight above 0 at the first step: raise one of them"
+    for name, entry in data.mixture.items():
+        if not _SOURCE_NAME.fullmatch(name):
+            yield f"data.mixture: the name '{name}' may hold letters, digits, _ and - alone"
+        if any(step < 1 for step in entry.weight_from):
+            yield f"data.mixture.{name}.weight_from holds a step below 1: the first step is 1"
     if config.evaluation.max_tokens and data.heldout_fraction == 0.0:
         yield (
             "data.heldout_fraction=0 leaves nothing to evaluate on: write a fraction above 0, "
             "or evaluation.max_tokens=0 to train without evaluation"
         )
+    if config.masking.rate_steps is not None and config.masking.final_rate is None:
+        yield "masking.rate_steps is set without masking.final_rate: write the rate to arrive at"
+    if isinstance(config, PrepareConfig) and not data.prepared_dir:
+        yield "data.prepared_dir is not set: write data.prepared_dir=FOLDER for the token shards"
+
+
+def _iter_source_problems(prefix: str, source: SourceConfig) -> Iterator[str]:
+    if source.source is SourceKind.files and not source.paths:
+        yield f"{prefix}.paths is empty: write {prefix}.paths=[my_texts/*.parquet]"
+    if source.source is SourceKind.huggingface and not source.dataset:
+        yield f"{prefix}.dataset is not set: write {prefix}.dataset=org/name, or data=refinedweb"
+    if source.source is not SourceKind.files and source.paths:
+        yield (
+            f"{prefix}.paths is set but {prefix}.source={source.source.value}: write "
+            f"{'data=files' if prefix == 'data' else f'{prefix}.source=files'} to read them"
+        )
+    for unit in ("characters", "tokens"):
+        least, most = getattr(source, f"min_{unit}"), getattr(source, f"max_{unit}")
+        if most is not None and least > most:
+            yield (
+                f"{prefix}.min_{unit}={least} exceeds {prefix}.max_{unit}={most}, which leaves no "
+                f"document: lower the one or raise the other"
+            )
 
 
 def _iter_training_problems(config: TrainConfig) -> Iterator[str]:

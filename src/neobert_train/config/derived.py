@@ -1,6 +1,13 @@
 """Values that follow from a configuration and can therefore not be set."""
 
+import dataclasses
+from typing import Any
+
+from neobert_train.config.data_schema import DataConfig, MixtureWeights, SourceConfig
 from neobert_train.config.schema import ModelConfig, TrainConfig
+
+# What the only source is called where there is no mixture.
+SINGLE_SOURCE = "corpus"
 
 FEED_FORWARD_MULTIPLE = 8
 
@@ -13,6 +20,43 @@ def compute_num_lanes(config: TrainConfig) -> int:
 def compute_accumulation_steps(config: TrainConfig, world_size: int) -> int:
     """Micro-batches of one optimiser step on each process."""
     return compute_num_lanes(config) // world_size
+
+
+def resolve_sources(data: DataConfig) -> dict[str, SourceConfig]:
+    """The sources by name; what a source of a mixture leaves out is as in the `data` section."""
+    names = [field.name for field in dataclasses.fields(SourceConfig)]
+    base = {name: getattr(data, name) for name in names}
+    if not data.mixture:
+        return {SINGLE_SOURCE: SourceConfig(**base)}
+    return {
+        name: SourceConfig(**{key: _first_given(getattr(entry, key), base[key]) for key in names})
+        for name, entry in data.mixture.items()
+    }
+
+
+def _first_given(own: Any, inherited: Any) -> Any:
+    return inherited if own is None else own
+
+
+def compute_weights(data: DataConfig, step: int) -> list[float]:
+    """The weight of every source at a step, in the order of `resolve_sources`."""
+    if not data.mixture:
+        return [1.0]
+    return [_find_weight(entry, step) for entry in data.mixture.values()]
+
+
+def _find_weight(entry: MixtureWeights, step: int) -> float:
+    begun = [begin for begin in entry.weight_from if begin <= step]
+    return entry.weight_from[max(begun)] if begun else entry.weight
+
+
+def compute_masking_rate(config: TrainConfig, step: int) -> float:
+    """The share of tokens to predict at a step: a straight line to `final_rate`, then constant."""
+    masking = config.masking
+    if masking.final_rate is None:
+        return masking.rate
+    share = min(1.0, step / (masking.rate_steps or config.trainer.max_steps))
+    return masking.rate + (masking.final_rate - masking.rate) * share
 
 
 def compute_decay_end(config: TrainConfig) -> int:

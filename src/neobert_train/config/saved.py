@@ -17,6 +17,9 @@ _FREE_WITHIN_IDENTITY = (
     "data.num_workers",
     "data.prefetch_micro_batches",
     "data.on_bad_record",
+    "data.prepared_dir",
+    "data.max_retries",
+    "data.timeout_seconds",
     "model.attention",
     "model.compile",
 )
@@ -56,11 +59,13 @@ def find_differences(saved: TrainConfig, current: TrainConfig) -> tuple[list[str
     """
     fatal: list[str] = []
     notable: list[str] = []
-    for old, new in zip(iter_settings(saved), iter_settings(current), strict=True):
-        if old.value == new.value or old.key.startswith(_UNREMARKABLE):
+    old = {setting.key: setting.value for setting in iter_settings(saved)}
+    new = {setting.key: setting.value for setting in iter_settings(current)}
+    for key in {**old, **new}:  # a source of a mixture may be in one of them alone
+        if key.startswith(_UNREMARKABLE) or (key in old and key in new and old[key] == new[key]):
             continue
-        text = f"{old.key}: {_show(old.value)} -> {_show(new.value)}"
-        (fatal if old.key.startswith(_IDENTITY) else notable).append(text)
+        text = f"{key}: {_show(old.get(key))} -> {_show(new.get(key))}"
+        (fatal if key.startswith(_IDENTITY) else notable).append(text)
     return fatal, notable
 
 

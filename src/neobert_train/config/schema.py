@@ -8,6 +8,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from neobert_train.config.data_schema import (
+    DataConfig,
+    FileFormat,
+    MaskingConfig,
+    TextDocuments,
+    TokenizerConfig,
+)
 from neobert_train.config.setting import setting
 
 
@@ -17,45 +24,6 @@ class Resume(Enum):
     auto = "auto"
     never = "never"
     must = "must"
-
-
-class SourceKind(Enum):
-    """Where documents come from."""
-
-    files = "files"
-    huggingface = "huggingface"
-    embedded = "embedded"
-
-
-class FileFormat(Enum):
-    """How documents lie in a file; `auto` goes by the file's name."""
-
-    auto = "auto"
-    parquet = "parquet"
-    jsonl = "jsonl"
-    text = "text"
-
-
-class TextDocuments(Enum):
-    """What one document of a plain text file is."""
-
-    blank_line = "blank_line"
-    line = "line"
-    file = "file"
-
-
-class BadRecordPolicy(Enum):
-    """What to do with a record that cannot be read."""
-
-    stop = "stop"
-    skip = "skip"
-
-
-class MaskingStrategy(Enum):
-    """What a token chosen for prediction is replaced by."""
-
-    mask_only = "mask_only"
-    bert_80_10_10 = "bert_80_10_10"
 
 
 class AttentionBackend(Enum):
@@ -107,78 +75,6 @@ class BatchConfig:
         1024, "Most tokens of one document, [CLS] and [SEP] included; longer ones are split.",
         at_least=8,
     )  # fmt: skip
-
-
-@dataclass
-class DataConfig:
-    """Where documents come from and in which order they are read."""
-
-    source: SourceKind = setting(
-        SourceKind.huggingface, "files (local), huggingface (streamed) or embedded (shipped texts)."
-    )
-    paths: list[str] = setting(list, "source=files: files, folders or globs to read.")
-    format: FileFormat = setting(
-        FileFormat.auto, "source=files: parquet, jsonl or text; auto goes by the file names."
-    )
-    column: str = setting("content", "Column or JSON key that holds the text.")
-    text_documents: TextDocuments = setting(
-        TextDocuments.blank_line, "format=text: a document is a block between blank_line, a line or a file."
-    )  # fmt: skip
-    dataset: str = setting(
-        "tiiuae/falcon-refinedweb", "source=huggingface: Hub name, or a loader such as parquet."
-    )
-    subset: str | None = setting(None, "source=huggingface: name of the dataset's configuration.")
-    split: str = setting("train", "source=huggingface: split to read.")
-    revision: str | None = setting(
-        None, "source=huggingface: branch, tag or commit of the dataset."
-    )
-    data_files: list[str] = setting(
-        list, "source=huggingface: files, globs or URLs to restrict the dataset to."
-    )
-    shuffle_window: int = setting(
-        1024, "Documents of a lane that are shuffled together; 1 keeps the order of the files.",
-        at_least=1,
-    )  # fmt: skip
-    lookahead_documents: int = setting(
-        64, "Documents kept ready to fill the end of a micro-batch; more packs tighter.",
-        at_least=1, at_most=128,
-    )  # fmt: skip
-    heldout_fraction: float = setting(
-        0.005, "Share of documents, chosen by a hash of their text, kept for evaluation only.",
-        at_least=0.0, below=1.0,
-    )  # fmt: skip
-    on_bad_record: BadRecordPolicy = setting(
-        BadRecordPolicy.stop, "What an unreadable record does: stop the run, or skip (counted, logged)."
-    )  # fmt: skip
-    num_workers: int = setting(
-        2, "Worker processes per training process that read and tokenise ahead; 0 is none.",
-        at_least=0,
-    )  # fmt: skip
-    prefetch_micro_batches: int = setting(
-        4, "Micro-batches each worker keeps ready ahead of training.", at_least=1
-    )
-
-
-@dataclass
-class TokenizerConfig:
-    """The tokenizer, in the `tokenizer.json` format."""
-
-    path: str = setting(
-        "bert-base-uncased",
-        "A folder, a tokenizer.json or a Hub name; bert-base-uncased is shipped.",
-    )
-
-
-@dataclass
-class MaskingConfig:
-    """Which tokens are predicted."""
-
-    rate: float = setting(
-        0.2, "Share of the text tokens (never a special token) to predict.", above=0.0, below=1.0
-    )
-    strategy: MaskingStrategy = setting(
-        MaskingStrategy.mask_only, "mask_only (all become [MASK]) or bert_80_10_10."
-    )
 
 
 @dataclass
@@ -337,6 +233,49 @@ class PlanConfig(TrainConfig):
 
 
 @dataclass
+class PrepareConfig(TrainConfig):
+    """Tokenise once what an experiment reads, into data.prepared_dir."""
+
+    num_processes: int | None = setting(
+        None, "Processes that tokenise side by side; one per CPU core by default.", at_least=1
+    )
+
+
+@dataclass
+class InspectDataConfig(TrainConfig):
+    """Show what the global batch of a step holds."""
+
+    step: int = setting(1, "Step whose global batch to show; the first is 1.", at_least=1)
+    documents: int = setting(8, "Documents to show with their masked text.", at_least=0)
+
+
+class TokenizerAlgorithm(Enum):
+    """How text is cut into tokens."""
+
+    wordpiece = "wordpiece"
+    unigram = "unigram"
+    bpe = "bpe"
+
+
+@dataclass
+class TrainTokenizerConfig(TrainConfig):
+    """Train a tokenizer on the documents of an experiment."""
+
+    output: str = setting("tokenizer", "Folder to write; tokenizer.path=FOLDER then uses it.")
+    algorithm: TokenizerAlgorithm = setting(
+        TokenizerAlgorithm.wordpiece, "wordpiece, unigram or bpe (byte-level)."
+    )
+    vocab_size: int = setting(
+        30_522, "Entries of the vocabulary, the five special tokens included.", at_least=100
+    )
+    lowercase: bool = setting(False, "Lower-case the text and strip its accents.")
+    min_frequency: int = setting(
+        2, "Occurrences that a token of wordpiece or bpe needs at least.", at_least=1
+    )
+    max_documents: int = setting(1_000_000, "Most documents to train on.", at_least=1)
+
+
+@dataclass
 class ExportConfig:
     """Write a checkpoint as a folder that transformers loads."""
 
@@ -384,6 +323,9 @@ class EvaluateConfig:
 
 SCHEMAS: dict[str, type[Any]] = {
     "train": TrainConfig,
+    "prepare": PrepareConfig,
+    "inspect_data": InspectDataConfig,
+    "train_tokenizer": TrainTokenizerConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
     "plan": PlanConfig,

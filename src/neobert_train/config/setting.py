@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+ANY_NAME = "NAME"
+
 
 @dataclass(frozen=True)
 class Range:
@@ -44,17 +46,21 @@ def setting(
     at_most: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    entries: type[Any] | None = None,
 ) -> Any:
     """A dataclass field that a user can set.
 
     Args:
         default: value when nothing is given; a class or function makes a fresh value each time.
         description: one line with unit and effect, shown by `--help`.
-        at_least, at_most, above, below: bounds of a number, or of every number in a list.
+        at_least, at_most, above, below: bounds of a number, or of every number in a list or among
+            the values of a dictionary.
+        entries: of a dictionary of dataclasses, by names that the user gives: their class.
     """
     metadata = {
         "description": description,
         "range": Range(at_least, at_most, above, below),
+        "entries": entries,
     }
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
@@ -88,5 +94,24 @@ def iter_settings(config: Any, prefix: str = "") -> Iterator[Setting]:
         key, value = f"{prefix}{field.name}", getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             yield from iter_settings(value, prefix=f"{key}.")
+        elif field.metadata["entries"]:
+            for name, entry in value.items():
+                yield from iter_settings(entry, prefix=f"{key}.{name}.")
+        else:
+            yield Setting(key, field, value)
+
+
+def iter_default_settings(schema: Any, prefix: str = "") -> Iterator[Setting]:
+    """Every setting that a config class knows, with its default.
+
+    Where the user gives names, `ANY_NAME` stands for them: `data.mixture.NAME.weight`.
+    """
+    config = schema()
+    for field in dataclasses.fields(config):
+        key, value = f"{prefix}{field.name}", getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from iter_default_settings(type(value), prefix=f"{key}.")
+        elif field.metadata["entries"]:
+            yield from iter_default_settings(field.metadata["entries"], f"{key}.{ANY_NAME}.")
         else:
             yield Setting(key, field, value)

@@ -15,11 +15,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from neobert_train.config.data_schema import MixtureSourceConfig
 from neobert_train.config.schema import SCHEMAS
-from neobert_train.config.setting import iter_settings
+from neobert_train.config.setting import ANY_NAME, iter_default_settings
 from neobert_train.errors import InputError
 
-COMMANDS_WITH_GROUPS = ("train", "plan")
+COMMANDS_WITH_GROUPS = ("train", "prepare", "inspect_data", "train_tokenizer", "plan")
 
 # Hydra composes and does nothing else: no dated folders (they differ from rank to rank), no logs.
 _QUIET_HYDRA = {
@@ -33,6 +34,10 @@ _QUIET_HYDRA = {
         "sweep": {"dir": ".", "subdir": "."},
     },
 }
+
+# Sources of a mixture are the one place where users give names of their own.
+_ENTRIES = "data.mixture"
+_ENTRY_KEY = re.compile(r"data\.mixture\.(?P<name>[^.]+)(\.(?P<setting>.+))?")
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -124,9 +129,26 @@ def compose_config(command: str, overrides: Sequence[str]) -> DictConfig:
     register_schemas()
     try:
         with _initialize(command):
-            return compose(command, list(overrides))
+            return compose(command, [normalise_override(override) for override in overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(describe_config_error(error)) from error
+
+
+def normalise_override(argument: str) -> str:
+    """What Hydra has to be told for what a user may write.
+
+    `experiment=x` stands for `+experiment=x`, since no experiment is part of the defaults. A setting
+    of a source, `data.mixture.NAME.key=value`, may name a source that is new, which Hydra takes
+    only as `++data.mixture={NAME:{key:value}}`.
+    """
+    if argument.startswith("experiment="):
+        return f"+{argument}"
+    key, _, value = argument.partition("=")
+    entry = _ENTRY_KEY.fullmatch(key.lstrip("+"))
+    if entry is None:
+        return argument
+    setting = f"{{{entry['setting']}:{value}}}" if entry["setting"] else value
+    return f"++{_ENTRIES}={{{entry['name']}:{setting}}}"
 
 
 def _initialize(command: str) -> AbstractContextManager[None]:
@@ -149,13 +171,21 @@ def _find_override_problem(
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return None
     schema = SCHEMAS[command]
-    settings = {setting.key: setting for setting in iter_settings(schema())}
-    if key not in settings:
-        return _describe_unknown_key(key, [*settings, *known_groups], command)
+    known = [setting.key for setting in iter_default_settings(schema)]
+    entry = _ENTRY_KEY.fullmatch(key)
+    if (entry and not entry["setting"]) or key == _ENTRIES:
+        return None  # a whole source is given or taken out; its keys are checked while composing
+    if entry:
+        key = f"{_ENTRIES}.{ANY_NAME}.{entry['setting']}"
+    if key not in known:
+        message = _describe_unknown_key(key, [*known, *known_groups], command)
+        return message.replace(f".{ANY_NAME}.", f".{entry['name']}.") if entry else message
     if override.is_delete():
         return f"~{key} deletes a setting, which every run needs: write {key}=VALUE instead"
     if override.is_sweep_override():
         return None
+    if entry:
+        return _find_type_problem(MixtureSourceConfig, entry["setting"], override)
     return _find_type_problem(schema, key, override)
 
 
@@ -201,7 +231,8 @@ def _find_type_problem(schema: type[Any], key: str, override: Override) -> str |
         OmegaConf.update(config, key, override.value(), merge=False)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
-        return f"{key}={override.get_value_element_as_str()} does not fit: {reason}{_hint(override, reason)}"
+        written = f"{override.get_key_element()}={override.get_value_element_as_str()}"
+        return f"{written} does not fit: {reason}{_hint(override, reason)}"
     return None
 
 
@@ -216,7 +247,7 @@ def _hint(override: Override, reason: str) -> str:
 
 def iter_help_lines(command: str) -> Iterator[str]:
     """Every setting of a command with its default, range and description."""
-    for setting in iter_settings(SCHEMAS[command]()):
+    for setting in iter_default_settings(SCHEMAS[command]):
         default = getattr(setting.value, "name", setting.value)
         bounds = f" ({setting.range})" if str(setting.range) else ""
         yield f"  {setting.key}={_format_default(default)}{bounds}"

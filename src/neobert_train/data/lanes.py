@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from neobert_train.batch import Batch
+from neobert_train.config.data_schema import BadRecordPolicy
 from neobert_train.config.derived import compute_num_lanes
-from neobert_train.config.schema import BadRecordPolicy, TrainConfig
+from neobert_train.config.schema import TrainConfig
 from neobert_train.data.collate import collate
 from neobert_train.data.documents import LaneOrder, Position, iter_lane_records
 from neobert_train.data.heldout import is_heldout

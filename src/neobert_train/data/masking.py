@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neobert_train.config.schema import MaskingConfig, MaskingStrategy
+from neobert_train.config.data_schema import MaskingConfig, MaskingStrategy
 from neobert_train.data.tokenization import TextTokenizer
 
 

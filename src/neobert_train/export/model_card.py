@@ -5,7 +5,8 @@ from typing import Any
 
 from neobert_train.accounting import compute_model_size
 from neobert_train.checkpoint import TrainingState
-from neobert_train.config.schema import SourceKind, TrainConfig
+from neobert_train.config.data_schema import SourceKind
+from neobert_train.config.schema import TrainConfig
 
 _METRICS = {
     "train/loss": ("training loss (nats a masked token)", ".4f"),

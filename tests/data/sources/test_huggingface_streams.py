@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from neobert_train.config.schema import DataConfig, SourceKind
+from neobert_train.config.data_schema import DataConfig, SourceKind
 from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record, build_units
 from neobert_train.data.sources.huggingface import HuggingFaceUnit, StreamedDataset
 from neobert_train.errors import InputError

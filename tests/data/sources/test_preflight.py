@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from neobert_train.config.schema import (
+from neobert_train.config.data_schema import (
     BadRecordPolicy,
     DataConfig,
     FileFormat,

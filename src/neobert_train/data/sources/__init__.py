@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from neobert_train.config.schema import DataConfig, SourceKind
+from neobert_train.config.data_schema import DataConfig, SourceKind
 from neobert_train.data.sources.files import build_file_units
 from neobert_train.data.sources.huggingface import StreamedDataset, build_huggingface_units
 from neobert_train.data.sources.source import END_OF_UNIT, BadRecord, Record, Unit

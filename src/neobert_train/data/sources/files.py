@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from neobert_train.config.schema import BadRecordPolicy, FileFormat, TextDocuments
+from neobert_train.config.data_schema import BadRecordPolicy, FileFormat, TextDocuments
 from neobert_train.data.sources.parquet import list_parquet_units
 from neobert_train.data.sources.source import SettingError, Unit
 from neobert_train.data.sources.text import COMPRESSED_SUFFIXES, check_text_file, list_text_units
