@@ -2,19 +2,19 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 
 from neobert_train.checkpoint import CONFIG_FILE, TOKENIZER_FOLDER, find_checkpoint, load_weights
-from neobert_train.config.data_schema import BadRecordPolicy
+from neobert_train.config.data_schema import BadRecordPolicy, SourceConfig, SourceKind
 from neobert_train.config.saved import load_train_config
 from neobert_train.config.schema import EvaluateConfig
 from neobert_train.data.heldout import CorpusSample, build_evaluation_batches
-from neobert_train.data.masking import build_masking
 from neobert_train.data.sources.files import build_file_units
-from neobert_train.data.sources.source import BadRecord, Unit
+from neobert_train.data.sources.source import BadRecord, Record, Unit
+from neobert_train.data.storage import Network
 from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
 from neobert_train.distributed import find_device
 from neobert_train.errors import InputError
@@ -34,12 +34,12 @@ def run(config: EvaluateConfig, world: World) -> None:
     """
     transformers.utils.logging.disable_progress_bar()
     model, tokenizer, context_length = load_subject(config)
-    documents = load_documents(config)
+    documents = load_documents(config, tokenizer)
     context_length = min(config.context_length or context_length, config.micro_batch_tokens)
     batches = build_evaluation_batches(
         documents,
         tokenizer,
-        build_masking(config.masking, tokenizer),
+        config.masking,
         context_length,
         config.micro_batch_tokens,
         config.max_tokens,
@@ -91,31 +91,43 @@ def _load_exported(name: str) -> tuple[NeoBERTLMHead, TextTokenizer, int]:
     return model, tokenizer, model.config.max_length
 
 
-def load_documents(config: EvaluateConfig) -> list[str]:
-    """The given texts, or the run's own held-out documents."""
+def load_documents(config: EvaluateConfig, tokenizer: TextTokenizer) -> list[np.ndarray]:
+    """Token ids of the given texts, or of the run's own held-out documents.
+
+    Raises:
+        InputError: a file or record cannot be read, or the run has no held-out documents.
+    """
     if config.paths:
-        units = build_file_units(
-            config.paths,
-            config.format,
-            config.column,
-            config.text_documents,
-            num_lanes=1,
-            on_bad_record=BadRecordPolicy.stop,
+        source = SourceConfig(
+            source=SourceKind.files,
+            paths=config.paths,
+            format=config.format,
+            column=config.column,
+            text_documents=config.text_documents,
         )
-        return _read_documents(units)
+        stop = BadRecordPolicy.stop
+        units = build_file_units(source, config.paths, Network(), num_lanes=1, on_bad_record=stop)
+        return _read_documents(units, tokenizer, config.max_tokens)
     heldout = RunDirectory(str(config.run_dir)).heldout_file
     if not heldout.exists():
         raise InputError(
             f"{config.run_dir} was trained without held-out documents: write paths=[my_texts.parquet]"
         )
-    return CorpusSample.from_dict(json.loads(Path(heldout).read_text(encoding="utf-8"))).heldout
+    sample = CorpusSample.from_dict(json.loads(heldout.read_text(encoding="utf-8")))
+    return [np.array(ids) for ids in sample.heldout]
 
 
-def _read_documents(units: Sequence[Unit]) -> list[str]:
-    documents = []
-    for unit in units:
-        for record in unit.iter_records(0):
-            if isinstance(record, BadRecord):
-                raise InputError(record.reason)
-            documents.append(record.text)
+def _read_documents(
+    units: Sequence[Unit], tokenizer: TextTokenizer, max_tokens: int
+) -> list[np.ndarray]:
+    documents: list[np.ndarray] = []
+    num_tokens = 0
+    for record in (record for unit in units for record in unit.iter_records(0)):
+        if isinstance(record, BadRecord):
+            raise InputError(record.reason)
+        assert isinstance(record, Record)
+        documents += tokenizer.encode([record.text])
+        num_tokens += len(documents[-1])
+        if num_tokens >= max_tokens:
+            break
     return documents

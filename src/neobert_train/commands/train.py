@@ -5,7 +5,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -26,8 +26,8 @@ from neobert_train.data.heldout import (
     build_evaluation_batches,
     sample_corpus,
 )
-from neobert_train.data.loader import StepLoader, initial_states
-from neobert_train.data.masking import build_masking
+from neobert_train.data.lanes import initial_states
+from neobert_train.data.loader import StepLoader
 from neobert_train.data.sources import Unit, build_units
 from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
 from neobert_train.distributed import Collectives, find_device
@@ -183,7 +183,7 @@ def load_starting_point(
 def find_sample(
     config: TrainConfig,
     run: RunDirectory,
-    units: Sequence[Unit],
+    units: Mapping[str, Sequence[Unit]],
     tokenizer: TextTokenizer,
     resumes: bool,
 ) -> CorpusSample:
@@ -196,13 +196,7 @@ def find_sample(
         return CorpusSample.from_dict(json.loads(run.heldout_file.read_text(encoding="utf-8")))
     if not config.evaluation.max_tokens:
         return CorpusSample()
-    sample = sample_corpus(
-        units,
-        tokenizer,
-        config.data.heldout_fraction,
-        config.evaluation.max_tokens,
-        config.evaluation.scan_documents,
-    )
+    sample = sample_corpus(config, units, tokenizer)
     if not sample.heldout:
         raise InputError(
             f"none of the {sample.num_documents} documents looked through is held out: raise "
@@ -224,7 +218,7 @@ def open_run_directory(
     write_atomically(run.config_file, dump_config(config))
     write_json(run.environment_file, describe_environment(world, attention))
     if sample.heldout:
-        write_json(run.heldout_file, sample.to_dict())
+        write_atomically(run.heldout_file, json.dumps(sample.to_dict()))
 
 
 def start_metrics(config: TrainConfig, run: RunDirectory, step: int) -> MetricsLog:
@@ -239,7 +233,7 @@ def build_heldout_batches(
     return build_evaluation_batches(
         sample.heldout,
         tokenizer,
-        build_masking(config.masking, tokenizer),
+        config.masking,
         config.batch.context_length,
         config.batch.micro_batch_tokens,
         config.evaluation.max_tokens,

@@ -1,41 +1,81 @@
-"""The documents of one lane: units dealt and shuffled by keyed randomness, from any position on.
+"""The records of one lane: units dealt and shuffled by keyed randomness, from any position on.
 
 In every epoch the units of the source are permuted and dealt to the lanes in turn, so that the
-lanes of one epoch together read every document once. A lane reads its units one after the other,
-in windows of `shuffle_window` records that are permuted as a whole. When a lane comes to the end of
-its units it goes on with the next epoch by itself; no lane waits for another.
+lanes of one epoch together read every record once. A lane reads a few of its units at a time, and
+a new one whenever one ends. What it reads from them in turn makes up a *window*, which is permuted
+as a whole: neighbours in the stream come from different places of the source. When a lane comes to
+the end of its units it goes on with the next epoch by itself; no lane waits for another.
+
+    unit 17  |####......|  --.
+    unit  3  |##########|  ----> window of `shuffle_window` records --> permuted --> stream
+    unit 42  |#.........|  --'
 """
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 from neobert_train.data.randomness import keyed_generator
-from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record, Unit
+from neobert_train.data.sources import END_OF_UNIT, AnyRecord, Unit
 from neobert_train.errors import InputError
 
-# An epoch leaves a lane without documents when a source has fewer of them than lanes, in the worst
+# An epoch leaves a lane without records when a source has fewer of them than lanes, in the worst
 # case all but one in `num_lanes`. This often in a row that chance is nil (e^-100).
 _MOST_EMPTY_EPOCHS_PER_LANE = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
-    """Where in its lane a record lies; five integers.
+class WindowStart:
+    """Where a shuffle window begins; a few integers.
 
     Attributes:
         epoch: pass over the source.
-        window: number of the shuffle window within the epoch.
-        unit: index, among the lane's units of this epoch, where the window begins.
-        cursor: where in that unit the window begins.
-        offset: place of the record in the shuffled window.
+        number: windows of the epoch before this one.
+        num_begun: units of the lane's deal that were begun before it.
+        open_units: of those, the ones that are not read to their end: place in the deal and cursor.
     """
 
     epoch: int = 0
-    window: int = 0
-    unit: int = 0
-    cursor: int = 0
+    number: int = 0
+    num_begun: int = 0
+    open_units: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where in its lane a record lies: in which window, and at which place after the shuffle."""
+
+    window: WindowStart = field(default_factory=WindowStart)
     offset: int = 0
+
+    def to_list(self) -> list[Any]:
+        """As JSON."""
+        window = self.window
+        open_units = [list(unit) for unit in window.open_units]
+        return [window.epoch, window.number, window.num_begun, open_units, self.offset]
+
+    @classmethod
+    def from_list(cls, values: Sequence[Any]) -> "Position":
+        """The inverse of `to_list`."""
+        epoch, number, num_begun, open_units, offset = values
+        units = tuple((place, cursor) for place, cursor in open_units)
+        return cls(WindowStart(epoch, number, num_begun, units), offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Records that are shuffled together, in the order in which they were read.
+
+    Attributes:
+        start: where the window begins.
+        records: what was read.
+        units: for each record the index of its unit in the source.
+    """
+
+    start: WindowStart
+    records: list[AnyRecord]
+    units: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +87,9 @@ class LaneOrder:
         lane, num_lanes: which of how many.
         seed: of the run.
         shuffle_window: records shuffled together; 1 keeps their order.
+        shuffle_units: units read at a time.
+        name: of the source, so that sources of one mixture are shuffled differently.
+        max_epochs: passes over the source; None for endless ones.
     """
 
     units: Sequence[Unit]
@@ -54,66 +97,114 @@ class LaneOrder:
     num_lanes: int
     seed: int
     shuffle_window: int
+    shuffle_units: int = 1
+    name: str = ""
+    max_epochs: int | None = None
 
     def deal(self, epoch: int) -> Sequence[int]:
         """The units of this lane in an epoch, in reading order."""
         # With fewer units than lanes the empty slots are dealt as well, so that every lane gets its
         # turn in some epoch.
         num_slots = max(len(self.units), self.num_lanes)
-        order = keyed_generator(self.seed, "units", epoch).permutation(num_slots)
-        return [int(unit) for unit in order[self.lane :: self.num_lanes] if unit < len(self.units)]
+        order = keyed_generator(self.seed, self.name, "units", epoch).permutation(num_slots)
+        dealt: list[int] = order[self.lane :: self.num_lanes].tolist()
+        return [unit for unit in dealt if unit < len(self.units)]
 
-    def shuffle(self, epoch: int, window: int, length: int) -> Sequence[int]:
+    def shuffle(self, start: WindowStart, length: int) -> list[int]:
         """The order in which the records of a window are given out."""
-        generator = keyed_generator(self.seed, "window", self.lane, epoch, window)
-        return [int(index) for index in generator.permutation(length)]
+        key = (self.seed, self.name, "window", self.lane, start.epoch, start.number)
+        order: list[int] = keyed_generator(*key).permutation(length).tolist()
+        return order
 
 
 def iter_lane_records(
     order: LaneOrder, start: Position
-) -> Iterator[tuple[Record | BadRecord, Position]]:
-    """The endless stream of a lane's records, each with its own position.
+) -> Iterator[tuple[AnyRecord, int, Position]]:
+    """The stream of a lane's records, each with its unit and its own position.
 
     `iter_lane_records(order, position)` gives the very records that a stream from the beginning
-    gives from that position on. It reads one window again, and nothing else.
+    gives from that position on. It reads one window again, and nothing else. The stream is endless
+    but for `max_epochs`.
 
     Raises:
         InputError: the lane finds no record at all.
     """
-    position, empty_epochs = start, 0
-    while empty_epochs < _MOST_EMPTY_EPOCHS_PER_LANE * order.num_lanes:
+    first = start.offset
+    for window in iter_windows(order, start.window):
+        for offset in range(first, len(window.records)):
+            # Shuffled at the first record alone, so that a window costs one generator.
+            if offset == first:
+                shuffled = order.shuffle(window.start, len(window.records))
+            index = shuffled[offset]
+            yield window.records[index], window.units[index], Position(window.start, offset)
+        first = 0
+
+
+def iter_windows(order: LaneOrder, start: WindowStart) -> Iterator[Window]:
+    """The windows of a lane from `start` on, epoch after epoch; none is empty.
+
+    Raises:
+        InputError: the lane finds no record at all.
+    """
+    empty_epochs = 0
+    while order.max_epochs is None or start.epoch < order.max_epochs:
+        for window in _iter_epoch(order, start):
+            yield window
+            empty_epochs = -1
         empty_epochs += 1
-        for records, first in _iter_windows(order, position):
-            for offset in order.shuffle(first.epoch, first.window, len(records))[first.offset :]:
-                yield records[offset], first
-                first = replace(first, offset=first.offset + 1)
-                empty_epochs = 0
-        position = Position(epoch=position.epoch + 1)
-    raise InputError(
-        f"lane {order.lane} of {order.num_lanes} finds no documents in the source: it is empty"
-    )
+        if empty_epochs >= _MOST_EMPTY_EPOCHS_PER_LANE * order.num_lanes:
+            raise InputError(
+                f"lane {order.lane} of {order.num_lanes} finds no documents in the source: it is "
+                f"empty"
+            )
+        start = WindowStart(start.epoch + 1)
 
 
-def _iter_windows(
-    order: LaneOrder, start: Position
-) -> Iterator[tuple[list[Record | BadRecord], Position]]:
-    """The windows of one epoch from `start` on; the first keeps the offset of `start`."""
-    stream = _iter_epoch(order, start)
-    position = start
-    while True:
-        window = list(itertools.islice(stream, order.shuffle_window))
-        if not window:
-            return
-        yield [record for record, _, _ in window], position
-        _, unit, cursor = window[-1]
-        position = Position(position.epoch, position.window + 1, unit, cursor)
+class _UnitReader:
+    """A unit that is being read, and how far."""
 
-
-def _iter_epoch(order: LaneOrder, start: Position) -> Iterator[tuple[Record | BadRecord, int, int]]:
-    """Records in file order, each with the unit and cursor that follow it."""
-    cursor = start.cursor
-    for index, unit in enumerate(order.deal(start.epoch)[start.unit :], start.unit):
+    def __init__(self, order: LaneOrder, place: int, unit: int, cursor: int) -> None:
+        self.place, self.unit, self.cursor = place, unit, cursor
+        self._records: Iterator[AnyRecord] = iter(())
         if cursor != END_OF_UNIT:
-            for record in order.units[unit].iter_records(cursor):
-                yield record, index, record.next_cursor
-        cursor = 0
+            self._records = order.units[unit].iter_records(cursor)
+
+    def take(self, count: int) -> list[AnyRecord]:
+        """The next `count` records; fewer only at the end of the unit."""
+        records = list(itertools.islice(self._records, count))
+        if records:
+            self.cursor = records[-1].next_cursor
+        return records
+
+
+def _iter_epoch(order: LaneOrder, start: WindowStart) -> Iterator[Window]:
+    """The windows of one epoch from `start` on."""
+    deal = order.deal(start.epoch)
+    num_open = min(order.shuffle_units, order.shuffle_window)
+    share = -(-order.shuffle_window // num_open)
+    readers = [_UnitReader(order, place, deal[place], cursor) for place, cursor in start.open_units]
+    num_begun = start.num_begun
+    while True:
+        records: list[AnyRecord] = []
+        units: list[int] = []
+        turn = 0
+        while len(records) < order.shuffle_window:
+            while len(readers) < num_open and num_begun < len(deal):
+                readers.append(_UnitReader(order, num_begun, deal[num_begun], 0))
+                num_begun += 1
+            if not readers:
+                break
+            turn %= len(readers)
+            wanted = min(share, order.shuffle_window - len(records))
+            taken = readers[turn].take(wanted)
+            records += taken
+            units += [readers[turn].unit] * len(taken)
+            if len(taken) < wanted:
+                del readers[turn]  # a new unit takes its turn after the others
+            else:
+                turn += 1
+        if not records:
+            return
+        yield Window(start, records, units)
+        open_units = tuple((reader.place, reader.cursor) for reader in readers)
+        start = WindowStart(start.epoch, start.number + 1, num_begun, open_units)

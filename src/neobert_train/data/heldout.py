@@ -1,52 +1,42 @@
-"""Documents kept from training, chosen by a hash of their text alone.
+"""The documents that a run is evaluated on: looked for once, and the same at every evaluation."""
 
-A copy of a held-out document is held out as well, on every run, rank, epoch and file layout.
-"""
-
-import hashlib
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from neobert_train.batch import Batch
+from neobert_train.config.data_schema import MaskingConfig
+from neobert_train.config.derived import compute_weights, resolve_sources
+from neobert_train.config.schema import TrainConfig
+from neobert_train.data.admission import Admission, Kind, build_admission
 from neobert_train.data.collate import collate
-from neobert_train.data.masking import Masking
+from neobert_train.data.masking import build_masking
 from neobert_train.data.packing import pack_all
 from neobert_train.data.randomness import keyed_generator
-from neobert_train.data.sources import Record, Unit
-from neobert_train.data.tokenization import TextTokenizer, iter_chunks
+from neobert_train.data.sources import AnyRecord, Record, TokenizedRecord, Unit
+from neobert_train.data.tokenization import TextTokenizer, split_document
 
 _GROUP_DOCUMENTS = 64
 # Enough text for a stable estimate of how often each token occurs.
 _MOST_COUNTED_TOKENS = 2_000_000
 
 
-def is_heldout(text: str, fraction: float) -> bool:
-    """Whether a document belongs to the held-out share.
-
-    Args:
-        text: the document.
-        fraction: expected share of held-out documents, in [0, 1).
-    """
-    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8, person=b"heldout").digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
-
-
 @dataclass
 class CorpusSample:
-    """What a look through a source found.
+    """What a look through the sources found.
 
     Attributes:
-        heldout: the held-out documents.
+        heldout: token ids of the held-out documents, without special tokens.
         unigram_entropy: of the token frequencies, in nats: the loss of a model that knows only
             how frequent each token is.
         num_documents: documents looked through.
     """
 
-    heldout: list[str] = field(default_factory=list)
+    heldout: list[list[int]] = field(default_factory=list)
     unigram_entropy: float = math.nan
     num_documents: int = 0
 
@@ -61,69 +51,123 @@ class CorpusSample:
 
 
 def sample_corpus(
+    config: TrainConfig, units: Mapping[str, Sequence[Unit]], tokenizer: TextTokenizer
+) -> CorpusSample:
+    """Look through the sources for held-out documents, each for its share of them by weight.
+
+    Args:
+        config: `evaluation` says how many tokens to collect, and how long to look.
+        units: of each source, by name.
+        tokenizer: turns texts into ids.
+    """
+    weights = np.array(compute_weights(config.data, 1))
+    shares = weights / weights.sum()
+    sample = CorpusSample()
+    frequencies = np.zeros(tokenizer.vocab_size)
+    known: set[bytes] = set()  # sources may be views of the same documents
+    for share, (name, source) in zip(shares, resolve_sources(config.data).items(), strict=True):
+        if share == 0.0:
+            continue
+        found = sample_source(
+            units[name],
+            build_admission(config.data, source),
+            tokenizer,
+            math.ceil(share * config.evaluation.max_tokens),
+            math.ceil(share * config.evaluation.scan_documents),
+        )
+        new = [ids for ids in found.heldout if ids.tobytes() not in known]
+        known.update(ids.tobytes() for ids in new)
+        sample.heldout += [ids.tolist() for ids in new]
+        sample.num_documents += found.num_documents
+        frequencies += share * found.counts / max(1, found.counts.sum())
+    sample.unigram_entropy = compute_entropy(frequencies)
+    return sample
+
+
+@dataclass
+class SourceSample:
+    """What a look through one source found.
+
+    Attributes:
+        heldout: [num_tokens] int64 each, the held-out documents.
+        counts: [vocab_size] int64, how often each token occurred.
+        num_documents: documents looked through.
+    """
+
+    heldout: list[np.ndarray]
+    counts: np.ndarray
+    num_documents: int = 0
+
+
+def sample_source(
     units: Sequence[Unit],
+    admission: Admission,
     tokenizer: TextTokenizer,
-    heldout_fraction: float,
     max_tokens: int,
     scan_documents: int,
-) -> CorpusSample:
+) -> SourceSample:
     """Look through a source for held-out documents, units in a fixed random order.
 
     Args:
         units: the source.
-        tokenizer: counts the tokens.
-        heldout_fraction: see `is_heldout`.
+        admission: which documents are held out, and which belong to the source at all.
+        tokenizer: turns texts into ids.
         max_tokens: held-out tokens to collect; counting token frequencies may go on beyond.
         scan_documents: documents after which to stop in any case.
     """
-    sample = CorpusSample()
-    counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-    num_tokens = 0
-    for texts in _iter_text_groups(units):
-        kept = [text for text in texts if is_heldout(text, heldout_fraction)]
-        counting = counts.sum() < _MOST_COUNTED_TOKENS
-        for text, ids in zip(
-            (encoded := texts if counting else kept), tokenizer.encode(encoded), strict=True
-        ):
+    sample = SourceSample([], np.zeros(tokenizer.vocab_size, dtype=np.int64))
+    num_tokens = num_counted = 0
+    for group in _iter_groups(units, admission):
+        counting = num_counted < _MOST_COUNTED_TOKENS
+        wanted = [(r, kind) for r, kind in group if counting or kind is Kind.heldout]
+        encoded = iter(tokenizer.encode([r.text for r, _ in wanted if isinstance(r, Record)]))
+        for record, kind in wanted:
+            ids = np.asarray(
+                record.ids if isinstance(record, TokenizedRecord) else next(encoded), np.int64
+            )
+            if admission.classify_tokens(len(ids)) is not Kind.document:
+                continue
             if counting:
-                counts += np.bincount(ids, minlength=len(counts))
-            if text in kept and num_tokens < max_tokens:
-                sample.heldout.append(text)
+                sample.counts += np.bincount(ids, minlength=len(sample.counts))
+                num_counted += len(ids)
+            if kind is Kind.heldout and num_tokens < max_tokens:
+                sample.heldout.append(ids)
                 num_tokens += len(ids)
-        sample.num_documents += len(texts)
-        enough = num_tokens >= max_tokens and counts.sum() >= _MOST_COUNTED_TOKENS
+        sample.num_documents += len(group)
+        enough = num_tokens >= max_tokens and num_counted >= _MOST_COUNTED_TOKENS
         if enough or sample.num_documents >= scan_documents:
             break
-    sample.unigram_entropy = compute_entropy(counts)
     return sample
 
 
-def _iter_text_groups(units: Sequence[Unit]) -> Iterator[list[str]]:
-    group: list[str] = []
-    for unit in keyed_generator("heldout").permutation(len(units)):
-        for record in units[unit].iter_records(0):
-            if isinstance(record, Record) and record.text.strip():
-                group.append(record.text)
-            if len(group) == _GROUP_DOCUMENTS:
-                yield group
-                group = []
-    if group:
+def _iter_groups(
+    units: Sequence[Unit], admission: Admission
+) -> Iterator[Sequence[tuple[Any, Kind]]]:
+    """The documents of a source with their kinds, training and held-out ones alone."""
+    records: Iterator[AnyRecord] = (
+        record
+        for unit in keyed_generator("heldout").permutation(len(units))
+        for record in units[unit].iter_records(0)
+    )
+    kinds = ((record, admission.classify(record)) for record in records)
+    wanted = ((r, kind) for r, kind in kinds if kind in (Kind.document, Kind.heldout))
+    while group := list(itertools.islice(wanted, _GROUP_DOCUMENTS)):
         yield group
 
 
-def compute_entropy(counts: np.ndarray) -> float:
-    """Entropy in nats of the distribution with these counts; NaN when there are none."""
-    total = counts.sum()
+def compute_entropy(frequencies: np.ndarray) -> float:
+    """Entropy in nats of the distribution with these frequencies; NaN when there are none."""
+    total = frequencies.sum()
     if total == 0:
         return math.nan
-    share = counts[counts > 0] / total
+    share = frequencies[frequencies > 0] / total
     return float(-(share * np.log(share)).sum())
 
 
 def build_evaluation_batches(
-    documents: Sequence[str],
+    documents: Sequence[Sequence[int] | np.ndarray],
     tokenizer: TextTokenizer,
-    masking: Masking,
+    masking: MaskingConfig,
     context_length: int,
     micro_batch_tokens: int,
     max_tokens: int,
@@ -132,25 +176,26 @@ def build_evaluation_batches(
     """Documents masked and packed, always alike whatever the number of processes.
 
     Args:
-        documents: texts; those without tokens are passed over.
-        tokenizer, masking: as in training.
+        documents: token ids of each, without special tokens; empty ones are passed over.
+        tokenizer: of the ids.
+        masking: the masking rule, at its initial rate, so that evaluations compare.
         context_length: most tokens of a chunk.
         micro_batch_tokens: tokens of a batch.
         max_tokens: chunks beyond this many tokens are left out.
         seed: decides which tokens are masked.
     """
+    rule = build_masking(masking, tokenizer)
     chunks: list[np.ndarray] = []
     num_tokens = 0
-    for start in range(0, len(documents), _GROUP_DOCUMENTS):
-        for ids in tokenizer.encode(documents[start : start + _GROUP_DOCUMENTS]):
-            for chunk in iter_chunks(ids, context_length, tokenizer.special):
-                if num_tokens < max_tokens:
-                    chunks.append(chunk)
-                    num_tokens += len(chunk)
+    for ids in documents:
+        for chunk in split_document(np.asarray(ids, dtype=np.int64), context_length):
+            if num_tokens < max_tokens:
+                chunks.append(chunk)
+                num_tokens += len(chunk) + 2
     batches = []
-    for number, indices in enumerate(pack_all([len(c) for c in chunks], micro_batch_tokens)):
+    for number, indices in enumerate(pack_all([len(c) + 2 for c in chunks], micro_batch_tokens)):
         packed = [chunks[index] for index in indices]
         generator = keyed_generator(seed, "evaluation mask", number)
-        size = sum(len(chunk) for chunk in packed)  # nothing needs a constant shape here
-        batches.append(collate(packed, size, tokenizer.special.pad, masking, generator))
+        size = sum(len(chunk) + 2 for chunk in packed)  # nothing needs a constant shape here
+        batches.append(collate(packed, size, tokenizer.special, rule, masking.rate, generator))
     return batches

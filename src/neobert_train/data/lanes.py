@@ -1,242 +1,295 @@
-"""One lane: the endless stream of batches that fills one slot of every step."""
+"""One lane: the endless stream of batches that fills one slot of every step.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+    records --> chunks (a stream for each source) --> mixture --> packer --> mask --> Batch
+
+A lane state holds for every source where its oldest chunk lies that is not in a batch yet, so that
+reading on from there gives the same batches again.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from neobert_train.batch import Batch
-from neobert_train.config.data_schema import BadRecordPolicy
-from neobert_train.config.derived import compute_num_lanes
+from neobert_train.config.data_schema import Draw
+from neobert_train.config.derived import (
+    compute_masking_rate,
+    compute_num_lanes,
+    compute_weights,
+    resolve_sources,
+)
 from neobert_train.config.schema import TrainConfig
+from neobert_train.data.admission import build_admission
 from neobert_train.data.collate import collate
-from neobert_train.data.documents import LaneOrder, Position, iter_lane_records
-from neobert_train.data.heldout import is_heldout
-from neobert_train.data.masking import Masking, build_masking
-from neobert_train.data.packing import Packer, PackingState
+from neobert_train.data.documents import LaneOrder
+from neobert_train.data.masking import build_masking
+from neobert_train.data.mixture import Mixture, draw_initial_credits
+from neobert_train.data.packing import Packer
 from neobert_train.data.randomness import keyed_generator
-from neobert_train.data.sources import BadRecord, Unit
-from neobert_train.data.tokenization import TextTokenizer, iter_chunks
+from neobert_train.data.sources import Unit
+from neobert_train.data.streams import Chunk, SourceStream, StreamState
+from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.errors import InputError
-
-# Documents tokenised in one call, which amortises its overhead, within bounded memory.
-_GROUP_DOCUMENTS = 64
-_GROUP_CHARACTERS = 1 << 20
-# Epochs with records in a row that may have nothing but empty and held-out ones for a lane.
-_MOST_BARREN_EPOCHS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Records a lane has read since the run began."""
-
-    documents: int = 0
-    empty: int = 0
-    bad: int = 0
-
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(
-            self.documents + other.documents, self.empty + other.empty, self.bad + other.bad
-        )
 
 
 @dataclass(frozen=True, slots=True)
 class LaneState:
-    """Where a lane continues: the oldest chunk that is not packed yet, and what lies beyond it.
+    """Where a lane goes on.
 
     Attributes:
-        num_batches: batches given so far; keys the masks of the next.
-        position: of the document with the oldest pending chunk.
-        chunk: which chunk of that document.
-        packing: which of the chunks from there on are packed already.
-        counts: records read.
+        num_batches: batches given so far; the steps that the run has taken.
+        credits: of the mixture, one for each source; empty for a lane that has not begun.
+        pending_sources: the source of every pending chunk, in the order in which they were read,
+            where the documents of several sources are packed together.
+        streams: of each source, by name.
     """
 
     num_batches: int = 0
-    position: Position = field(default_factory=Position)
-    chunk: int = 0
-    packing: PackingState = field(default_factory=PackingState)
-    counts: Counts = field(default_factory=Counts)
+    credits: tuple[float, ...] = ()
+    pending_sources: tuple[int, ...] = ()
+    streams: dict[str, StreamState] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON; some hundred bytes."""
+        """As JSON; some hundred bytes for each source."""
         return {
             "num_batches": self.num_batches,
-            "position": list(astuple(self.position)),
-            "chunk": self.chunk,
-            "num_read": self.packing.num_read,
-            "pending": list(self.packing.pending),
-            "counts": list(astuple(self.counts)),
+            "credits": list(self.credits),
+            "pending_sources": list(self.pending_sources),
+            "streams": {name: stream.to_dict() for name, stream in self.streams.items()},
         }
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> "LaneState":
         """The inverse of `to_dict`."""
+        streams = {name: StreamState.from_dict(s) for name, s in state["streams"].items()}
         return cls(
-            state["num_batches"],
-            Position(*state["position"]),
-            state["chunk"],
-            PackingState(state["num_read"], tuple(state["pending"])),
-            Counts(*state["counts"]),
+            state["num_batches"], tuple(state["credits"]), tuple(state["pending_sources"]), streams
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """A tokenised document, or a part of one that fits the context.
+class PackedChunks:
+    """The chunks of one micro-batch before they are masked.
 
     Attributes:
-        ids: [length] int64, [CLS] and [SEP] included.
-        position: of its document.
-        index: which chunk of the document.
-        counts: what reading on to this chunk added.
+        step: the step it belongs to, counted from 1.
+        chunks: at most a micro-batch of tokens.
+        state: of the lane after it.
     """
 
-    ids: np.ndarray
-    position: Position
-    index: int
-    counts: Counts
-
-    def __len__(self) -> int:
-        return len(self.ids)
+    step: int
+    chunks: list[Chunk]
+    state: LaneState
 
 
-@dataclass(frozen=True)
 class Lane:
-    """Reads, tokenises, packs and masks what one lane gives.
+    """Reads, tokenises, mixes, packs and masks what one lane gives.
 
-    Attributes:
-        order: which documents in which order.
+    Args:
+        config: of the run.
+        units: of each source, by name.
         tokenizer: text to ids.
-        masking: the masking rule.
-        context_length: most tokens of a chunk.
-        micro_batch_tokens: tokens of a batch.
-        lookahead: chunks kept ready to fill the end of a batch.
-        heldout_fraction: share of documents that are not trained on.
-        on_bad_record: whether an unreadable record stops the lane.
+        lane: which one.
     """
 
-    order: LaneOrder
-    tokenizer: TextTokenizer
-    masking: Masking
-    context_length: int
-    micro_batch_tokens: int
-    lookahead: int
-    heldout_fraction: float
-    on_bad_record: BadRecordPolicy
+    def __init__(
+        self,
+        config: TrainConfig,
+        units: Mapping[str, Sequence[Unit]],
+        tokenizer: TextTokenizer,
+        lane: int,
+    ) -> None:
+        self._config, self._tokenizer, self._lane = config, tokenizer, lane
+        self._units = units
+        self._masking = build_masking(config.masking, tokenizer)
 
     def iter_batches(self, state: LaneState) -> Iterator[Batch]:
-        """The batches from `state` on, endlessly; each carries the state after it.
+        """The batches from `state` on; each carries the state after it.
 
         Raises:
-            InputError: a bad record under the policy `stop`, or a source without documents.
+            InputError: a bad record under the policy `stop`, a source without documents, or the end
+                of all sources by their `max_epochs`.
         """
-        counts, num_read = state.counts, state.packing.num_read
-        stream = self.iter_chunks(state.position, state.chunk)
-
-        def iter_counted() -> Iterator[Chunk]:
-            nonlocal counts
-            for ordinal, chunk in enumerate(stream):
-                if ordinal >= num_read:  # what was read before the resume is counted already
-                    counts += chunk.counts
-                yield chunk
-
-        packer = Packer(iter_counted(), self.micro_batch_tokens, self.lookahead, state.packing)
-        num_batches = state.num_batches
-        while True:
-            chunks = packer.pack()
-            generator = keyed_generator(self.order.seed, "mask", self.order.lane, num_batches)
-            num_batches += 1
-            oldest = packer.oldest
-            after = LaneState(num_batches, oldest.position, oldest.index, packer.state, counts)
+        config = self._config
+        for packed in self.iter_packed(state):
             yield collate(
-                [chunk.ids for chunk in chunks],
-                self.micro_batch_tokens,
-                self.tokenizer.special.pad,
-                self.masking,
-                generator,
-                self.order.lane,
-                after.to_dict(),
+                [chunk.ids for chunk in packed.chunks],
+                config.batch.micro_batch_tokens,
+                self._tokenizer.special,
+                self._masking,
+                compute_masking_rate(config, packed.step),
+                keyed_generator(config.seed, "mask", self._lane, packed.step - 1),
+                self._lane,
+                packed.state.to_dict(),
             )
 
-    def iter_chunks(self, position: Position, first_chunk: int = 0) -> Iterator[Chunk]:
-        """The tokenised chunks from chunk `first_chunk` of the document at `position` on.
+    def iter_packed(self, state: LaneState) -> Iterator[PackedChunks]:
+        """The micro-batches from `state` on, not masked; errors as those of `iter_batches`."""
+        config = self._config
+        streams = self._open_streams(state)
+        # A single source needs no mixing, and its packer is that of drawing micro-batches.
+        mixes_documents = config.data.draw is Draw.document and len(streams) > 1
+        scale = config.batch.context_length if mixes_documents else config.batch.micro_batch_tokens
+        initial = draw_initial_credits(config.seed, self._lane, len(streams), scale)
+        mixture = Mixture(state.credits or initial, ())
+        if mixes_documents:
+            source: _DocumentMixer | _MicroBatchMixer = _DocumentMixer(
+                config, streams, mixture, state.pending_sources
+            )
+        else:
+            source = _MicroBatchMixer(config, streams, mixture)
+        step = state.num_batches
+        while True:
+            step += 1
+            mixture.weights = compute_weights(config.data, step)
+            chunks = source.pack()
+            if not chunks:
+                raise InputError(
+                    f"lane {self._lane} has nothing left to read at step {step}: every source has "
+                    f"been read max_epochs times; raise data.max_epochs, or write "
+                    f"trainer.max_steps={step - 1} to end there"
+                )
+            for chunk in chunks:
+                streams[chunk.source].tokens += len(chunk)
+            pending = source.list_pending()
+            after = LaneState(
+                step,
+                tuple(mixture.credits),
+                tuple(chunk.source for chunk in pending) if mixes_documents else (),
+                {
+                    name: stream.find_state([c for c in pending if c.source == number])
+                    for number, (name, stream) in enumerate(zip(self._units, streams, strict=True))
+                },
+            )
+            yield PackedChunks(step, chunks, after)
 
-        Raises:
-            InputError: a bad record under the policy `stop`, or a source without documents.
-        """
-        counts, epoch, barren_epochs = Counts(), position.epoch, 0
-        for group in _iter_groups(self._iter_texts(position)):
-            encoded = self.tokenizer.encode([text for text, _, _ in group])
-            for ids, (text, place, seen) in zip(encoded, group, strict=True):
-                barren_epochs += place.epoch != epoch
-                epoch = place.epoch
-                if barren_epochs > _MOST_BARREN_EPOCHS:
-                    raise InputError(
-                        "the source has no document to train on: all are empty or held out; add "
-                        "documents or lower data.heldout_fraction"
-                    )
-                counts += Counts(empty=1) if text and not len(ids) else seen
-                for index, chunk in enumerate(
-                    iter_chunks(ids, self.context_length, self.tokenizer.special)
-                ):
-                    if place != position or index >= first_chunk:
-                        yield Chunk(chunk, place, index, counts)
-                    counts, barren_epochs = Counts(), 0
-
-    def _iter_texts(self, start: Position) -> Iterator[tuple[str, Position, Counts]]:
-        """Records with what they count as; the text is empty where there is nothing to train on."""
-        for record, position in iter_lane_records(self.order, start):
-            if isinstance(record, BadRecord):
-                if self.on_bad_record is BadRecordPolicy.stop:
-                    raise InputError(
-                        f"{record.reason}; write data.on_bad_record=skip to leave such records out"
-                    )
-                yield "", position, Counts(bad=1)
-            elif not record.text.strip():
-                yield "", position, Counts(empty=1)
-            elif is_heldout(record.text, self.heldout_fraction):
-                yield "", position, Counts()
-            else:
-                yield record.text, position, Counts(documents=1)
+    def _open_streams(self, state: LaneState) -> list[SourceStream]:
+        config = self._config
+        num_lanes = compute_num_lanes(config)
+        return [
+            SourceStream(
+                LaneOrder(
+                    self._units[name],
+                    self._lane,
+                    num_lanes,
+                    config.seed,
+                    config.data.shuffle_window,
+                    config.data.shuffle_units,
+                    name,
+                    source.max_epochs,
+                ),
+                build_admission(config.data, source),
+                config.data.on_bad_record,
+                self._tokenizer.encode,
+                config.batch.context_length,
+                number,
+                state.streams.get(name, StreamState()),
+            )
+            for number, (name, source) in enumerate(resolve_sources(config.data).items())
+        ]
 
 
-def _iter_groups(
-    texts: Iterator[tuple[str, Position, Counts]],
-) -> Iterator[list[tuple[str, Position, Counts]]]:
-    """Texts in groups that grow, so that a lane starts quickly; an error comes after the texts
-    before it.
+class _DocumentMixer:
+    """Packs the documents of all sources together, each drawn by the mixture."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        streams: Sequence[SourceStream],
+        mixture: Mixture,
+        pending_sources: Sequence[int],
+    ) -> None:
+        self._streams, self._mixture = streams, mixture
+        queues = [iter(stream.pending) for stream in streams]
+        self._packer = Packer(
+            self._draw,
+            config.batch.micro_batch_tokens,
+            config.data.lookahead_documents,
+            [next(queues[source]) for source in pending_sources],
+        )
+
+    def pack(self) -> list[Chunk]:
+        return self._packer.pack()
+
+    def list_pending(self) -> Sequence[Chunk]:
+        return self._packer.pending
+
+    def _draw(self) -> Chunk | None:
+        while True:
+            exhausted = [stream.exhausted for stream in self._streams]
+            source = self._mixture.choose(exhausted)
+            if source is None:
+                return None
+            chunk = self._streams[source].read()
+            if chunk is not None:
+                self._mixture.charge(source, len(chunk), exhausted)
+                return chunk
+
+
+class _MicroBatchMixer:
+    """Packs the documents of each source by themselves; the mixture draws whole micro-batches."""
+
+    def __init__(
+        self, config: TrainConfig, streams: Sequence[SourceStream], mixture: Mixture
+    ) -> None:
+        self._streams, self._mixture = streams, mixture
+        self._packers = [
+            Packer(
+                stream.read,
+                config.batch.micro_batch_tokens,
+                config.data.lookahead_documents,
+                stream.pending,
+            )
+            for stream in streams
+        ]
+
+    def pack(self) -> list[Chunk]:
+        while True:
+            exhausted = [
+                stream.exhausted and not packer.pending
+                for stream, packer in zip(self._streams, self._packers, strict=True)
+            ]
+            source = self._mixture.choose(exhausted)
+            if source is None:
+                return []
+            chunks = self._packers[source].pack()
+            if chunks:
+                self._mixture.charge(source, sum(len(chunk) for chunk in chunks), exhausted)
+                return chunks
+
+    def list_pending(self) -> Sequence[Chunk]:
+        return [chunk for packer in self._packers for chunk in packer.pending]
+
+
+def initial_states(lanes: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """The states of lanes that have given nothing yet."""
+    return {lane: LaneState().to_dict() for lane in lanes}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceProgress:
+    """What lanes have read of a source and given of it, in all.
+
+    Attributes:
+        documents, empty, bad, filtered: records read.
+        tokens: of the chunks that went into batches.
+        epochs: of all lanes together.
     """
-    group: list[tuple[str, Position, Counts]] = []
-    characters, size = 0, 1
-    try:
-        for text in texts:
-            group.append(text)
-            characters += len(text[0])
-            if len(group) >= size or characters >= _GROUP_CHARACTERS:
-                yield group
-                group, characters = [], 0
-                size = min(2 * size, _GROUP_DOCUMENTS)
-    except InputError:
-        yield group
-        raise
+
+    documents: int
+    empty: int
+    bad: int
+    filtered: int
+    tokens: int
+    epochs: int
 
 
-def build_lane(
-    config: TrainConfig, units: Sequence[Unit], tokenizer: TextTokenizer, lane: int
-) -> Lane:
-    """The lane number `lane` of a run."""
-    order = LaneOrder(
-        units, lane, compute_num_lanes(config), config.seed, config.data.shuffle_window
-    )
-    return Lane(
-        order,
-        tokenizer,
-        build_masking(config.masking, tokenizer),
-        config.batch.context_length,
-        config.batch.micro_batch_tokens,
-        config.data.lookahead_documents,
-        config.data.heldout_fraction,
-        config.data.on_bad_record,
-    )
+def sum_progress(states: Iterable[dict[str, Any]], name: str) -> SourceProgress:
+    """The progress of a source over the states of several lanes."""
+    totals = [0] * 6
+    for state in states:
+        if name in state["streams"]:
+            stream = StreamState.from_dict(state["streams"][name])
+            row = (*stream.counts, stream.tokens, stream.position.window.epoch)
+            totals = [total + number for total, number in zip(totals, row, strict=True)]
+    return SourceProgress(*totals)

@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 
 from neobert_train.batch import Batch
 from neobert_train.config.schema import TrainConfig
-from neobert_train.data.lanes import LaneState, build_lane
+from neobert_train.data.lanes import Lane, LaneState
 from neobert_train.data.sources import Unit
 from neobert_train.data.tokenization import load_tokenizer
 from neobert_train.errors import InputError
@@ -49,21 +49,19 @@ class LaneReaders:
 
     Attributes:
         config: of the run.
-        units: the source.
+        units: of each source, by name.
         states: where each lane begins, by lane in ascending order.
     """
 
     config: TrainConfig
-    units: Sequence[Unit]
+    units: Mapping[str, Sequence[Unit]]
     states: dict[int, dict[str, Any]]
 
     def iter_batches(self) -> Iterator[Batch]:
         """One batch of each lane, again and again."""
         tokenizer = load_tokenizer(self.config.tokenizer.path)
         streams = [
-            build_lane(self.config, self.units, tokenizer, lane).iter_batches(
-                LaneState.from_dict(state)
-            )
+            Lane(self.config, self.units, tokenizer, lane).iter_batches(LaneState.from_dict(state))
             for lane, state in self.states.items()
         ]
         while True:
@@ -76,7 +74,7 @@ class StepLoader:
 
     Args:
         config: of the run.
-        units: the source.
+        units: of each source, by name.
         states: lane state by lane, of the lanes this process serves.
         pin_memory: whether batches go to a GPU.
     """
@@ -84,7 +82,7 @@ class StepLoader:
     def __init__(
         self,
         config: TrainConfig,
-        units: Sequence[Unit],
+        units: Mapping[str, Sequence[Unit]],
         states: dict[int, dict[str, Any]],
         pin_memory: bool = False,
     ) -> None:
@@ -203,8 +201,3 @@ def _exit_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(0)
-
-
-def initial_states(lanes: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """The states of lanes that have given nothing yet."""
-    return {lane: LaneState().to_dict() for lane in lanes}

@@ -20,14 +20,13 @@ class Masking:
         text_ids: [num_text_ids] int64, tokens that a random replacement is drawn from.
     """
 
-    rate: float
     strategy: MaskingStrategy
     mask_id: int
     is_special: np.ndarray
     text_ids: np.ndarray
 
     def apply(
-        self, ids: np.ndarray, generator: np.random.Generator
+        self, ids: np.ndarray, generator: np.random.Generator, rate: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Choose round(rate x text tokens) tokens uniformly and replace them.
 
@@ -40,7 +39,7 @@ class Masking:
             stood there [M]; all int64.
         """
         candidates = np.flatnonzero(~self.is_special[ids])
-        count = round(self.rate * len(candidates))
+        count = round(rate * len(candidates))
         chosen = generator.permutation(len(candidates))[:count]
         positions = candidates[np.sort(chosen)]
         labels = ids[positions]
@@ -62,7 +61,6 @@ def build_masking(config: MaskingConfig, tokenizer: TextTokenizer) -> Masking:
     is_special = np.zeros(tokenizer.vocab_size, dtype=bool)
     is_special[tokenizer.special_ids] = True
     return Masking(
-        config.rate,
         config.strategy,
         tokenizer.special.mask,
         is_special,

@@ -7,7 +7,7 @@ taken, so nothing waits long and nothing is lost.
 """
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -23,87 +23,56 @@ class Sized(Protocol):
 Item = TypeVar("Item", bound=Sized)
 
 
-@dataclass(frozen=True, slots=True)
-class PackingState:
-    """Which chunks are read but not yet packed, counted from the oldest of them.
-
-    Attributes:
-        num_read: chunks read since the oldest pending one, itself included.
-        pending: ordinals (ascending, the first is 0) of those that are not packed yet.
-    """
-
-    num_read: int = 0
-    pending: tuple[int, ...] = ()
-
-
 @dataclass
 class Packer(Generic[Item]):
     """Packs a stream of chunks; see the module's text.
 
     Attributes:
-        chunks: the stream, from the oldest pending chunk of `state` on.
+        read: gives the next chunk; None at the end of the stream.
         capacity: tokens of a micro-batch; at least the length of any chunk.
         lookahead: chunks beyond a full micro-batch that may fill its end.
-        state: what was already taken from the stream when this packer starts.
+        pending: chunks that are read and not packed yet, in the order of the stream.
     """
 
-    chunks: Iterator[Item]
+    read: Callable[[], Item | None]
     capacity: int
     lookahead: int
-    state: PackingState = field(default_factory=PackingState)
-
-    def __post_init__(self) -> None:
-        self._pending: list[tuple[int, Item]] = []
-        wanted = set(self.state.pending)
-        for ordinal in range(self.state.num_read):
-            chunk = next(self.chunks)
-            if ordinal in wanted:
-                self._pending.append((ordinal, chunk))
-        self._num_read = self.state.num_read
+    pending: list[Item] = field(default_factory=list)
 
     def pack(self) -> list[Item]:
-        """The chunks of the next micro-batch, in the order of the stream."""
+        """The chunks of the next micro-batch, in the order of the stream; none at its end."""
         num_prefix = self._fill()
+        if not self.pending:
+            return []
         num_fixed = max(1, num_prefix - _LAST_RECONSIDERED)
-        target = self.capacity - sum(len(chunk) for _, chunk in self._pending[:num_fixed])
-        lengths = [len(chunk) for _, chunk in self._pending[num_fixed:]]
-        chosen = set(range(num_fixed))
-        chosen.update(num_fixed + index for index in choose_subset(lengths, target))
-        packed = [chunk for index, (_, chunk) in enumerate(self._pending) if index in chosen]
-        self._pending = [item for index, item in enumerate(self._pending) if index not in chosen]
-        if not self._pending:
-            self._read()
-        self._rebase()
+        lengths = [len(chunk) for chunk in self.pending]
+        target = self.capacity - sum(lengths[:num_fixed])
+        chosen = {num_fixed + index for index in choose_subset(lengths[num_fixed:], target)}
+        packed = self.pending[:num_fixed]
+        left: list[Item] = []
+        for index in range(num_fixed, len(lengths)):
+            (packed if index in chosen else left).append(self.pending[index])
+        self.pending = left
         return packed
-
-    @property
-    def oldest(self) -> Item:
-        """The chunk from which a stream has to go on with the present `state`."""
-        return self._pending[0][1]
 
     def _fill(self) -> int:
         """Read ahead; returns how many of the oldest chunks fit together."""
         total, num_prefix = 0, 0
-        while True:
-            while num_prefix < len(self._pending):
-                length = len(self._pending[num_prefix][1])
-                if total + length > self.capacity:
-                    while len(self._pending) < num_prefix + self.lookahead:
-                        self._read()
-                    return num_prefix
-                total += length
-                num_prefix += 1
-            self._read()
+        while num_prefix < len(self.pending) or self._read():
+            total += len(self.pending[num_prefix])
+            if total > self.capacity:
+                break
+            num_prefix += 1
+        while len(self.pending) < num_prefix + self.lookahead and self._read():
+            pass
+        return num_prefix
 
-    def _read(self) -> None:
-        self._pending.append((self._num_read, next(self.chunks)))
-        self._num_read += 1
-
-    def _rebase(self) -> None:
-        origin = self._pending[0][0]
-        self._pending = [(ordinal - origin, chunk) for ordinal, chunk in self._pending]
-        self._num_read -= origin
-        self.state = PackingState(self._num_read, tuple(ordinal for ordinal, _ in self._pending))
+    def _read(self) -> bool:
+        chunk = self.read()
+        if chunk is None:
+            return False
+        self.pending.append(chunk)
+        return True
 
 
 def choose_subset(lengths: list[int], target: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,19 +152,12 @@ def _download_tokenizer(name: str) -> str:
         ) from error
 
 
-def iter_chunks(
-    ids: np.ndarray, context_length: int, special: SpecialTokens
-) -> Iterator[np.ndarray]:
-    """A document as chunks of at most `context_length`, each within [CLS] and [SEP].
+def split_document(ids: np.ndarray, context_length: int) -> list[np.ndarray]:
+    """A document as parts that fit the context together with [CLS] and [SEP].
 
     Args:
-        ids: [num_tokens] int64, without special tokens.
-        context_length: most tokens of a chunk, the two special ones included.
-        special: ids of the special tokens.
+        ids: [num_tokens] integers, without special tokens.
+        context_length: most tokens of a part, the two special ones included.
     """
-    text_length = context_length - 2
-    for start in range(0, len(ids), text_length):
-        text = ids[start : start + text_length]
-        chunk = np.empty(len(text) + 2, dtype=np.int64)
-        chunk[0], chunk[1:-1], chunk[-1] = special.cls, text, special.sep
-        yield chunk
+    length = context_length - 2
+    return [ids[start : start + length] for start in range(0, len(ids), length)]

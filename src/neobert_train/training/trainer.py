@@ -3,15 +3,16 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import torch
 
 from neobert_train.batch import Batch
 from neobert_train.checkpoint import Checkpoint, TrainingState
-from neobert_train.config.derived import compute_num_lanes
+from neobert_train.config.derived import compute_num_lanes, resolve_sources
 from neobert_train.config.schema import TrainConfig
+from neobert_train.data.lanes import SourceProgress, sum_progress
 from neobert_train.data.loader import StepLoader
 from neobert_train.distributed import Collectives
 from neobert_train.errors import InputError
@@ -179,7 +180,7 @@ class Trainer:
         loss, accuracy = self._reduce(result)
         seconds = sum(step.seconds for step in recent)
         tokens = sum(step.tokens for step in recent)
-        record = {
+        record: dict[str, Any] = {
             "train/loss": loss,
             "train/accuracy": accuracy,
             "train/learning_rate": compute_learning_rate(self.config, self.state.step),
@@ -199,17 +200,28 @@ class Trainer:
         return record
 
     def _count_records(self) -> dict[str, Any]:
-        """What the lanes have read so far, summed over all of them."""
-        lanes = self.state.lanes.values()
-        columns = zip(*(lane["counts"] for lane in lanes), strict=True)
-        epochs = sum(lane["position"][0] for lane in lanes)
-        documents, empty, bad, epochs = self.collectives.sum([*map(sum, columns), epochs])
-        return {
-            "data/documents": documents,
-            "data/empty_records": empty,
-            "data/bad_records": bad,
-            "data/epoch": epochs / compute_num_lanes(self.config),
+        """What the lanes have read so far and given of each source, summed over all of them."""
+        names = list(resolve_sources(self.config.data))
+        parts = [sum_progress(self.state.lanes.values(), name) for name in names]
+        numbers = self.collectives.sum([n for part in parts for n in astuple(part)])
+        width = len(numbers) // len(names)
+        sources = {
+            name: SourceProgress(*numbers[index * width : (index + 1) * width])
+            for index, name in enumerate(names)
         }
+        num_lanes = compute_num_lanes(self.config)
+        total = SourceProgress(*map(sum, zip(*map(astuple, sources.values()), strict=True)))
+        record: dict[str, Any] = {
+            "data/documents": total.documents,
+            "data/empty_records": total.empty,
+            "data/bad_records": total.bad,
+            "data/filtered_records": total.filtered,
+        }
+        for name, progress in sources.items():
+            record[f"data/{name}/tokens"] = progress.tokens
+            record[f"data/{name}/epoch"] = progress.epochs / num_lanes
+            record[f"data/{name}/share"] = progress.tokens / max(1, total.tokens)
+        return record
 
     def _reduce(self, result: StepResult) -> tuple[float, float]:
         """Loss and accuracy of the global batch."""

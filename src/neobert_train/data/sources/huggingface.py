@@ -1,12 +1,23 @@
-"""Datasets streamed with Hugging Face `datasets`, one unit per shard or part of one."""
+"""Datasets of the Hugging Face Hub.
 
-from collections.abc import Iterator
+Those that are parquet files, as almost all are, are read like other remote files: `datasets` only
+says which files belong to a split. Others are streamed with `datasets`, one unit per shard or part
+of one.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from neobert_train.data.sources.source import END_OF_UNIT, BadRecord, Record
+from neobert_train.config.data_schema import BadRecordPolicy, SourceConfig
+from neobert_train.data.sources.files import build_file_units
+from neobert_train.data.sources.source import END_OF_UNIT, BadRecord, Record, Unit
+from neobert_train.data.storage import Network
 from neobert_train.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 # A cursor is (row group of the shard) * _GROUP + (row in it): datasets can open a row group by
 # itself, so that a resume reads one of them instead of a file of half a gigabyte.
@@ -30,6 +41,7 @@ class HuggingFaceUnit:
 
     source: StreamedDataset
     column: str
+    id_column: str | None
     shard: int
     num_shards: int
     part: int = 0
@@ -49,20 +61,27 @@ class HuggingFaceUnit:
                         yield self._to_record(record, group, row)
         except Exception as error:  # datasets raises whatever the reader and the network raise
             reason = f"{self.source.dataset}, shard {self.shard}: cannot be read ({error})"
-            yield BadRecord(reason, END_OF_UNIT)
+            yield BadRecord(reason, cursor, END_OF_UNIT)
+
+    def describe(self, next_cursor: int) -> str:
+        """Such as `org/name, shard 3, row group 0, row 7`; rows count from 1."""
+        group, row = divmod(next_cursor, _GROUP)
+        return f"{self.source.dataset}, shard {self.shard}, row group {group}, row {row}"
 
     def _to_record(self, record: dict[str, Any], group: int, row: int) -> Record | BadRecord:
         text = record.get(self.column)
-        next_cursor = group * _GROUP + row + 1
-        place = f"{self.source.dataset}, shard {self.shard}, row group {group}, row {row + 1}"
+        begin = group * _GROUP + row
+        place = self.describe(begin + 1)
         if text is not None and not isinstance(text, str):
             kind = type(text).__name__
-            return BadRecord(f"{place}: '{self.column}' holds a {kind}, not text", next_cursor)
+            return BadRecord(f"{place}: '{self.column}' holds a {kind}, not text", begin, begin + 1)
         try:
             (text or "").encode("utf-8")
         except UnicodeEncodeError:
-            return BadRecord(f"{place}: '{self.column}' holds a lone surrogate", next_cursor)
-        return Record(text or "", next_cursor)
+            reason = f"{place}: '{self.column}' holds a lone surrogate"
+            return BadRecord(reason, begin, begin + 1)
+        id_ = record.get(self.id_column) if self.id_column else None
+        return Record(text or "", begin, begin + 1, None if id_ is None else str(id_))
 
 
 @lru_cache(maxsize=2)
@@ -82,34 +101,78 @@ def _open_dataset(source: StreamedDataset) -> Any:
 
 
 def build_huggingface_units(
-    source: StreamedDataset, column: str, num_lanes: int
-) -> list[HuggingFaceUnit]:
-    """The units of a streamed dataset, at least one a lane.
+    source: SourceConfig, network: Network, num_lanes: int, on_bad_record: BadRecordPolicy
+) -> Sequence[Unit]:
+    """The units of a dataset, at least one a lane.
 
     Raises:
         InputError: the dataset cannot be opened or lacks the column.
     """
-    try:
-        dataset = _open_dataset(source)
-        columns = dataset.column_names or list(next(iter(dataset), ()))
-    except StopIteration:  # of a builder that finds nothing to infer the columns from
-        columns = []
-    except Exception as error:  # whatever the Hub, the network or a builder raises
-        raise InputError(
-            f"the dataset '{source.dataset}' (split '{source.split}') cannot be opened: "
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-        ) from error
-    if not columns:
-        raise InputError(f"the dataset '{source.dataset}' (split '{source.split}') has no rows")
-    if column not in columns:
-        raise InputError(
-            f"the dataset '{source.dataset}' has no column '{column}': write data.column=... with "
-            f"one of {', '.join(columns)}"
-        )
-    num_shards = dataset.num_shards
+    streamed = StreamedDataset(
+        source.dataset, source.subset, source.split, source.revision, tuple(source.data_files)
+    )
+    files = _find_parquet_files(streamed)
+    if files is not None:
+        return build_file_units(source, files, network, num_lanes, on_bad_record)
+    num_shards = _check_stream(streamed, source)
+    logger.warning(
+        "%s is not made of parquet files: it is streamed with `datasets`, where a resume reads the "
+        "shard it was in again from its beginning; `prepare` reads it once", source.dataset,
+    )  # fmt: skip
     parts = -(-num_lanes // num_shards)
     return [
-        HuggingFaceUnit(source, column, shard, num_shards, part, parts)
+        HuggingFaceUnit(streamed, source.column, source.id_column, shard, num_shards, part, parts)
         for shard in range(num_shards)
         for part in range(parts)
     ]
+
+
+@lru_cache(maxsize=8)  # the sources of a mixture may be the same dataset, filtered
+def _find_parquet_files(source: StreamedDataset) -> list[str] | None:
+    """The files of a split that is nothing but parquet files; None where it is anything else."""
+    import datasets
+    from datasets.packaged_modules.parquet.parquet import Parquet
+
+    try:
+        builder = datasets.load_dataset_builder(
+            source.dataset,
+            name=source.subset,
+            revision=source.revision,
+            data_files=list(source.data_files) or None,
+        )
+    except Exception as error:  # whatever the Hub, the network or a builder raises
+        raise _describe_failure(source, error) from error
+    splits = builder.config.data_files or {}
+    # A slice such as train[:10%] is no name of a split.
+    if not isinstance(builder, Parquet) or source.split not in splits:
+        return None
+    return [str(file) for file in splits[source.split]]
+
+
+def _check_stream(streamed: StreamedDataset, source: SourceConfig) -> int:
+    """The number of shards of a dataset that has rows and the configured columns."""
+    try:
+        dataset = _open_dataset(streamed)
+        columns = dataset.column_names or list(next(iter(dataset), ()))
+    except StopIteration:  # of a builder that finds nothing to infer the columns from
+        columns = []
+    except Exception as error:
+        raise _describe_failure(streamed, error) from error
+    if not columns:
+        raise InputError(f"the dataset '{source.dataset}' (split '{source.split}') has no rows")
+    for key in ("column", "id_column"):
+        column = getattr(source, key)
+        if column is not None and column not in columns:
+            raise InputError(
+                f"the dataset '{source.dataset}' has no column '{column}': write data.{key}=... "
+                f"with one of {', '.join(columns)}"
+            )
+    return int(dataset.num_shards)
+
+
+def _describe_failure(source: StreamedDataset, error: Exception) -> InputError:
+    reason = str(error).strip().splitlines()[0] if str(error) else ""
+    return InputError(
+        f"the dataset '{source.dataset}' (split '{source.split}') cannot be opened: "
+        f"{type(error).__name__}: {reason}"
+    )

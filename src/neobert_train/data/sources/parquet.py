@@ -1,7 +1,10 @@
-"""Parquet files, one unit per row group or range of its rows."""
+"""Parquet files, one unit per range of rows."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,69 +16,178 @@ from neobert_train.data.sources.source import (
     SettingError,
     split_range,
 )
+from neobert_train.data.storage import StorageError, StoredFile
 from neobert_train.errors import InputError
 
 _ROWS_PER_READ = 256
+_READ_BYTES = 8 << 20
+# A row group cannot be entered in its middle. One that several units divide is kept decoded, so
+# that its beginning is not decoded again for each of them, unless it is larger than this.
+_MOST_KEPT_BYTES = 256 << 20
+_KEPT_GROUPS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class ParquetUnit:
-    """Rows [start, stop) of one row group; a cursor is the number of rows already read."""
+    """The rows of one part of a file; a cursor is the number of the next row of the file.
 
-    path: str
+    Parts are whole row groups where there are enough of them. Where they lie is looked up when the
+    unit is read, so that a source of thousands of remote files is listed without opening them.
+    """
+
+    file: StoredFile
     column: str
-    row_group: int
-    start: int
-    stop: int
+    id_column: str | None = None
+    part: int = 0
+    parts: int = 1
 
     def iter_records(self, cursor: int) -> Iterator[Record | BadRecord]:
-        """The rows from `cursor` on; damage to the file is one bad record that ends the unit."""
-        place = f"{self.path}, row group {self.row_group}"
-        first = self.start + cursor
-        row = -1
+        """The rows from `cursor` on; a row group that cannot be read is one bad record.
+
+        Raises:
+            StorageError: the network gave out.
+        """
         try:
-            with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
-                for row, text in enumerate(_iter_rows(file, self.row_group, self.column)):
-                    if first <= row < self.stop:
-                        yield _to_record(text, place, row, row - self.start + 1)
-                    if row + 1 >= self.stop:
-                        return
-            yield BadRecord(f"{place}: ends after {row + 1} rows, not {self.stop}", END_OF_UNIT)
+            with self.file.open() as stream, _open_parquet(stream) as parquet:
+                check_columns(self.file.path, parquet.schema_arrow, self.column, self.id_column)
+                groups = _list_row_groups(parquet)
+                start, stop = _find_rows(groups, self.part, self.parts)
+                for group, (begin, end) in enumerate(groups):
+                    wanted = range(max(start, cursor, begin), min(stop, end))
+                    if wanted:
+                        yield from self._iter_row_group(parquet, group, begin, end, wanted)
+        except SettingError as error:
+            yield BadRecord(str(error), 0, END_OF_UNIT, is_setting=True)
+        except StorageError:
+            raise
         except (OSError, pa.ArrowException) as error:
-            yield BadRecord(f"{place}: cannot be read ({error})", END_OF_UNIT)
+            yield BadRecord(f"{self.file.path}: cannot be read ({error})", 0, END_OF_UNIT)
+
+    def _iter_row_group(
+        self, parquet: pq.ParquetFile, group: int, begin: int, end: int, wanted: range
+    ) -> Iterator[Record | BadRecord]:
+        row = wanted.start - 1
+        try:
+            divided = wanted.start - begin + end - wanted.stop > 0
+            for row, text, id_ in self._iter_rows(parquet, group, begin, wanted.start, divided):
+                if row >= wanted.stop:
+                    return
+                yield self._to_record(text, id_, row)
+            if row + 1 < wanted.stop:
+                raise pa.ArrowInvalid(f"it ends after {row + 1 - begin} rows")
+        except StorageError:
+            raise
+        except (OSError, pa.ArrowException) as error:
+            place = f"{self.file.path}, row group {group}"
+            yield BadRecord(f"{place}: cannot be read ({error})", row + 1, wanted.stop)
+
+    def describe(self, next_cursor: int) -> str:
+        """Such as `texts.parquet, row 7`; rows count from 1."""
+        return f"{self.file.path}, row {next_cursor}"
+
+    def _iter_rows(
+        self, parquet: pq.ParquetFile, group: int, begin: int, first: int, divided: bool
+    ) -> Iterator[tuple[int, Any, str | None]]:
+        """Row numbers of the file with their values, from `first` to the end of a row group."""
+        columns = [self.column, *([self.id_column] if self.id_column else [])]
+        size = parquet.metadata.row_group(group).total_byte_size
+        row = begin
+        if divided and size <= _MOST_KEPT_BYTES:
+            batches = iter(_read_row_group(self.file, group, tuple(columns)))
+        else:
+            batches = parquet.iter_batches(
+                batch_size=_ROWS_PER_READ, row_groups=[group], columns=columns, use_threads=False
+            )
+        for batch in batches:
+            if row + len(batch) > first:
+                past = max(0, first - row)
+                texts = _to_python(batch.column(self.column), past)
+                ids = _to_python(batch.column(self.id_column), past) if self.id_column else ()
+                for number, (text, id_) in enumerate(itertools.zip_longest(texts, ids), row + past):
+                    yield number, text, None if id_ is None else str(id_)
+            row += len(batch)
+
+    def _to_record(self, text: Any, id_: str | None, row: int) -> Record | BadRecord:
+        if isinstance(text, UnicodeDecodeError):
+            reason = f"{self.describe(row + 1)}: not UTF-8 ({text.reason})"
+            return BadRecord(reason, row, row + 1)
+        return Record(text or "", row, row + 1, id_)
 
 
-def _iter_rows(file: pq.ParquetFile, row_group: int, column: str) -> Iterator[pa.Scalar]:
-    batches = file.iter_batches(
-        batch_size=_ROWS_PER_READ, row_groups=[row_group], columns=[column], use_threads=False
-    )
-    for batch in batches:
-        yield from batch.column(0)
+def _open_parquet(stream: Any) -> pq.ParquetFile:
+    return pq.ParquetFile(stream, page_checksum_verification=True, buffer_size=_READ_BYTES)
 
 
-def _to_record(text: pa.Scalar, place: str, row: int, next_cursor: int) -> Record | BadRecord:
+@lru_cache(maxsize=_KEPT_GROUPS)
+def _read_row_group(file: StoredFile, group: int, columns: tuple[str, ...]) -> list[pa.RecordBatch]:
+    with file.open() as stream, _open_parquet(stream) as parquet:
+        table = parquet.read_row_group(group, columns=list(columns), use_threads=False)
+    return table.to_batches(max_chunksize=_ROWS_PER_READ)
+
+
+def _to_python(column: pa.Array, past: int) -> list[Any]:
+    """Values from the index `past` on; in place of what is not UTF-8, the error."""
+    values = column.slice(past)
     try:
-        return Record(text.as_py() or "", next_cursor)
+        return values.to_pylist()
+    except UnicodeDecodeError:
+        return [_to_text(value) for value in values]
+
+
+def _to_text(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
     except UnicodeDecodeError as error:
-        return BadRecord(f"{place}, row {row + 1}: not UTF-8 ({error.reason})", next_cursor)
+        return error
 
 
-def list_parquet_units(path: str, column: str, parts: int) -> list[ParquetUnit]:
-    """The units of a file, each row group divided into up to `parts`.
+def _list_row_groups(parquet: pq.ParquetFile) -> list[tuple[int, int]]:
+    """First row and end of each row group."""
+    metadata = parquet.metadata
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    ends = list(itertools.accumulate(sizes))
+    return [(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+
+def _find_rows(groups: list[tuple[int, int]], part: int, parts: int) -> tuple[int, int]:
+    if not groups:
+        return 0, 0
+    if len(groups) < parts:
+        return split_range(0, groups[-1][1], part, parts)
+    first, last = split_range(0, len(groups), part, parts)
+    return groups[first][0], groups[last - 1][1]
+
+
+def list_parquet_units(
+    file: StoredFile, column: str, id_column: str | None, parts: int
+) -> list[ParquetUnit]:
+    """The units of a file."""
+    return [ParquetUnit(file, column, id_column, part, parts) for part in range(parts)]
+
+
+def check_parquet_file(file: StoredFile, column: str, id_column: str | None) -> None:
+    """Read the footer of a file, so that what is wrong with all of it shows before training.
 
     Raises:
-        SettingError: the column does not exist or holds no text.
+        SettingError: a column does not exist or holds no text.
         InputError: the file cannot be read or is empty.
     """
     try:
-        with pq.ParquetFile(path) as file:
-            schema, metadata = file.schema_arrow, file.metadata
+        with file.open() as stream, pq.ParquetFile(stream) as parquet:
+            schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read as parquet: {error}") from error
+        raise InputError(f"{file.path} cannot be read as parquet: {error}") from error
+    check_columns(file.path, schema, column, id_column)
+    if num_rows == 0:
+        raise InputError(f"{file.path} has no rows")
+
+
+def check_columns(path: str, schema: pa.Schema, column: str, id_column: str | None) -> None:
+    """Raises SettingError where a configured column is missing, or that of the text has none."""
+    names = ", ".join(schema.names)
     if column not in schema.names:
         raise SettingError(
-            f"{path} has no column '{column}': write data.column=... with one of "
-            f"{', '.join(schema.names)}"
+            f"{path} has no column '{column}': write data.column=... with one of {names}"
         )
     if not _is_text(schema.field(column).type):
         texts = [field.name for field in schema if _is_text(field.type)]
@@ -83,14 +195,10 @@ def list_parquet_units(path: str, column: str, parts: int) -> list[ParquetUnit]:
             f"{path}: column '{column}' holds {schema.field(column).type}, not text: write "
             f"data.column=... with one of {', '.join(texts) or '(there is no text column)'}"
         )
-    if metadata.num_rows == 0:
-        raise InputError(f"{path} has no rows")
-    units = []
-    for row_group in range(metadata.num_row_groups):
-        num_rows = metadata.row_group(row_group).num_rows
-        ranges = split_range(0, num_rows, parts) if num_rows else []
-        units += [ParquetUnit(path, column, row_group, *bounds) for bounds in ranges]
-    return units
+    if id_column is not None and id_column not in schema.names:
+        raise SettingError(
+            f"{path} has no column '{id_column}': write data.id_column=... with one of {names}"
+        )
 
 
 def _is_text(kind: pa.DataType) -> bool:

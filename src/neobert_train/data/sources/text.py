@@ -12,8 +12,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import zstandard
 
@@ -24,6 +23,7 @@ from neobert_train.data.sources.source import (
     SettingError,
     split_range,
 )
+from neobert_train.data.storage import StorageError, StoredFile
 from neobert_train.errors import InputError
 
 COMPRESSED_SUFFIXES = (".gz", ".zst")
@@ -40,7 +40,33 @@ class _SettingRecordError(_RecordError):
     """The record is sound, but not what data.column says."""
 
 
-def _parse_json(line: bytes, column: str) -> str:
+@dataclass(frozen=True, slots=True)
+class TextLayout:
+    """How documents lie in a file.
+
+    Attributes:
+        kind: `jsonl`, `line`, `blank_line` or `file`.
+        column: JSON key of the text.
+        id_column: JSON key of the id, if any.
+    """
+
+    kind: str
+    column: str = ""
+    id_column: str | None = None
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether a document is a line."""
+        return self.kind in ("jsonl", "line")
+
+    def parse(self, raw: bytes) -> tuple[str, str | None]:
+        """Text and id of a document; raises `_RecordError`."""
+        if self.kind == "jsonl":
+            return _parse_json(raw, self.column, self.id_column)
+        return _decode(raw).rstrip("\r\n"), None
+
+
+def _parse_json(line: bytes, column: str, id_column: str | None) -> tuple[str, str | None]:
     text = _decode(line)
     try:
         record = json.loads(text)
@@ -60,11 +86,8 @@ def _parse_json(line: bytes, column: str) -> str:
             f"'{column}' holds a {type(value).__name__}, not text: write data.column=... with another "
             f"key where it is not the text"
         )
-    return value or ""
-
-
-def _parse_text(document: bytes, column: str) -> str:
-    return _decode(document).rstrip("\r\n")
+    id_ = record.get(id_column) if id_column else None
+    return value or "", None if id_ is None else str(id_)
 
 
 def _decode(raw: bytes) -> str:
@@ -76,54 +99,66 @@ def _decode(raw: bytes) -> str:
 
 
 def _to_record(
-    raw: bytes, kind: str, column: str, next_cursor: int, describe_place: Callable[[], str]
+    raw: bytes,
+    layout: TextLayout,
+    begin: int,
+    next_cursor: int,
+    describe_place: Callable[[], str],
 ) -> Record | BadRecord:
-    parse = _parse_json if kind == "jsonl" else _parse_text
     try:
-        text = parse(raw, column)
+        text, id_ = layout.parse(raw)
         text.encode("utf-8")
-        return Record(text, next_cursor)
+        return Record(text, begin, next_cursor, id_)
     except UnicodeEncodeError as error:
         surrogate = ascii(error.object[error.start])
-        return BadRecord(f"{describe_place()}: holds the lone surrogate {surrogate}", next_cursor)
+        reason = f"{describe_place()}: holds the lone surrogate {surrogate}"
+        return BadRecord(reason, begin, next_cursor)
     except _RecordError as error:
         is_setting = isinstance(error, _SettingRecordError)
-        return BadRecord(f"{describe_place()}: {error}", next_cursor, is_setting)
+        return BadRecord(f"{describe_place()}: {error}", begin, next_cursor, is_setting)
 
 
 @dataclass(frozen=True, slots=True)
 class LineRangeUnit:
-    """Lines whose first byte lies in [start, stop) of a plain file; a cursor is a byte offset.
+    """The lines whose first byte lies in one part of a plain file; a cursor is a byte offset."""
 
-    `kind` is `jsonl` or `line`.
-    """
-
-    path: str
-    kind: str
-    column: str
-    start: int
-    stop: int
+    file: StoredFile
+    layout: TextLayout
+    part: int = 0
+    parts: int = 1
 
     def iter_records(self, cursor: int) -> Iterator[Record | BadRecord]:
-        """The non-blank lines from `cursor` on."""
-        offset, numbers = max(cursor, self.start), _LineNumbers(self.path)
+        """The non-blank lines from `cursor` on.
+
+        Raises:
+            StorageError: the network gave out.
+        """
+        numbers, path = _LineNumbers(self.file), self.file.path
+        offset = cursor
         try:
-            with open(self.path, "rb") as file:
-                if cursor == 0 and offset > 0:
+            begin, stop = split_range(0, self.file.get_size(), self.part, self.parts)
+            with self.file.open() as file:
+                if cursor == 0 and begin > 0:
                     # A line that began before this range belongs to the one before.
-                    file.seek(offset - 1)
-                    offset += len(file.readline()) - 1
+                    file.seek(begin - 1)
+                    offset = begin + len(file.readline()) - 1
                 file.seek(offset)
-                while offset < self.stop:
+                while offset < stop:
                     line = file.readline()
                     if not line:
                         return
                     start, offset = offset, offset + len(line)
                     if line.strip():
                         place = partial(numbers.describe, start)
-                        yield _to_record(line, self.kind, self.column, offset, place)
+                        yield _to_record(line, self.layout, start, offset, place)
+        except StorageError:
+            raise
         except OSError as error:
-            yield BadRecord(f"{self.path}: cannot be read ({error})", END_OF_UNIT)
+            yield BadRecord(f"{path}: cannot be read ({error})", offset, END_OF_UNIT)
+
+    def describe(self, next_cursor: int) -> str:
+        """Such as `texts.jsonl, line ending at byte 2,041`."""
+        return f"{self.file.path}, line ending at byte {next_cursor:,}"
 
 
 class _LineNumbers:
@@ -132,12 +167,12 @@ class _LineNumbers:
     Offsets are asked for in ascending order; each part of the file is looked through once.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path, self._offset, self._count = path, 0, 0
+    def __init__(self, file: StoredFile) -> None:
+        self._file, self._offset, self._count = file, 0, 0
 
     def describe(self, offset: int) -> str:
         """Such as `texts.jsonl, line 7`."""
-        with open(self._path, "rb") as file:
+        with self._file.open() as file:
             file.seek(self._offset)
             while self._offset < offset:
                 block = file.read(min(offset - self._offset, 1 << 20))
@@ -145,34 +180,43 @@ class _LineNumbers:
                     break
                 self._count += block.count(b"\n")
                 self._offset += len(block)
-        return f"{self._path}, line {self._count + 1}"
+        return f"{self._file.path}, line {self._count + 1}"
 
 
 @dataclass(frozen=True, slots=True)
 class SequentialUnit:
     """Every `parts`-th document of a file that is read from its beginning.
 
-    `kind` is `jsonl`, `line`, `blank_line` or `file`; a cursor counts documents of the file.
+    A cursor counts documents of the file.
     """
 
-    path: str
-    kind: str
-    column: str
+    file: StoredFile
+    layout: TextLayout
     part: int = 0
     parts: int = 1
 
     def iter_records(self, cursor: int) -> Iterator[Record | BadRecord]:
-        """The documents from `cursor` on; a damaged stream is one bad record that ends the unit."""
-        number = -1
+        """The documents from `cursor` on; a damaged stream is one bad record that ends the unit.
+
+        Raises:
+            StorageError: the network gave out.
+        """
+        number, path = -1, self.file.path
         try:
-            with _open_stream(self.path) as stream:
-                for number, (line, raw) in enumerate(_SPLITTERS[self.kind](stream)):
+            with self.file.open() as file, _decompress(path, file) as stream:
+                for number, (line, raw) in enumerate(_SPLITTERS[self.layout.kind](stream)):
                     if number >= cursor and number % self.parts == self.part:
-                        place = partial("{}, line {}".format, self.path, line)
-                        yield _to_record(raw, self.kind, self.column, number + 1, place)
+                        place = partial("{}, line {}".format, path, line)
+                        yield _to_record(raw, self.layout, number, number + 1, place)
+        except StorageError:
+            raise
         except _READ_ERRORS as error:
-            reason = f"{self.path}, after document {number + 1}: cannot be read ({error})"
-            yield BadRecord(reason, END_OF_UNIT)
+            reason = f"{path}, after document {number + 1}: cannot be read ({error})"
+            yield BadRecord(reason, number + 1, END_OF_UNIT)
+
+    def describe(self, next_cursor: int) -> str:
+        """Such as `texts.txt, document 7`; documents count from 1."""
+        return f"{self.file.path}, document {next_cursor}"
 
 
 def _iter_lines(stream: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -199,12 +243,17 @@ _SPLITTERS: dict[str, Callable[[Any], Iterator[tuple[int, bytes]]]] = {
 }
 
 
-def _open_stream(path: str) -> Any:
-    if path.endswith(".gz"):
-        return gzip.open(path, "rb")
-    if path.endswith(".zst"):
-        return io.BufferedReader(_ZstdFile(path))
-    return open(path, "rb")
+def is_compressed(path: str) -> bool:
+    """Whether the name ends as those of gzip and zstandard files do."""
+    return path.lower().endswith(COMPRESSED_SUFFIXES)
+
+
+def _decompress(path: str, file: BinaryIO) -> Any:
+    if path.lower().endswith(".gz"):
+        return gzip.open(file, "rb")
+    if path.lower().endswith(".zst"):
+        return io.BufferedReader(_ZstdFile(file))
+    return file
 
 
 class _ZstdFile(io.RawIOBase):
@@ -213,8 +262,8 @@ class _ZstdFile(io.RawIOBase):
     The library's own reader takes a truncated file for a short one.
     """
 
-    def __init__(self, path: str) -> None:
-        self._file = open(path, "rb")  # noqa: SIM115
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
         self._frame = zstandard.ZstdDecompressor().decompressobj()
         self._begun, self._data = False, memoryview(b"")
 
@@ -238,43 +287,47 @@ class _ZstdFile(io.RawIOBase):
         buffer[:count], self._data = self._data[:count], self._data[count:]
         return count
 
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
 
 def list_text_units(
-    path: str, kind: str, column: str, parts: int
+    file: StoredFile, layout: TextLayout, parts: int, can_seek: bool = True
 ) -> list[LineRangeUnit] | list[SequentialUnit]:
-    """The units of a JSON Lines (`kind="jsonl"`) or text file, divided into up to `parts`."""
-    if kind == "file":
-        return [SequentialUnit(path, kind, column)]
-    if kind == "blank_line" or path.endswith(COMPRESSED_SUFFIXES):
-        return [SequentialUnit(path, kind, column, part, parts) for part in range(parts)]
-    size = Path(path).stat().st_size
-    return [LineRangeUnit(path, kind, column, *bounds) for bounds in split_range(0, size, parts)]
+    """The units of a JSON Lines or text file, divided into `parts`.
+
+    Args:
+        file, layout: which file.
+        parts: how many units.
+        can_seek: whether its storage can be read from the middle.
+    """
+    if layout.kind == "file":
+        return [SequentialUnit(file, layout)]
+    if is_sequential(file.path, layout) or not can_seek:
+        return [SequentialUnit(file, layout, part, parts) for part in range(parts)]
+    return [LineRangeUnit(file, layout, part, parts) for part in range(parts)]
 
 
-def check_text_file(path: str, kind: str, column: str, tolerance: int) -> None:
+def is_sequential(path: str, layout: TextLayout) -> bool:
+    """Whether documents in the middle of a file are found from its beginning alone."""
+    return not layout.has_lines or is_compressed(path)
+
+
+def check_text_file(file: StoredFile, layout: TextLayout, tolerance: int) -> None:
     """Read the beginning of a file, so that what is wrong with all of it shows before training.
 
     Args:
-        path, kind, column: as in `list_text_units`.
+        file, layout: as in `list_text_units`.
         tolerance: bad records to look past for a sound one.
 
     Raises:
         SettingError: none of its first records has the column.
         InputError: the file is empty, or its first records are bad.
     """
-    reason = f"{path} is empty"
-    for record in itertools.islice(
-        SequentialUnit(path, kind, column).iter_records(0), tolerance + 1
-    ):
+    reason = f"{file.path} is empty"
+    for record in itertools.islice(SequentialUnit(file, layout).iter_records(0), tolerance + 1):
         if isinstance(record, Record):
             return
         reason = record.reason
         if record.is_setting:
             raise SettingError(reason)
-    if kind == "jsonl" and ("not JSON" in reason or "holds a list" in reason):
+    if layout.kind == "jsonl" and ("not JSON" in reason or "holds a list" in reason):
         reason += "; JSON Lines has one object a line, so convert a JSON array first"
     raise InputError(reason)
