@@ -12,7 +12,7 @@ from neobert_train.config.data_schema import BadRecordPolicy, SourceConfig, Sour
 from neobert_train.config.saved import load_train_config
 from neobert_train.config.schema import EvaluateConfig
 from neobert_train.data.heldout import CorpusSample, build_evaluation_batches
-from neobert_train.data.sources.files import build_file_units
+from neobert_train.data.sources.files import list_source_files
 from neobert_train.data.sources.source import BadRecord, Record, Unit
 from neobert_train.data.storage import Network
 from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
@@ -106,7 +106,7 @@ def load_documents(config: EvaluateConfig, tokenizer: TextTokenizer) -> list[np.
             text_documents=config.text_documents,
         )
         stop = BadRecordPolicy.stop
-        units = build_file_units(source, config.paths, Network(), num_lanes=1, on_bad_record=stop)
+        units = list_source_files(source, config.paths, Network(), stop)
         return _read_documents(units, tokenizer, config.max_tokens)
     heldout = RunDirectory(str(config.run_dir)).heldout_file
     if not heldout.exists():

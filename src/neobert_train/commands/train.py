@@ -21,6 +21,7 @@ from neobert_train.checkpoint import (
 from neobert_train.config.derived import compute_num_lanes
 from neobert_train.config.saved import dump_config, find_differences, load_train_config
 from neobert_train.config.schema import Resume, TrainConfig
+from neobert_train.data.corpus import open_corpus
 from neobert_train.data.heldout import (
     CorpusSample,
     build_evaluation_batches,
@@ -28,7 +29,7 @@ from neobert_train.data.heldout import (
 )
 from neobert_train.data.lanes import initial_states
 from neobert_train.data.loader import StepLoader
-from neobert_train.data.sources import Unit, build_units
+from neobert_train.data.sources import Unit
 from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
 from neobert_train.distributed import Collectives, find_device
 from neobert_train.environment import describe_environment
@@ -93,7 +94,7 @@ def _train(
     run = RunDirectory(config.output_dir)
     checkpoint = collectives.on_main(lambda: find_resume_point(config, run))
     tokenizer = collectives.on_all(lambda: load_tokenizer(config.tokenizer.path))
-    units = collectives.on_all(lambda: build_units(config.data, compute_num_lanes(config)))
+    units = collectives.on_all(lambda: open_corpus(config, tokenizer))
     state, weights = collectives.on_all(lambda: load_starting_point(config, checkpoint))
     if state.step >= config.trainer.max_steps:
         if world.is_main:

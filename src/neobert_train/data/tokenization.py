@@ -1,5 +1,6 @@
 """Text to token ids, and documents to chunks that fit the context."""
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ class TextTokenizer:
         vocab_size: the largest id plus one, special tokens included.
         special: ids of the five special tokens.
         special_ids: [num_special] int64, ids of all special tokens, ascending.
+        fingerprint: sha256 of all that decides which ids a text gets.
     """
 
     def __init__(self, tokenizer: Tokenizer, name: str) -> None:
@@ -59,6 +61,8 @@ class TextTokenizer:
         added = tokenizer.get_added_tokens_decoder()
         specials = {index for index, token in added.items() if token.special} | set(ids.values())
         self.special_ids = np.array(sorted(specials), dtype=np.int64)
+        definition = json.dumps(json.loads(tokenizer.to_str()), sort_keys=True)
+        self.fingerprint = hashlib.sha256(definition.encode()).hexdigest()
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:

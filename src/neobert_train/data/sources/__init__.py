@@ -5,15 +5,18 @@ from pathlib import Path
 
 from neobert_train.config.data_schema import DataConfig, SourceConfig, SourceKind
 from neobert_train.config.derived import resolve_sources
-from neobert_train.data.sources.files import build_file_units
-from neobert_train.data.sources.huggingface import build_huggingface_units
+from neobert_train.data.sources.files import list_source_files
+from neobert_train.data.sources.huggingface import list_huggingface_files
 from neobert_train.data.sources.source import (
     END_OF_UNIT,
     AnyRecord,
     BadRecord,
+    Division,
     Record,
+    SourceUnit,
     TokenizedRecord,
     Unit,
+    divide_files,
 )
 from neobert_train.data.storage import Network
 
@@ -22,10 +25,14 @@ __all__ = [
     "END_OF_UNIT",
     "AnyRecord",
     "BadRecord",
+    "Division",
     "Record",
+    "SourceUnit",
     "TokenizedRecord",
     "Unit",
     "build_units",
+    "divide_files",
+    "list_files_of_source",
 ]
 
 EMBEDDED_TEXTS = Path(__file__).resolve().parents[2] / "assets" / "state_of_the_union.parquet"
@@ -38,15 +45,20 @@ def build_units(config: DataConfig, num_lanes: int) -> dict[str, Sequence[Unit]]
         InputError: a source cannot be read; lists everything that is wrong with it.
     """
     return {
-        name: _build_source_units(config, source, num_lanes)
+        name: divide_files(list_files_of_source(config, source), num_lanes)
         for name, source in resolve_sources(config).items()
     }
 
 
-def _build_source_units(config: DataConfig, source: SourceConfig, num_lanes: int) -> Sequence[Unit]:
+def list_files_of_source(config: DataConfig, source: SourceConfig) -> Sequence[SourceUnit]:
+    """The files of a source, each as one unit.
+
+    Raises:
+        InputError: the source cannot be read; lists everything that is wrong with it.
+    """
     network = Network(config.max_retries, config.timeout_seconds)
     if source.source is SourceKind.huggingface:
-        return build_huggingface_units(source, network, num_lanes, config.on_bad_record)
+        return list_huggingface_files(source, network, config.on_bad_record)
     embedded = source.source is SourceKind.embedded
     paths = [str(EMBEDDED_TEXTS)] if embedded else source.paths
-    return build_file_units(source, paths, network, num_lanes, config.on_bad_record)
+    return list_source_files(source, paths, network, config.on_bad_record)

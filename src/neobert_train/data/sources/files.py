@@ -1,4 +1,4 @@
-"""Files by path, folder, glob or URL, divided into units."""
+"""Files by path, folder, glob or URL."""
 
 import glob
 import logging
@@ -12,22 +12,20 @@ from neobert_train.config.data_schema import (
     FileFormat,
     SourceConfig,
 )
-from neobert_train.data.sources.parquet import check_parquet_file, list_parquet_units
-from neobert_train.data.sources.source import SettingError, Unit
+from neobert_train.data.sources.parquet import ParquetUnit, check_parquet_file
+from neobert_train.data.sources.source import SettingError, SourceUnit
 from neobert_train.data.sources.text import (
     COMPRESSED_SUFFIXES,
+    SequentialUnit,
     TextLayout,
     check_text_file,
-    is_sequential,
-    list_text_units,
+    open_text_file,
 )
 from neobert_train.data.storage import Network, StoredFile, is_url, list_files
 from neobert_train.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# Several units a lane even out what lanes read in an epoch, and let each read in several places.
-_UNITS_PER_LANE = 4
 _BAD_RECORDS_LOOKED_PAST = 100
 # Files that are opened before training begins; the others are when they are read.
 _LOCAL_FILES_CHECKED = 1024
@@ -42,20 +40,18 @@ _SUFFIXES = {
 }
 
 
-def build_file_units(
+def list_source_files(
     source: SourceConfig,
     paths: Sequence[str],
     network: Network,
-    num_lanes: int,
     on_bad_record: BadRecordPolicy,
-) -> list[Unit]:
-    """The units of files, several a lane where the files hold enough documents.
+) -> list[SourceUnit]:
+    """The files of a source, each as one unit.
 
     Args:
         source: how documents lie in the files.
         paths: files, folders, globs and URLs.
         network: how patiently remote ones are read.
-        num_lanes: lanes that share the units.
         on_bad_record: what unreadable files do.
 
     Raises:
@@ -75,11 +71,11 @@ def build_file_units(
         problems.append("no readable file is left in data.paths")
     if problems:
         raise InputError.from_problems(problems)
-    parts = -(-_UNITS_PER_LANE * num_lanes // max(1, len(files)))
     sound = [file for file in files if file not in bad]
     can_seek = all(file.can_seek() for file in sound[:1])
-    _warn_of_sequential_files(source, sound, parts, can_seek)
-    return [unit for file in sound for unit in _list_units(source, file, parts, can_seek)]
+    units = [_open_file(source, file, can_seek) for file in sound]
+    _warn_of_sequential_files(units)
+    return units
 
 
 def expand_paths(paths: Sequence[str], network: Network) -> tuple[list[StoredFile], list[str]]:
@@ -144,13 +140,11 @@ def _find_error(source: SourceConfig, file: StoredFile, tolerance: int) -> Input
     return None
 
 
-def _list_units(
-    source: SourceConfig, file: StoredFile, parts: int, can_seek: bool
-) -> Sequence[Unit]:
+def _open_file(source: SourceConfig, file: StoredFile, can_seek: bool) -> SourceUnit:
     known = _get_format(source, file)
     if known is FileFormat.parquet:
-        return list_parquet_units(file, source.column, source.id_column, parts)
-    return list_text_units(file, get_layout(source, known), parts, can_seek)
+        return ParquetUnit(file, source.column, source.id_column)
+    return open_text_file(file, get_layout(source, known), can_seek)
 
 
 def get_layout(source: SourceConfig, file_format: FileFormat) -> TextLayout:
@@ -178,24 +172,13 @@ def find_format(path: str) -> FileFormat | None:
     return _SUFFIXES.get(os.path.splitext(name)[1])
 
 
-def _warn_of_sequential_files(
-    source: SourceConfig, files: Sequence[StoredFile], parts: int, can_seek: bool
-) -> None:
+def _warn_of_sequential_files(units: Sequence[SourceUnit]) -> None:
     """Say what it costs that some files cannot be entered in their middle."""
-    formats = [(file, _get_format(source, file)) for file in files]
-    texts = [file for file, known in formats if known is not FileFormat.parquet]
-    slow = [
-        file
-        for file in texts
-        if is_sequential(file.path, get_layout(source, _get_format(source, file)))
-    ]
-    if not can_seek:
-        slow = texts
-    # A file that is one document is always read whole.
-    if slow and source.text_documents.value != "file":
-        often = f" {parts} times an epoch, once for each of its parts, and" if parts > 1 else ""
+    # A file that is one document is read whole in any case.
+    slow = [u for u in units if isinstance(u, SequentialUnit) and u.units_per_lane]
+    if slow:
         logger.warning(
-            "%d of %d files, such as %s, can be read from the beginning alone: each is read%s again "
-            "up to its place at a resume; `prepare` reads it once",
-            len(slow), len(files), slow[0].path, often,
+            "%d of %d files, such as %s, can be read from their beginning alone: every lane with a "
+            "part of one reads it from there, also at a resume; `prepare` reads it once",
+            len(slow), len(units), slow[0].file.path,
         )  # fmt: skip

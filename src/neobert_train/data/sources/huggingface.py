@@ -7,13 +7,19 @@ of one.
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from neobert_train.config.data_schema import BadRecordPolicy, SourceConfig
-from neobert_train.data.sources.files import build_file_units
-from neobert_train.data.sources.source import END_OF_UNIT, BadRecord, Record, Unit
+from neobert_train.data.sources.files import list_source_files
+from neobert_train.data.sources.source import (
+    END_OF_UNIT,
+    BadRecord,
+    Division,
+    Record,
+    SourceUnit,
+)
 from neobert_train.data.storage import Network
 from neobert_train.errors import InputError
 
@@ -57,7 +63,7 @@ class HuggingFaceUnit:
                 rows = groups.shard(num_shards=groups.num_shards, index=group)
                 skipped = first_row if group == first_group else 0
                 for row, record in enumerate(rows.skip(skipped), skipped):
-                    if row % self.parts == self.part:
+                    if (group * _GROUP + row) % self.parts == self.part:
                         yield self._to_record(record, group, row)
         except Exception as error:  # datasets raises whatever the reader and the network raise
             reason = f"{self.source.dataset}, shard {self.shard}: cannot be read ({error})"
@@ -67,6 +73,33 @@ class HuggingFaceUnit:
         """Such as `org/name, shard 3, row group 0, row 7`; rows count from 1."""
         group, row = divmod(next_cursor, _GROUP)
         return f"{self.source.dataset}, shard {self.shard}, row group {group}, row {row}"
+
+    @property
+    def path(self) -> str:
+        """Such as `org/name, shard 3`."""
+        return f"{self.source.dataset}, shard {self.shard}"
+
+    def find_size(self) -> int:
+        """Not known."""
+        return 0
+
+    @property
+    def units_per_lane(self) -> int:
+        """One, since every part reads the whole shard."""
+        return 1
+
+    def take_part(self, part: int, parts: int) -> "HuggingFaceUnit":
+        """Another part of the same shard."""
+        return replace(self, part=part, parts=parts)
+
+    @property
+    def takes_turns(self) -> bool:
+        """Records are found from the beginning of the file alone."""
+        return True
+
+    def find_division(self) -> Division:
+        """Rows are taken in turns."""
+        return Division(None)
 
     def _to_record(self, record: dict[str, Any], group: int, row: int) -> Record | BadRecord:
         text = record.get(self.column)
@@ -100,10 +133,10 @@ def _open_dataset(source: StreamedDataset) -> Any:
     )
 
 
-def build_huggingface_units(
-    source: SourceConfig, network: Network, num_lanes: int, on_bad_record: BadRecordPolicy
-) -> Sequence[Unit]:
-    """The units of a dataset, at least one a lane.
+def list_huggingface_files(
+    source: SourceConfig, network: Network, on_bad_record: BadRecordPolicy
+) -> Sequence[SourceUnit]:
+    """The files or shards of a dataset, each as one unit.
 
     Raises:
         InputError: the dataset cannot be opened or lacks the column.
@@ -113,17 +146,15 @@ def build_huggingface_units(
     )
     files = _find_parquet_files(streamed)
     if files is not None:
-        return build_file_units(source, files, network, num_lanes, on_bad_record)
+        return list_source_files(source, files, network, on_bad_record)
     num_shards = _check_stream(streamed, source)
     logger.warning(
         "%s is not made of parquet files: it is streamed with `datasets`, where a resume reads the "
         "shard it was in again from its beginning; `prepare` reads it once", source.dataset,
     )  # fmt: skip
-    parts = -(-num_lanes // num_shards)
     return [
-        HuggingFaceUnit(streamed, source.column, source.id_column, shard, num_shards, part, parts)
+        HuggingFaceUnit(streamed, source.column, source.id_column, shard, num_shards)
         for shard in range(num_shards)
-        for part in range(parts)
     ]
 
 

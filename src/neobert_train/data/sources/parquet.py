@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 from neobert_train.data.sources.source import (
     END_OF_UNIT,
     BadRecord,
+    Division,
     Record,
     SettingError,
-    split_range,
 )
 from neobert_train.data.storage import StorageError, StoredFile
 from neobert_train.errors import InputError
@@ -25,6 +25,7 @@ _READ_BYTES = 8 << 20
 # that its beginning is not decoded again for each of them, unless it is larger than this.
 _MOST_KEPT_BYTES = 256 << 20
 _KEPT_GROUPS = 2
+UNITS_PER_LANE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,9 @@ class ParquetUnit:
         try:
             with self.file.open() as stream, _open_parquet(stream) as parquet:
                 check_columns(self.file.path, parquet.schema_arrow, self.column, self.id_column)
-                groups = _list_row_groups(parquet)
-                start, stop = _find_rows(groups, self.part, self.parts)
-                for group, (begin, end) in enumerate(groups):
+                ends = _find_group_ends(parquet)
+                start, stop = Division(ends).find_range(self.part, self.parts)
+                for group, (begin, end) in enumerate(itertools.pairwise((0, *ends))):
                     wanted = range(max(start, cursor, begin), min(stop, end))
                     if wanted:
                         yield from self._iter_row_group(parquet, group, begin, end, wanted)
@@ -62,6 +63,34 @@ class ParquetUnit:
             raise
         except (OSError, pa.ArrowException) as error:
             yield BadRecord(f"{self.file.path}: cannot be read ({error})", 0, END_OF_UNIT)
+
+    @property
+    def path(self) -> str:
+        """Path or URL of the file."""
+        return self.file.path
+
+    def find_size(self) -> int:
+        """Bytes of the file."""
+        return self.file.get_size()
+
+    @property
+    def units_per_lane(self) -> int:
+        """Several, which even out what lanes read in an epoch, and are read side by side."""
+        return UNITS_PER_LANE
+
+    def take_part(self, part: int, parts: int) -> "ParquetUnit":
+        """Another part of the same file."""
+        return replace(self, part=part, parts=parts)
+
+    @property
+    def takes_turns(self) -> bool:
+        """A part is a stretch of the file."""
+        return False
+
+    def find_division(self) -> Division:
+        """By rows, in row groups where there are enough of them."""
+        with self.file.open() as stream, pq.ParquetFile(stream) as parquet:
+            return Division(_find_group_ends(parquet))
 
     def _iter_row_group(
         self, parquet: pq.ParquetFile, group: int, begin: int, end: int, wanted: range
@@ -141,28 +170,11 @@ def _to_text(value: pa.Scalar) -> Any:
         return error
 
 
-def _list_row_groups(parquet: pq.ParquetFile) -> list[tuple[int, int]]:
-    """First row and end of each row group."""
+def _find_group_ends(parquet: pq.ParquetFile) -> tuple[int, ...]:
+    """The row after each row group."""
     metadata = parquet.metadata
-    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    ends = list(itertools.accumulate(sizes))
-    return [(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-
-
-def _find_rows(groups: list[tuple[int, int]], part: int, parts: int) -> tuple[int, int]:
-    if not groups:
-        return 0, 0
-    if len(groups) < parts:
-        return split_range(0, groups[-1][1], part, parts)
-    first, last = split_range(0, len(groups), part, parts)
-    return groups[first][0], groups[last - 1][1]
-
-
-def list_parquet_units(
-    file: StoredFile, column: str, id_column: str | None, parts: int
-) -> list[ParquetUnit]:
-    """The units of a file."""
-    return [ParquetUnit(file, column, id_column, part, parts) for part in range(parts)]
+    sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+    return tuple(itertools.accumulate(sizes))
 
 
 def check_parquet_file(file: StoredFile, column: str, id_column: str | None) -> None:

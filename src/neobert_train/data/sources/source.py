@@ -1,7 +1,6 @@
 """What a source of documents is: a list of units, each read from any point on."""
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -91,12 +90,84 @@ class Unit(Protocol):
         ...
 
 
+class SourceUnit(Unit, Protocol):
+    """A unit that is one of several parts of a file."""
+
+    @property
+    def path(self) -> str:
+        """Names the file."""
+        ...
+
+    def find_size(self) -> int:
+        """Bytes of the file; 0 where that cannot be known."""
+        ...
+
+    @property
+    def units_per_lane(self) -> int:
+        """Into how many parts files are divided, by the lanes that share them; 0 for no parts."""
+        ...
+
+    def take_part(self, part: int, parts: int) -> "SourceUnit":
+        """Another part of the same file; `take_part(0, 1)` is the whole file."""
+        ...
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether a part takes records in turns with the others, and not a stretch of the file."""
+        ...
+
+    def find_division(self) -> "Division":
+        """What decides which records belong to which part; may open the file.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """Divides the records of a file into parts, by the numbers at which they begin.
+
+    Attributes:
+        ends: where pieces of the file end that stay whole if there are as many as parts (row
+            groups), the last one at the end of the file; None where parts take records in turns.
+    """
+
+    ends: tuple[int, ...] | None
+
+    def find_range(self, part: int, parts: int) -> tuple[int, int]:
+        """The numbers [start, stop) at which the records of a part begin."""
+        if not self.ends:
+            return 0, 0
+        if len(self.ends) < parts:
+            return split_range(0, self.ends[-1], part, parts)
+        first, last = split_range(0, len(self.ends), part, parts)
+        return (self.ends[first - 1] if first else 0), self.ends[last - 1]
+
+    def select(self, begins: np.ndarray, part: int, parts: int) -> np.ndarray:
+        """Indices of the records of a part among those that begin at `begins` (ascending)."""
+        if self.ends is None:
+            return np.flatnonzero(begins % parts == part)
+        first, last = np.searchsorted(begins, self.find_range(part, parts))
+        return np.arange(first, last)
+
+
 def split_range(start: int, stop: int, part: int, parts: int) -> tuple[int, int]:
     """Part number `part` of `parts` adjoining ranges of nearly equal length over [start, stop)."""
     length = stop - start
     return start + length * part // parts, start + length * (part + 1) // parts
 
 
-def list_parts(parts: int) -> list[tuple[int, int]]:
-    """(part, parts) of every part."""
-    return list(zip(range(parts), itertools.repeat(parts), strict=False))
+def divide_files(files: Sequence[SourceUnit], num_lanes: int) -> list[SourceUnit]:
+    """The units of whole files, as many a lane as they say.
+
+    Args:
+        files: each as one unit.
+        num_lanes: lanes that share the units.
+    """
+    units: list[SourceUnit] = []
+    for file in files:
+        parts = max(1, -(-file.units_per_lane * num_lanes // len(files)))
+        units += [file.take_part(part, parts) for part in range(parts)]
+    return units

@@ -10,7 +10,7 @@ import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -19,9 +19,9 @@ import zstandard
 from neobert_train.data.sources.source import (
     END_OF_UNIT,
     BadRecord,
+    Division,
     Record,
     SettingError,
-    split_range,
 )
 from neobert_train.data.storage import StorageError, StoredFile
 from neobert_train.errors import InputError
@@ -29,6 +29,7 @@ from neobert_train.errors import InputError
 COMPRESSED_SUFFIXES = (".gz", ".zst")
 
 _READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError)
+UNITS_PER_LANE = 4
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -136,7 +137,7 @@ class LineRangeUnit:
         numbers, path = _LineNumbers(self.file), self.file.path
         offset = cursor
         try:
-            begin, stop = split_range(0, self.file.get_size(), self.part, self.parts)
+            begin, stop = self.find_division().find_range(self.part, self.parts)
             with self.file.open() as file:
                 if cursor == 0 and begin > 0:
                     # A line that began before this range belongs to the one before.
@@ -159,6 +160,33 @@ class LineRangeUnit:
     def describe(self, next_cursor: int) -> str:
         """Such as `texts.jsonl, line ending at byte 2,041`."""
         return f"{self.file.path}, line ending at byte {next_cursor:,}"
+
+    @property
+    def path(self) -> str:
+        """Path or URL of the file."""
+        return self.file.path
+
+    def find_size(self) -> int:
+        """Bytes of the file."""
+        return self.file.get_size()
+
+    @property
+    def units_per_lane(self) -> int:
+        """Several, which even out what lanes read in an epoch, and are read side by side."""
+        return UNITS_PER_LANE
+
+    def take_part(self, part: int, parts: int) -> "LineRangeUnit":
+        """Another part of the same file."""
+        return replace(self, part=part, parts=parts)
+
+    @property
+    def takes_turns(self) -> bool:
+        """A part is a stretch of the file."""
+        return False
+
+    def find_division(self) -> Division:
+        """By bytes."""
+        return Division((self.file.get_size(),))
 
 
 class _LineNumbers:
@@ -217,6 +245,33 @@ class SequentialUnit:
     def describe(self, next_cursor: int) -> str:
         """Such as `texts.txt, document 7`; documents count from 1."""
         return f"{self.file.path}, document {next_cursor}"
+
+    @property
+    def path(self) -> str:
+        """Path or URL of the file."""
+        return self.file.path
+
+    def find_size(self) -> int:
+        """Bytes of the file."""
+        return self.file.get_size()
+
+    @property
+    def units_per_lane(self) -> int:
+        """One, since every part reads the whole file; none of a file that is one document."""
+        return 0 if self.layout.kind == "file" else 1
+
+    def take_part(self, part: int, parts: int) -> "SequentialUnit":
+        """Another part of the same file."""
+        return replace(self, part=part, parts=parts)
+
+    @property
+    def takes_turns(self) -> bool:
+        """Records are found from the beginning of the file alone."""
+        return True
+
+    def find_division(self) -> Division:
+        """Documents are taken in turns."""
+        return Division(None)
 
 
 def _iter_lines(stream: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -288,21 +343,18 @@ class _ZstdFile(io.RawIOBase):
         return count
 
 
-def list_text_units(
-    file: StoredFile, layout: TextLayout, parts: int, can_seek: bool = True
-) -> list[LineRangeUnit] | list[SequentialUnit]:
-    """The units of a JSON Lines or text file, divided into `parts`.
+def open_text_file(
+    file: StoredFile, layout: TextLayout, can_seek: bool = True
+) -> LineRangeUnit | SequentialUnit:
+    """A whole file of JSON Lines or text as one unit.
 
     Args:
         file, layout: which file.
-        parts: how many units.
         can_seek: whether its storage can be read from the middle.
     """
-    if layout.kind == "file":
-        return [SequentialUnit(file, layout)]
     if is_sequential(file.path, layout) or not can_seek:
-        return [SequentialUnit(file, layout, part, parts) for part in range(parts)]
-    return [LineRangeUnit(file, layout, part, parts) for part in range(parts)]
+        return SequentialUnit(file, layout)
+    return LineRangeUnit(file, layout)
 
 
 def is_sequential(path: str, layout: TextLayout) -> bool:

@@ -1,0 +1,43 @@
+"""Tokenise once what an experiment reads, into shards that the same experiment trains from."""
+
+import os
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+from neobert_train.config.schema import PrepareConfig
+from neobert_train.data.preparation import ShardJob, list_jobs, run_jobs, write_manifest
+from neobert_train.data.tokenization import load_tokenizer
+from neobert_train.world import World
+
+
+def run(config: PrepareConfig, world: World) -> None:
+    """Write the shards that are not in `data.prepared_dir` yet, and its manifest.
+
+    Raises:
+        InputError: a source or the tokenizer cannot be read, or a process was killed.
+    """
+    started = time.monotonic()
+    tokenizer = load_tokenizer(config.tokenizer.path)
+    jobs = list_jobs(config.data, config.tokenizer.path, tokenizer)
+    flat: list[ShardJob] = [job for files in jobs.values() for file in files for job in file]
+    entries: dict[str, dict[str, Any]] = {}
+    num_found = num_tokens = num_records = 0
+    num_processes = min(config.num_processes or os.cpu_count() or 1, len(flat))
+    with tqdm(total=len(flat), unit="shard", disable=not config.logging.progress) as bar:
+        for result in run_jobs(flat, num_processes):
+            entries[result.entry["shard"]] = result.entry
+            num_found += result.found
+            num_records += result.entry["records"]
+            num_tokens += result.entry["tokens"]
+            bar.set_postfix_str(f"{num_tokens:,} tokens")
+            bar.update()
+    write_manifest(config.data, tokenizer, jobs, entries)
+    seconds = time.monotonic() - started
+    print(
+        f"{config.data.prepared_dir}: {num_records:,} records, {num_tokens:,} tokens in "
+        f"{len(flat)} shards, {num_found} of which were there already and are sound; "
+        f"{seconds:,.0f} seconds\n"
+        f"Next: train with the same settings and data.prepared_dir={config.data.prepared_dir}"
+    )

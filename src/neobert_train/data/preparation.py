@@ -1,0 +1,286 @@
+"""Tokenises sources into the shards of `prepared.py`, in parallel, and goes on where it stopped."""
+
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neobert_train.config.data_schema import BadRecordPolicy, DataConfig
+from neobert_train.config.derived import resolve_sources
+from neobert_train.data.admission import compute_heldout_key
+from neobert_train.data.prepared import (
+    BAD,
+    BLANK,
+    DOCUMENT,
+    MANIFEST,
+    RECORD,
+    VERSION,
+    fingerprint_source,
+)
+from neobert_train.data.sources import (
+    BadRecord,
+    Record,
+    SourceUnit,
+    list_files_of_source,
+)
+from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
+from neobert_train.errors import InputError
+from neobert_train.run_directory import sync_folder, write_json
+
+_GROUP_RECORDS = 64
+# Of a source file; about a minute of one core, so that little is lost when it is stopped.
+_SHARD_BYTES = 64 << 20
+_MANY_FILES = 1000  # so many are work enough for any number of processes
+
+
+@dataclass(frozen=True, slots=True)
+class ShardJob:
+    """One shard to be written.
+
+    Attributes:
+        unit: the part of a file, number `part` of `parts`.
+        folder: of the source, in the prepared folder.
+        name: of the shard in it.
+        tokenizer_path: what to tokenise with.
+        fingerprint: of the tokenizer, which a shard found must have been made with.
+        on_bad_record: whether an unreadable record is an error.
+    """
+
+    unit: SourceUnit
+    part: int
+    parts: int
+    folder: str
+    name: str
+    tokenizer_path: str
+    fingerprint: str
+    on_bad_record: BadRecordPolicy
+
+    @property
+    def shard(self) -> Path:
+        """The path of the shard without suffixes."""
+        return Path(self.folder) / self.name
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the content of the shard; one that was made of something else is not it."""
+        return {
+            "shard": str(self.shard.relative_to(Path(self.folder).parent)),
+            "path": self.unit.path,
+            "file_bytes": self.unit.find_size(),
+            "part": self.part,
+            "parts": self.parts,
+            "tokenizer": self.fingerprint,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ShardResult:
+    """What became of a shard: its entry for the manifest, and whether it was there already."""
+
+    entry: dict[str, Any]
+    found: bool
+
+
+def list_jobs(
+    config: DataConfig, tokenizer_path: str, tokenizer: TextTokenizer
+) -> dict[str, list[list[ShardJob]]]:
+    """The shards of every source, by its fingerprint and file.
+
+    Raises:
+        InputError: a source cannot be read.
+    """
+    jobs: dict[str, list[list[ShardJob]]] = {}
+    for source in resolve_sources(config).values():
+        key = fingerprint_source(source)
+        if key in jobs:
+            continue  # another view of the same documents
+        folder = str(Path(str(config.prepared_dir)) / key)
+        files = list_files_of_source(config, source)
+        jobs[key] = [
+            [
+                ShardJob(
+                    file.take_part(part, parts),
+                    part,
+                    parts,
+                    folder,
+                    f"{number:05d}-{part:04d}",
+                    tokenizer_path,
+                    tokenizer.fingerprint,
+                    config.on_bad_record,
+                )
+                for part in range(parts)
+            ]
+            for number, file in enumerate(files)
+            for parts in [_count_shards(file, len(files))]
+        ]
+    return jobs
+
+
+def _count_shards(unit: SourceUnit, num_files: int) -> int:
+    """Shards of a file: as many as it has pieces of the size of a shard, if it can be divided."""
+    if unit.takes_turns or num_files >= _MANY_FILES:
+        return 1
+    return max(1, round(unit.find_size() / _SHARD_BYTES))
+
+
+def run_jobs(jobs: Sequence[ShardJob], num_processes: int) -> Iterator[ShardResult]:
+    """Write the shards that are not there yet, side by side; results come as they are ready.
+
+    Raises:
+        InputError: a record or file cannot be read, or a process was killed.
+    """
+    context = multiprocessing.get_context("spawn")  # forked tokenizer threads would deadlock
+    waiting = iter(jobs)
+    with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
+        try:
+            running: set[Future[ShardResult]] = {
+                pool.submit(write_shard, job) for job in itertools.islice(waiting, num_processes)
+            }
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                running |= {
+                    pool.submit(write_shard, job) for job in itertools.islice(waiting, len(done))
+                }
+                for future in done:
+                    yield future.result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a process that tokenises was killed, for example because memory ran out: write "
+                "num_processes=... for fewer of them; the same command goes on"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def write_shard(job: ShardJob) -> ShardResult:
+    """Write one shard, unless it is there and sound.
+
+    Raises:
+        InputError: a bad record under the policy `stop`.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    found = _find_shard(job)
+    if found is not None:
+        return ShardResult(found, found=True)
+    tokenizer = load_tokenizer(job.tokenizer_path)
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    rows: list[tuple[int, ...]] = []
+    tokens: list[np.ndarray] = []
+    end = 0
+    records = job.unit.iter_records(0)
+    while group := list(itertools.islice(records, _GROUP_RECORDS)):
+        texts = [record.text for record in group if isinstance(record, Record)]
+        encoded = iter(tokenizer.encode(texts))
+        for record in group:
+            place = (record.begin, record.next_cursor)  # type: ignore[union-attr]
+            if isinstance(record, BadRecord):
+                if job.on_bad_record is BadRecordPolicy.stop:
+                    raise InputError(
+                        f"{record.reason}; write data.on_bad_record=skip to leave such records out"
+                    )
+                rows.append((*place, end, 0, 0, BAD))
+                continue
+            assert isinstance(record, Record)
+            ids = next(encoded).astype(dtype)
+            kind = DOCUMENT if record.text.strip() else BLANK
+            if kind == BLANK:
+                ids = ids[:0]
+            tokens.append(ids)
+            end += len(ids)
+            key = compute_heldout_key(record.text)
+            rows.append((*place, end, key, min(len(record.text), 2**32 - 1), kind))
+    Path(job.folder).mkdir(parents=True, exist_ok=True)
+    arrays = {
+        "records": np.array(rows, dtype=RECORD),
+        "tokens": np.concatenate(tokens) if tokens else np.empty(0, dtype),
+    }
+    entry: dict[str, Any] = {
+        **job.describe(),
+        "ends": None if job.part else job.unit.find_division().ends,
+        "records": len(rows),
+        "tokens": end,
+        "bytes": {},
+        "sha256": {},
+    }
+    for suffix, array in arrays.items():
+        path = job.shard.with_name(f"{job.name}.{suffix}.npy")
+        _save_atomically(path, array)
+        entry["bytes"][suffix], entry["sha256"][suffix] = path.stat().st_size, _hash_file(path)
+    write_json(job.shard.with_name(f"{job.name}.json"), entry)
+    return ShardResult(entry, found=False)
+
+
+def _find_shard(job: ShardJob) -> dict[str, Any] | None:
+    """The entry of a shard that is there, complete and sound."""
+    try:
+        path = job.shard.with_name(f"{job.name}.json")
+        entry: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if any(entry[key] != value for key, value in job.describe().items()):
+            return None
+        for suffix, digest in entry["sha256"].items():
+            if _hash_file(job.shard.with_name(f"{job.name}.{suffix}.npy")) != digest:
+                return None
+    except (OSError, ValueError, KeyError):
+        return None
+    return entry
+
+
+def _save_atomically(path: Path, array: np.ndarray) -> None:
+    temporary = path.with_name(f".tmp-{path.name}")
+    with open(temporary, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def _hash_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(
+    config: DataConfig,
+    tokenizer: TextTokenizer,
+    jobs: dict[str, list[list[ShardJob]]],
+    entries: dict[str, dict[str, Any]],
+) -> None:
+    """Write down what the folder holds, once it holds all of it.
+
+    Args:
+        config: of the data.
+        tokenizer: that made the tokens.
+        jobs: as from `list_jobs`.
+        entries: of every shard, by its name in the folder.
+    """
+    root = Path(str(config.prepared_dir))
+    sources: dict[str, Any] = {}
+    for key, files in jobs.items():
+        described = []
+        for shards in files:
+            unit = shards[0].unit
+            names = [str(job.shard.relative_to(root)) for job in shards]
+            described.append(
+                {
+                    "path": unit.path,
+                    "units_per_lane": unit.units_per_lane,
+                    "shards": [entries[name] for name in names],
+                }
+            )
+        sources[key] = {"files": described}
+    manifest = {
+        "version": VERSION,
+        "tokenizer": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "sources": sources,
+    }
+    write_json(root / MANIFEST, manifest)
