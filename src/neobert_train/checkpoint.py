@@ -31,7 +31,7 @@ STATE_FILE = "state.json"
 CONFIG_FILE = "config.yaml"
 TOKENIZER_FOLDER = "tokenizer"
 MANIFEST_FILE = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass

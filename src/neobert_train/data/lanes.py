@@ -110,18 +110,22 @@ class Lane:
             InputError: a bad record under the policy `stop`, a source without documents, or the end
                 of all sources by their `max_epochs`.
         """
-        config = self._config
         for packed in self.iter_packed(state):
-            yield collate(
-                [chunk.ids for chunk in packed.chunks],
-                config.batch.micro_batch_tokens,
-                self._tokenizer.special,
-                self._masking,
-                compute_masking_rate(config, packed.step),
-                keyed_generator(config.seed, "mask", self._lane, packed.step - 1),
-                self._lane,
-                packed.state.to_dict(),
-            )
+            yield self.mask(packed)
+
+    def mask(self, packed: PackedChunks) -> Batch:
+        """The batch of packed chunks; which tokens are masked is a function of lane and step."""
+        config = self._config
+        return collate(
+            [chunk.ids for chunk in packed.chunks],
+            config.batch.micro_batch_tokens,
+            self._tokenizer.special,
+            self._masking,
+            compute_masking_rate(config, packed.step),
+            keyed_generator(config.seed, "mask", self._lane, packed.step - 1),
+            self._lane,
+            packed.state.to_dict(),
+        )
 
     def iter_packed(self, state: LaneState) -> Iterator[PackedChunks]:
         """The micro-batches from `state` on, not masked; errors as those of `iter_batches`."""

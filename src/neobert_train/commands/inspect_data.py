@@ -1,0 +1,153 @@
+"""Show what the global batch of a step holds, on any machine and without the model."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from neobert_train.batch import Batch
+from neobert_train.checkpoint import find_checkpoint, load_state
+from neobert_train.config.derived import compute_num_lanes
+from neobert_train.config.saved import find_differences, load_train_config
+from neobert_train.config.schema import InspectDataConfig
+from neobert_train.data.corpus import open_corpus
+from neobert_train.data.lanes import Lane, LaneState, PackedChunks, initial_states
+from neobert_train.data.sources import Unit
+from neobert_train.data.streams import Chunk
+from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
+from neobert_train.run_directory import RunDirectory
+from neobert_train.world import World
+
+_SHOWN_CHARACTERS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class LaneBatch:
+    """What one lane gives to the step."""
+
+    packed: PackedChunks
+    batch: Batch
+
+
+def run(config: InspectDataConfig, world: World) -> None:
+    """Print the documents, sources, fill and masked text of the global batch of `step`.
+
+    Raises:
+        InputError: the data cannot be read.
+    """
+    tokenizer = load_tokenizer(config.tokenizer.path)
+    units = open_corpus(config, tokenizer)
+    first_step, states = find_nearest_states(config)
+    lanes = list(iter_lanes(config, units, tokenizer, states, first_step))
+    print(format_step(config, lanes, units, tokenizer))
+
+
+def find_nearest_states(config: InspectDataConfig) -> tuple[int, dict[int, dict[str, Any]]]:
+    """The state of every lane before a step, and that step: the nearest from which to read on.
+
+    That is the newest checkpoint of the run before the step asked for, or the beginning.
+    """
+    run = RunDirectory(config.output_dir)
+    if run.config_file.exists():
+        fatal, _ = find_differences(load_train_config(run.config_file), config)
+        steps = [step for step, _ in run.list_checkpoints() if step < config.step]
+        if not fatal and steps:
+            folder = find_checkpoint(run, steps[-1])
+            assert folder is not None
+            return steps[-1] + 1, load_state(folder).lanes
+    return 1, initial_states(range(compute_num_lanes(config)))
+
+
+def iter_lanes(
+    config: InspectDataConfig,
+    units: Mapping[str, Sequence[Unit]],
+    tokenizer: TextTokenizer,
+    states: Mapping[int, dict[str, Any]],
+    first_step: int,
+) -> Iterator[LaneBatch]:
+    """What every lane gives to the step, in the order of the lanes."""
+    num_steps = config.step - first_step + 1
+    with tqdm(
+        total=len(states) * num_steps,
+        desc=f"reading steps {first_step} to {config.step}",
+        unit="micro-batch",
+        disable=None if config.logging.progress else True,  # None: on a terminal alone
+        leave=False,
+    ) as bar:
+        for lane_number in sorted(states):
+            lane = Lane(config, units, tokenizer, lane_number)
+            packed_batches = lane.iter_packed(LaneState.from_dict(states[lane_number]))
+            for packed in itertools.islice(packed_batches, num_steps):
+                bar.update()
+            yield LaneBatch(packed, lane.mask(packed))
+
+
+def format_step(
+    config: InspectDataConfig,
+    lanes: Sequence[LaneBatch],
+    units: Mapping[str, Sequence[Unit]],
+    tokenizer: TextTokenizer,
+) -> str:
+    """The global batch as text."""
+    names = list(units)
+    num_tokens = sum(lane.batch.num_tokens for lane in lanes)
+    num_masked = sum(lane.batch.num_masked for lane in lanes)
+    chunks = [chunk for lane in lanes for chunk in lane.packed.chunks]
+    num_text = num_tokens - 2 * len(chunks)
+    lines = [
+        f"step {config.step}: {len(lanes)} micro-batches of {config.batch.micro_batch_tokens:,} "
+        f"tokens",
+        f"  fill        {num_tokens / config.batch.global_batch_tokens:.3%}, {num_tokens:,} tokens "
+        f"in {len(chunks):,} documents or parts of one",
+        f"  to predict  {num_masked:,} tokens, {num_masked / max(1, num_text):.2%} of the text",
+    ]
+    for number, name in enumerate(names):
+        own = [len(chunk) for chunk in chunks if chunk.source == number]
+        lines.append(
+            f"  {name:11} {sum(own):,} tokens ({sum(own) / num_tokens:.2%}) in {len(own):,}"
+        )
+    shown = itertools.islice(_iter_in_turns(lanes), config.documents)
+    for lane, index in shown:
+        lines += ["", *_format_chunk(lane, index, names, units, tokenizer)]
+    return "\n".join(lines)
+
+
+def _iter_in_turns(lanes: Sequence[LaneBatch]) -> Iterator[tuple[LaneBatch, int]]:
+    """The first document of every lane, then the second, and so on."""
+    for index in range(max(len(lane.packed.chunks) for lane in lanes)):
+        for lane in lanes:
+            if index < len(lane.packed.chunks):
+                yield lane, index
+
+
+def _format_chunk(
+    lane: LaneBatch,
+    index: int,
+    names: Sequence[str],
+    units: Mapping[str, Sequence[Unit]],
+    tokenizer: TextTokenizer,
+) -> list[str]:
+    chunk, batch = lane.packed.chunks[index], lane.batch
+    start, end = batch.cu_seqlens[index : index + 2].tolist()
+    inside = (batch.masked_positions >= start) & (batch.masked_positions < end)
+    predicted = tokenizer.decode(batch.labels[inside].tolist())
+    part = f", part {chunk.index + 1}" if chunk.index else ""
+    return [
+        f"lane {batch.lane}, document {index + 1}: {names[chunk.source]}, "
+        f"{name_document(chunk, units[names[chunk.source]])}{part}, {end - start} tokens",
+        f"  sees      {_shorten(tokenizer.decode(batch.input_ids[start:end].tolist()))}",
+        f"  predicts  {_shorten(predicted)}",
+    ]
+
+
+def name_document(chunk: Chunk, units: Sequence[Unit]) -> str:
+    """The id of a document, and where it lies."""
+    place = units[chunk.unit].describe(chunk.record.next_cursor)
+    return place if chunk.record.id is None else f"{chunk.record.id} ({place})"
+
+
+def _shorten(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _SHOWN_CHARACTERS else f"{flat[:_SHOWN_CHARACTERS]} ..."
