@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
+from neobert_train.batch import Batch
 from neobert_train.config.data_schema import (
     BadRecordPolicy,
     DataConfig,
@@ -22,11 +23,13 @@ from neobert_train.config.data_schema import (
     SourceKind,
 )
 from neobert_train.config.schema import BatchConfig, TrainConfig
-from neobert_train.data.documents import Position
-from neobert_train.data.heldout import is_heldout
-from neobert_train.data.lanes import LaneState, build_lane
+from neobert_train.data.admission import is_heldout
+from neobert_train.data.documents import Position, WindowStart
+from neobert_train.data.lanes import Lane, LaneState
 from neobert_train.data.sources import Record, build_units
-from neobert_train.data.sources.text import LineRangeUnit, list_text_units
+from neobert_train.data.sources.text import LineRangeUnit, TextLayout
+from neobert_train.data.storage import StoredFile
+from neobert_train.data.streams import SourceStream, StreamState
 from neobert_train.data.tokenization import SHIPPED_TOKENIZER
 from neobert_train.errors import InputError
 
@@ -44,7 +47,7 @@ class ListUnit:
 
     def iter_records(self, cursor):
         for index in range(cursor, len(self.texts)):
-            yield Record(self.texts[index], index + 1)
+            yield Record(self.texts[index], index, index + 1)
 
 
 def make_text(number: int, num_words: int) -> str:
@@ -89,11 +92,42 @@ def make_lane(tokenizer):
             seed=seed,
             batch=BatchConfig(num_lanes * micro_batch, micro_batch, context),
             data=DataConfig(**data),
-            masking=MaskingConfig(0.2, MaskingStrategy.bert_80_10_10),
+            masking=MaskingConfig(rate=0.2, strategy=MaskingStrategy.bert_80_10_10),
         )
-        return build_lane(config, units, tokenizer, lane)
+        return Lane(config, {"corpus": units}, tokenizer, lane)
 
     return make
+
+
+def divide(path: str, parts: int) -> list[LineRangeUnit]:
+    """The parts of a file of JSON Lines."""
+    whole = LineRangeUnit(StoredFile(path), TextLayout("jsonl", "text"))
+    return [whole.take_part(part, parts) for part in range(parts)]
+
+
+def open_stream(lane: Lane, state: StreamState | None = None) -> SourceStream:
+    """The chunks of the only source of a lane, before they are packed."""
+    streams = {} if state is None else {"corpus": state}
+    (stream,) = lane._open_streams(LaneState(streams=streams))
+    return stream
+
+
+def iter_stream(lane: Lane, position: Position | None = None):
+    stream = open_stream(lane, StreamState(position or Position()))
+    while (chunk := stream.read()) is not None:
+        yield chunk
+
+
+def read_to_the_end(lane: Lane) -> list[Batch]:
+    """The batches of a lane whose source is limited by max_epochs."""
+    batches: list[Batch] = []
+    with pytest.raises(InputError, match="has nothing left to read at step"):
+        batches.extend(lane.iter_batches(LaneState()))
+    return batches
+
+
+def frame(ids) -> tuple[int, ...]:
+    return (101, *ids.tolist(), 102)
 
 
 def assert_equal(one, other):
@@ -143,7 +177,7 @@ def read_records(reference) -> list[tuple[str, list[tuple[int, ...]]]]:
 def test_a_lane_resumed_from_any_of_its_states_continues_bit_for_bit(
     make_lane, corpus, lane, seed, window, lookahead, parts, runs
 ):
-    units = list_text_units(corpus, "jsonl", "text", parts)
+    units = divide(corpus, parts)
     build = functools.partial(
         make_lane, units, lane, 3, seed, shuffle_window=window, lookahead_documents=lookahead
     )
@@ -161,60 +195,69 @@ def test_a_lane_resumed_from_any_of_its_states_continues_bit_for_bit(
 def test_the_lanes_of_an_epoch_together_give_every_token_once(
     make_lane, corpus, reference, num_lanes, window
 ):
-    units = list_text_units(corpus, "jsonl", "text", 4 * num_lanes)
-    epoch_zero = collections.Counter()
+    units = divide(corpus, 4 * num_lanes)
+    found = collections.Counter()
     for number in range(num_lanes):
-        lane = make_lane(units, number, num_lanes, shuffle_window=window)
-        packed = collections.Counter()
-        for batch in lane.iter_batches(LaneState()):
-            packed.update(restore_chunks(batch))
-            state = LaneState.from_dict(batch.lane_state)
-            if state.position.epoch > 0:
-                break
-        # What was packed is the lane's stream up to where the state says, less what is pending.
-        stream = []
-        for chunk in lane.iter_chunks(Position()):
-            stream.append(chunk)
-            if (chunk.position, chunk.index) == (state.position, state.chunk):
-                origin = len(stream) - 1
-                rest = itertools.islice(lane.iter_chunks(state.position, state.chunk), 1, 500)
-                stream += itertools.islice(rest, state.packing.num_read - 1)
-                break
-        pending = collections.Counter(
-            tuple(stream[origin + ordinal].ids) for ordinal in state.packing.pending
-        )
-        assert packed + pending == collections.Counter(tuple(chunk.ids) for chunk in stream)
-        epoch_zero.update(tuple(chunk.ids) for chunk in stream if chunk.position.epoch == 0)
+        lane = make_lane(units, number, num_lanes, shuffle_window=window, max_epochs=1)
+        for batch in read_to_the_end(lane):
+            found.update(restore_chunks(batch))
     expected = collections.Counter(c for _, chunks in read_records(reference) for c in chunks)
-    assert epoch_zero == expected
+    assert found == expected
 
 
 def test_batches_count_what_was_read_up_to_them(make_lane, corpus, reference):
     records = read_records(reference)
-    unit = LineRangeUnit(corpus, "jsonl", "text", 0, 2**40)
-    lane = make_lane([unit], shuffle_window=1, lookahead_documents=5)
-    num_packed = 0
+    lane = make_lane(divide(corpus, 1), shuffle_window=1, lookahead_documents=5)
+    num_packed = num_tokens = 0
     for batch in itertools.islice(lane.iter_batches(LaneState()), 60):
+        stream = batch.lane_state["streams"]["corpus"]
         num_packed += len(batch.cu_seqlens) - 1
-        num_read = num_packed + len(batch.lane_state["pending"])
+        num_tokens += batch.num_tokens
+        num_read = num_packed + len(stream["pending"])
         counts = collections.Counter()
         for kind, chunks in itertools.cycle(records):
             if num_read <= 0:
                 break
             counts[kind] += 1
             num_read -= len(chunks)
-        assert batch.lane_state["counts"] == [counts[k] for k in ("documents", "empty", "bad")]
+        assert stream["counts"] == [counts[k] for k in ("documents", "empty", "bad", "filtered")]
+        assert stream["tokens"] == num_tokens
     assert counts["documents"] > 2 * sum(kind == "documents" for kind, _ in records)
 
 
+@pytest.mark.parametrize(
+    ("bounds", "admits"),
+    [
+        ({"min_tokens": 20, "max_tokens": 60}, lambda text, ids: 20 <= len(ids) <= 60),
+        ({"min_characters": 60}, lambda text, ids: len(text) >= 60),
+        ({"max_characters": 60}, lambda text, ids: len(text) <= 60),
+    ],
+)
+def test_documents_outside_the_bounds_are_left_out_and_counted(
+    make_lane, reference, bounds, admits
+):
+    texts = tuple(make_text(number, 3 + number % 90) for number in range(200))
+    lane = make_lane([ListUnit(texts)], max_epochs=1, heldout_fraction=0.0, **bounds)
+    found = collections.Counter()
+    for batch in read_to_the_end(lane):
+        found.update(restore_chunks(batch))
+        counts = batch.lane_state["streams"]["corpus"]["counts"]
+    ids = {text: reference(text, add_special_tokens=False)["input_ids"] for text in texts}
+    kept = [text for text in texts if admits(text, ids[text])]
+    assert 10 < len(kept) < 190
+    width = CONTEXT - 2
+    parts = [ids[t][start : start + width] for t in kept for start in range(0, len(ids[t]), width)]
+    assert found == collections.Counter((101, *part, 102) for part in parts)
+    assert counts[0] == len(kept)
+    assert counts[3] <= len(texts) - len(kept)  # those after the last document are never counted
+
+
 def test_shuffling_changes_with_the_epoch_and_the_seed(make_lane, corpus):
-    units = list_text_units(corpus, "jsonl", "text", 4)
+    units = divide(corpus, 4)
 
     def order(seed, epoch):
-        chunks = make_lane(units, seed=seed, shuffle_window=8).iter_chunks(Position(epoch=epoch))
-        return [
-            tuple(c.ids) for c in itertools.takewhile(lambda c: c.position.epoch == epoch, chunks)
-        ]
+        lane = make_lane(units, seed=seed, shuffle_window=8, max_epochs=epoch + 1)
+        return [frame(c.ids) for c in iter_stream(lane, Position(WindowStart(epoch)))]
 
     orders = [order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
     assert all(sorted(one) == sorted(orders[0]) for one in orders)
@@ -248,7 +291,7 @@ def test_the_policy_stop_gives_the_batches_before_and_names_the_line(make_lane, 
     file = tmp_path / "texts.jsonl"
     lines = [json.dumps({"text": make_text(n, 28)}) for n in range(40)]
     file.write_text("\n".join([*lines[:30], "{broken", *lines[30:]]) + "\n")
-    units = list_text_units(str(file), "jsonl", "text", 1)
+    units = divide(str(file), 1)
     lane = make_lane(
         units, shuffle_window=1, heldout_fraction=0.0, lookahead_documents=3,
         on_bad_record=BadRecordPolicy.stop,
@@ -267,7 +310,7 @@ def test_the_policy_stop_gives_the_batches_before_and_names_the_line(make_lane, 
 def test_a_lone_surrogate_stops_with_its_file_and_line(make_lane, tmp_path):
     file = tmp_path / "texts.jsonl"
     file.write_text('{"text": "sound"}\n{"text": "half \\ud83d pair"}\n')
-    units = list_text_units(str(file), "jsonl", "text", 1)
+    units = divide(str(file), 1)
     lane = make_lane(units, on_bad_record=BadRecordPolicy.stop, heldout_fraction=0.0)
     with pytest.raises(InputError) as error:
         next(lane.iter_batches(LaneState()))
@@ -309,7 +352,7 @@ def test_fewer_documents_than_lanes_serve_every_lane(make_lane, tmp_path):
     file = tmp_path / "three.parquet"
     pq.write_table(pa.table({"text": [make_text(n, 20) for n in range(3)]}), file)
     data = DataConfig(source=SourceKind.files, paths=[str(file)], column="text")
-    assert_every_lane_trains(make_lane, build_units(data, 8), 8)
+    assert_every_lane_trains(make_lane, build_units(data, 8)["corpus"], 8)
 
 
 def test_a_document_among_many_units_without_records_serves_every_lane(make_lane):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import math
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neobert_train.data.packing import Packer, PackingState, choose_subset, pack_all
+from neobert_train.data.packing import Packer, choose_subset, pack_all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +27,11 @@ def iter_pieces(lengths, start=0):
     """The lengths over and over, as an endless stream from piece `start` on."""
     for number in itertools.count(start):
         yield Piece(number, lengths[number % len(lengths)])
+
+
+def make_packer(stream, capacity, lookahead, pending=()):
+    """A packer of an iterator, which may end."""
+    return Packer(lambda: next(stream, None), capacity, lookahead, list(pending))
 
 
 def draw_lognormal_chunks(num_documents: int, context_length: int, seed: int) -> list[int]:
@@ -54,7 +58,7 @@ lengths_and_capacity = st.integers(4, 64).flatmap(
 @given(lengths_and_capacity, st.integers(1, 24), st.integers(1, 30))
 def test_every_chunk_is_packed_once_and_no_batch_overflows(case, lookahead, num_batches):
     lengths, capacity = case
-    packer = Packer(iter_pieces(lengths), capacity, lookahead)
+    packer = make_packer(iter_pieces(lengths), capacity, lookahead)
     packed = []
     for _ in range(num_batches):
         batch = packer.pack()
@@ -62,50 +66,59 @@ def test_every_chunk_is_packed_once_and_no_batch_overflows(case, lookahead, num_
         numbers = [piece.number for piece in batch]
         assert numbers == sorted(numbers), "the order of the stream is kept"
         packed += numbers
-    oldest = packer.oldest.number
-    pending = {oldest + ordinal for ordinal in packer.state.pending}
-    assert len(set(packed)) == len(packed)
-    assert set(packed) | pending == set(range(oldest + packer.state.num_read))
-    assert not set(packed) & pending
+    pending = [piece.number for piece in packer.pending]
+    assert pending == sorted(pending)
+    assert sorted(packed + pending) == list(range(len(packed) + len(pending)))
 
 
 @settings(deadline=None, max_examples=100)
 @given(lengths_and_capacity, st.integers(1, 24), st.integers(1, 30))
 def test_the_oldest_chunk_goes_into_the_next_batch(case, lookahead, num_batches):
     lengths, capacity = case
-    packer = Packer(iter_pieces(lengths), capacity, lookahead)
+    packer = make_packer(iter_pieces(lengths), capacity, lookahead)
     expected = 0
     for _ in range(num_batches):
         packed = packer.pack()
         assert packed[0].number == expected
-        expected = packer.oldest.number
+        unpacked = {piece.number for piece in packer.pending}
+        expected = min(unpacked, default=packed[-1].number + 1)
 
 
 @settings(deadline=None, max_examples=100)
 @given(lengths_and_capacity, st.integers(1, 24), st.lists(st.integers(1, 6), max_size=5))
-def test_a_packer_rebuilt_from_its_state_continues_identically(case, lookahead, runs):
+def test_a_packer_with_the_same_pending_chunks_continues_identically(case, lookahead, runs):
     lengths, capacity = case
-    whole = Packer(iter_pieces(lengths), capacity, lookahead)
-    state, start = PackingState(), 0
+    whole = make_packer(iter_pieces(lengths), capacity, lookahead)
+    pending, num_read = [], 0
     for run in [*runs, 3]:
-        rebuilt = Packer(iter_pieces(lengths, start), capacity, lookahead, state)
+        rebuilt = make_packer(iter_pieces(lengths, num_read), capacity, lookahead, pending)
         for _ in range(run):
-            assert rebuilt.pack() == whole.pack()
-            assert rebuilt.state == whole.state
-        written = json.loads(json.dumps(dataclasses.asdict(rebuilt.state)))
-        state = PackingState(written["num_read"], tuple(written["pending"]))
-        start = rebuilt.oldest.number
+            batch = rebuilt.pack()
+            assert batch == whole.pack()
+            assert rebuilt.pending == whole.pending
+            num_read = max(num_read, *(p.number + 1 for p in [*batch, *rebuilt.pending]))
+        pending = rebuilt.pending
 
 
-def test_the_state_begins_at_the_oldest_chunk_and_stays_short():
+@settings(deadline=None, max_examples=100)
+@given(lengths_and_capacity, st.integers(1, 24))
+def test_a_stream_that_ends_is_packed_to_its_last_chunk(case, lookahead):
+    lengths, capacity = case
+    packer = make_packer(itertools.islice(iter_pieces(lengths), len(lengths)), capacity, lookahead)
+    packed = []
+    while batch := packer.pack():
+        assert sum(map(len, batch)) <= capacity
+        packed += [piece.number for piece in batch]
+    assert sorted(packed) == list(range(len(lengths)))
+    assert packer.pack() == []
+
+
+def test_what_is_pending_stays_little():
     lengths = [3] * 997 + [128, 5, 77]
-    packer = Packer(iter_pieces(lengths), 65_536, 64)
+    packer = make_packer(iter_pieces(lengths), 65_536, 64)
     for _ in range(10):
         packer.pack()
-        assert packer.state.pending[0] == 0
-        assert list(packer.state.pending) == sorted(set(packer.state.pending))
-        assert packer.state.pending[-1] < packer.state.num_read
-        assert len(packer.state.pending) <= 16 + 64
+        assert len(packer.pending) <= 16 + 64
 
 
 @settings(deadline=None, max_examples=300)
@@ -131,29 +144,27 @@ def test_chosen_subset_is_the_fullest_and_then_the_earliest(lengths, target):
 )
 def test_documents_of_the_web_fill_micro_batches(context_length, capacity, num_batches, least_fill):
     chunks = draw_lognormal_chunks(20_000, context_length, seed=context_length)
-    packer = Packer(iter_pieces(chunks), capacity, lookahead=64)
+    packer = make_packer(iter_pieces(chunks), capacity, 64)
     tokens = sum(len(piece) for _ in range(num_batches) for piece in packer.pack())
     assert tokens / (num_batches * capacity) >= least_fill
 
 
 def test_chunks_as_long_as_the_capacity_come_one_by_one_in_order():
-    packer = Packer(iter_pieces([8, 8, 8]), 8, 4)
+    packer = make_packer(iter_pieces([8, 8, 8]), 8, 4)
     assert [[p.number for p in packer.pack()] for _ in range(5)] == [[0], [1], [2], [3], [4]]
 
 
-def test_an_error_of_the_stream_passes_through_and_leaves_the_state_of_the_last_batch():
+def test_an_error_of_the_stream_passes_through_and_what_was_read_stays_pending():
     def iter_failing():
         yield from itertools.islice(iter_pieces([5]), 12)
         raise OSError("unreadable")
 
-    packer = Packer(iter_failing(), 10, 2)
+    packer = make_packer(iter_failing(), 10, 2)
     packed = [number.number for _ in range(5) for number in packer.pack()]
     assert packed == list(range(10))
-    before = packer.state
     with pytest.raises(OSError, match="unreadable"):
         packer.pack()
-    assert packer.state == before
-    assert packer.oldest.number == 10
+    assert [piece.number for piece in packer.pending] == [10, 11]
 
 
 @settings(deadline=None, max_examples=200)

@@ -134,7 +134,8 @@ class Lane:
         # A single source needs no mixing, and its packer is that of drawing micro-batches.
         mixes_documents = config.data.draw is Draw.document and len(streams) > 1
         scale = config.batch.context_length if mixes_documents else config.batch.micro_batch_tokens
-        initial = draw_initial_credits(config.seed, self._lane, len(streams), scale)
+        weights = compute_weights(config.data, 1)
+        initial = draw_initial_credits(config.seed, self._lane, weights, scale)
         mixture = Mixture(state.credits or initial, ())
         if mixes_documents:
             source: _DocumentMixer | _MicroBatchMixer = _DocumentMixer(

@@ -44,18 +44,23 @@ class Mixture:
         self.credits[source] -= num_tokens
 
 
-def draw_initial_credits(seed: int, lane: int, num_sources: int, scale: float) -> list[float]:
-    """Credits with which a lane begins.
+def draw_initial_credits(
+    seed: int, lane: int, weights: Sequence[float], scale: float
+) -> list[float]:
+    """Credits with which a lane begins, as if it had been running for a while.
 
     They differ from lane to lane, so that a rare source does not come in all lanes at once.
 
     Args:
         seed: of the run.
         lane: which one.
-        num_sources: how many credits.
-        scale: tokens drawn at a time; the credits lie within half of it around 0.
+        weights: of the sources; one of them above 0.
+        scale: tokens drawn at a time.
     """
-    if num_sources == 1:
-        return [0.0]
-    draws = keyed_generator(seed, "mixture", lane).random(num_sources)
-    return [float(scale * (draw - 0.5)) for draw in draws]
+    shares = [weight / sum(weights) for weight in weights]
+    draws = keyed_generator(seed, "mixture", lane).random(len(weights)).tolist()
+    # Between two draws from a source its credit climbs from about -scale to 0, at the cost of the
+    # others; a source with nearly all of the weight stays where it is.
+    credits = [-scale * draw * (1 - share) for draw, share in zip(draws, shares, strict=True)]
+    total = sum(credits)
+    return [credit - share * total for credit, share in zip(credits, shares, strict=True)]

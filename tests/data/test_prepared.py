@@ -1,0 +1,253 @@
+"""Prepared token shards: the same batches as from the texts, and nothing else is taken for them."""
+
+import gzip
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neobert_train.config.schema import TrainConfig
+from neobert_train.config.store import compose_config, to_typed
+from neobert_train.data import preparation
+from neobert_train.data.corpus import open_corpus
+from neobert_train.data.lanes import Lane, LaneState
+from neobert_train.data.preparation import list_jobs, run_jobs, write_manifest, write_shard
+from neobert_train.data.prepared import RECORD
+from neobert_train.data.tokenization import load_tokenizer
+from neobert_train.errors import InputError
+
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
+
+
+def make_texts(count: int, seed: int) -> list[str]:
+    generator = np.random.default_rng(seed)
+    texts = [
+        " ".join(generator.choice(WORDS, size=size)) for size in generator.integers(1, 120, count)
+    ]
+    texts[3], texts[7] = "", " \n\t "
+    return [f"{text} {number}" if text.strip() else text for number, text in enumerate(texts)]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """Files of every format, with empty documents, and one bad line."""
+    folder = tmp_path_factory.mktemp("corpus")
+    parquet = pa.table({"text": make_texts(150, 0), "id": range(150)})
+    pq.write_table(parquet, folder / "a.parquet", row_group_size=20)
+    pq.write_table(parquet.slice(0, 40), folder / "b.parquet")
+    lines = [json.dumps({"text": text}) for text in make_texts(90, 1)]
+    lines[20:20] = ["{broken", "", "   "]
+    (folder / "c.jsonl").write_text("\n".join(lines) + "\n")
+    with gzip.open(folder / "d.jsonl.gz", "wt") as file:
+        file.write("\n".join(json.dumps({"text": text}) for text in make_texts(50, 2)))
+    (folder / "e.txt").write_text("\n\n".join(t for t in make_texts(30, 3) if t.strip()))
+    return folder
+
+
+def make_config(corpus: Path, *overrides: str, lanes: int = 2) -> TrainConfig:
+    base = [
+        "data=files", f"data.paths=[{corpus}]", "data.column=text", "data.on_bad_record=skip",
+        "data.heldout_fraction=0.1", "data.shuffle_window=32", "batch.context_length=64",
+        "batch.micro_batch_tokens=256", f"batch.global_batch_tokens={256 * lanes}",
+    ]  # fmt: skip
+    return to_typed("train", compose_config("train", [*base, *overrides]))
+
+
+def prepare(config: TrainConfig, folder: Path) -> list:
+    """What the command does, in this process; returns the results."""
+    config.data.prepared_dir = str(folder)
+    tokenizer = load_tokenizer(config.tokenizer.path)
+    jobs = list_jobs(config.data, config.tokenizer.path, tokenizer)
+    results = [write_shard(job) for files in jobs.values() for file in files for job in file]
+    entries = {result.entry["shard"]: result.entry for result in results}
+    write_manifest(config.data, tokenizer, jobs, entries)
+    return results
+
+
+def read_batches(config: TrainConfig, lane: int, count: int, state: LaneState | None = None):
+    tokenizer = load_tokenizer(config.tokenizer.path)
+    reader = Lane(config, open_corpus(config, tokenizer), tokenizer, lane)
+    return list(itertools.islice(reader.iter_batches(state or LaneState()), count))
+
+
+def assert_same(batches, others):
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        for name in ("input_ids", "position_ids", "cu_seqlens", "masked_positions", "labels"):
+            assert torch.equal(getattr(batch, name), getattr(other, name))
+        assert batch.lane_state == other.lane_state
+
+
+@pytest.fixture(scope="module")
+def prepared(corpus, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare(make_config(corpus), folder)
+    return folder
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 40])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["batch.context_length=16", "data.heldout_fraction=0.3", "seed=5"],
+        ["data.min_tokens=30", "data.max_characters=500"],
+        ["data.shuffle_window=1", "data.shuffle_units=2", "masking.strategy=bert_80_10_10"],
+        ["data.mixture.all.weight=0.5", "data.mixture.long.min_tokens=60", "data.draw=micro_batch"],
+    ],
+)
+def test_batches_are_those_of_the_texts(corpus, prepared, lanes, settings):
+    raw = make_config(corpus, *settings, lanes=lanes)
+    shards = make_config(corpus, *settings, f"data.prepared_dir={prepared}", lanes=lanes)
+    for lane in sorted({0, lanes - 1}):
+        batches = read_batches(raw, lane, 40)
+        assert_same(read_batches(shards, lane, 40), batches)
+        # A run may go from the texts to the shards and back at any step.
+        state = LaneState.from_dict(json.loads(json.dumps(batches[19].lane_state)))
+        assert_same(read_batches(shards, lane, 10, state), batches[20:30])
+        assert_same(read_batches(raw, lane, 10, state), batches[20:30])
+
+
+@settings(deadline=None, max_examples=15)
+@given(shard_bytes=st.sampled_from([100, 1000, 5000]), parts=st.integers(1, 25))
+def test_shards_of_a_file_together_are_the_file(tmp_path_factory, corpus, shard_bytes, parts):
+    folder = tmp_path_factory.mktemp("small")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "_SHARD_BYTES", shard_bytes)
+        config = make_config(corpus)
+        assert len(prepare(config, folder)) > 5
+    tokenizer = load_tokenizer(config.tokenizer.path)
+    units = open_corpus(config, tokenizer)["corpus"]
+    config.data.prepared_dir = None
+    for unit, raw in zip(units, open_corpus(config, tokenizer)["corpus"], strict=True):
+        for part in range(parts):
+            found = list(unit.take_part(part, parts).iter_records(0))
+            expected = list(raw.take_part(part, parts).iter_records(0))
+            assert [r.next_cursor for r in found] == [r.next_cursor for r in expected]
+            for middle in {0, len(found) // 2, len(found)}:
+                cursor = found[middle - 1].next_cursor if middle else 0
+                again = list(unit.take_part(part, parts).iter_records(cursor))
+                assert [r.next_cursor for r in again] == [r.next_cursor for r in found[middle:]]
+
+
+def test_tokens_take_two_bytes_and_a_record_forty(prepared):
+    for path in prepared.rglob("*.tokens.npy"):
+        assert np.load(path, mmap_mode="r", allow_pickle=False).dtype == np.uint16
+    assert RECORD.itemsize == 40
+
+
+def test_what_is_done_is_not_done_again_and_damage_is_mended(corpus, tmp_path):
+    config = make_config(corpus)
+    assert not any(result.found for result in prepare(config, tmp_path))
+    before = read_batches(config, 0, 5)
+    assert all(result.found for result in prepare(config, tmp_path))
+    shards = sorted(tmp_path.rglob("*.tokens.npy"))
+    content = bytearray(shards[0].read_bytes())
+    content[-3] ^= 1
+    shards[0].write_bytes(content)
+    shards[1].unlink()
+    assert [result.found for result in prepare(config, tmp_path)].count(False) == 2
+    assert_same(read_batches(config, 0, 5), before)
+
+
+def test_a_file_that_changed_is_prepared_again(corpus, tmp_path):
+    copy = tmp_path / "corpus"
+    copy.mkdir()
+    for path in corpus.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    config = make_config(copy)
+    prepare(config, tmp_path / "prepared")
+    with open(copy / "c.jsonl", "a") as file:
+        file.write(json.dumps({"text": "one more document"}) + "\n")
+    assert [result.found for result in prepare(config, tmp_path / "prepared")].count(False) == 1
+
+
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_a_damaged_shard_is_named_before_training_begins(corpus, tmp_path, damage):
+    config = make_config(corpus)
+    prepare(config, tmp_path)
+    shard = sorted(tmp_path.rglob("*.records.npy"))[2]
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:-8])
+    with pytest.raises(InputError) as error:
+        read_batches(config, 0, 1)
+    assert str(shard) in str(error.value)
+    assert "run `prepare` again" in str(error.value)
+
+
+def test_shards_of_another_tokenizer_or_source_or_none_are_refused(corpus, prepared, tmp_path):
+    with pytest.raises(InputError, match="run `prepare` with the same settings first"):
+        read_batches(make_config(corpus, f"data.prepared_dir={tmp_path}"), 0, 1)
+    given_dir = f"data.prepared_dir={prepared}"
+    with pytest.raises(InputError, match="was not prepared from the source 'corpus'"):
+        read_batches(make_config(corpus, given_dir, "data.column=id"), 0, 1)
+    shipped = json.loads(Path(load_shipped()).read_text(encoding="utf-8"))
+    shipped["normalizer"]["lowercase"] = False
+    other = tmp_path / "tokenizer.json"
+    other.write_text(json.dumps(shipped), encoding="utf-8")
+    with pytest.raises(InputError, match="was prepared with another tokenizer"):
+        read_batches(make_config(corpus, given_dir, f"tokenizer.path={other}"), 0, 1)
+
+
+def load_shipped() -> str:
+    from neobert_train.data.tokenization import SHIPPED_TOKENIZER
+
+    return str(SHIPPED_TOKENIZER / "tokenizer.json")
+
+
+def test_processes_side_by_side_write_the_same_shards_and_errors_come_through(corpus, tmp_path):
+    config = make_config(corpus)
+    one = {r.entry["shard"]: r.entry for r in prepare(config, tmp_path / "one")}
+    config.data.prepared_dir = str(tmp_path / "two")
+    tokenizer = load_tokenizer(config.tokenizer.path)
+    jobs = list_jobs(config.data, config.tokenizer.path, tokenizer)
+    flat = [job for files in jobs.values() for file in files for job in file]
+    assert {r.entry["shard"]: r.entry for r in run_jobs(flat, 2)} == one
+    strict = make_config(
+        corpus, "data.on_bad_record=stop", f"data.prepared_dir={tmp_path / 'three'}"
+    )
+    jobs = list_jobs(strict.data, strict.tokenizer.path, tokenizer)
+    flat = [job for files in jobs.values() for file in files for job in file]
+    with pytest.raises(InputError, match=r"c\.jsonl, line 21: not JSON"):
+        list(run_jobs(flat, 2))
+
+
+def test_killed_while_it_prepares_it_goes_on_and_gives_the_same(corpus, tmp_path):
+    """A real kill -9 of the command and its processes, in the middle of its work."""
+    words = np.random.default_rng(0).choice(WORDS, size=(12, 120_000))
+    for number, row in enumerate(words):
+        pq.write_table(pa.table({"text": [" ".join(row)] * 4}), tmp_path / f"{number:02d}.parquet")
+    command = [
+        sys.executable, "-m", "neobert_train", "prepare", "data=files", f"data.paths=[{tmp_path}/*.parquet]",
+        "data.column=text", f"data.prepared_dir={tmp_path}/prepared", "logging.progress=false",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("prepared/*/*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "prepared" / "manifest.json").exists()
+    done = len(list(tmp_path.glob("prepared/*/*.json")))
+    assert 2 <= done < 12
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "48 records" in output
+    assert f"in 12 shards, {done} of which were there already" in output
+    config = make_config(tmp_path, f"data.paths=[{tmp_path}/*.parquet]")
+    raw = read_batches(config, 0, 5)
+    config.data.prepared_dir = f"{tmp_path}/prepared"
+    assert_same(read_batches(config, 0, 5), raw)
