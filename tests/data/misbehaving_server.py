@@ -31,7 +31,7 @@ class Fault:
     stall_after: int | None = None  # nothing more comes; -1: no answer at all
     close_after: int | None = None  # the connection ends, though Content-Length promised more
     shorten_to: int | None = None  # Content-Length itself says so; nothing else tells
-    is_trickle: bool = False  # the body comes in 20 pieces, 10 ms apart
+    is_trickle: bool = False  # the body comes in 20 pieces, 50 ms apart
     ignores_range: bool = False  # 200 with all of the file
     shifts_range: bool = False  # the bytes after those asked for
 
@@ -176,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
             data = content[start : min(start + piece, stop)]
             self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data) if is_chunked and data else data)
             if fault.is_trickle:
-                time.sleep(0.01)
+                time.sleep(0.05)
         if fault.reset_after is not None:
             self._reset()
         elif fault.stall_after is not None:

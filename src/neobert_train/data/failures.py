@@ -9,6 +9,7 @@ from http import HTTPStatus
 from urllib.parse import urlsplit
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 
 # The packages below the file systems, whose errors are not all OSErrors.
 _NETWORK_PACKAGES = {
@@ -45,14 +46,14 @@ class BrokenAnswerError(Exception):
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may well succeed later."""
-    status = find_status(error)
+    status = _find_status(error)
     if status is not None:
         return status in (408, 425, 429) or status >= 500
-    return any(
-        isinstance(cause, (OSError, EOFError, BrokenAnswerError)) or _is_of_network(cause)
-        for cause in iter_causes(error)
-        if not isinstance(cause, _PERMANENT) and not _lacks_credentials(cause)
-    )
+    causes = list(iter_causes(error))
+    if any(isinstance(cause, _PERMANENT) or _lacks_credentials(cause) for cause in causes):
+        return False
+    passing = (OSError, EOFError, BrokenAnswerError)
+    return any(isinstance(cause, passing) or _is_of_network(cause) for cause in causes)
 
 
 def _is_of_network(error: BaseException) -> bool:
@@ -71,9 +72,12 @@ def iter_causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def find_status(error: BaseException) -> int | None:
+def _find_status(error: BaseException) -> int | None:
     """The HTTP status behind an error of aiohttp, httpx, requests, botocore or gcsfs."""
-    for cause in iter_causes(error):
+    causes = list(iter_causes(error))
+    if any(isinstance(cause, HttpProcessingError) for cause in causes):
+        return None  # aiohttp's word for an answer cut short or garbled, which it gives a code 400
+    for cause in causes:
         response = getattr(cause, "response", None)
         if isinstance(response, dict):  # botocore
             candidates = [response.get("ResponseMetadata", {}).get("HTTPStatusCode")]
@@ -88,7 +92,7 @@ def find_status(error: BaseException) -> int | None:
 
 def describe_permanent(error: BaseException, url: str) -> StorageError | None:
     """What is wrong with a file, and the mend; None for an error that no storage raises."""
-    shown, host, status = show_url(url), get_host(url), find_status(error)
+    shown, host, status = show_url(url), get_host(url), _find_status(error)
     causes = tuple(iter_causes(error))
     refused = any(isinstance(c, PermissionError) or _lacks_credentials(c) for c in causes)
     if status in (401, 403, 407) or (refused and status != 404):
@@ -117,7 +121,7 @@ def describe_permanent(error: BaseException, url: str) -> StorageError | None:
 
 def explain(error: BaseException) -> str:
     """The cause in a few words, free of URLs' credentials."""
-    status = find_status(error)
+    status = _find_status(error)
     if status is not None:
         known = status in HTTPStatus._value2member_map_
         return f"HTTP {status} {HTTPStatus(status).phrase}" if known else f"HTTP {status}"

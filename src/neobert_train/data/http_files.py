@@ -70,22 +70,17 @@ def read_http_range(url: str, network: Network, start: int, stop: int, size: int
 
 async def _describe(file_system: Any, url: str) -> Description:
     async with _request(file_system, url, {"Range": "bytes=0-0"}, accept=(416,)) as response:
-        if response.status == 206:
-            start, _, size = _parse_content_range(response.headers)
-            if start == 0 and size is not None:
-                return Description(size, can_seek=True)
-        elif response.status == 416:  # an empty file has no byte 0
-            if _parse_content_range(response.headers)[2] == 0:
-                return Description(0, can_seek=True)
-        else:
-            return _describe_stream(response)
+        has_ranges = response.status == 206
+        first, _, size = _parse_content_range(response.headers)
+        if has_ranges and first == 0 and size is not None:
+            return Description(size, can_seek=True)
+        if response.status == 416 and size == 0:  # an empty file has no byte 0
+            return Description(0, can_seek=True)
+        if response.status == 200:
+            return Description(response.content_length, can_seek=response.content_length == 0)
     async with _request(file_system, url) as response:
-        return _describe_stream(response)
-
-
-def _describe_stream(response: aiohttp.ClientResponse) -> Description:
-    size = response.content_length
-    return Description(size, can_seek=size == 0)
+        size = response.content_length
+    return Description(size, can_seek=size == 0 or (has_ranges and first == 0 and size is not None))
 
 
 async def _read_range(file_system: Any, url: str, start: int, stop: int, size: int) -> bytes:
@@ -207,7 +202,16 @@ async def _open(
 def _to_sent_url(url: str) -> yarl.URL:
     # A URL that needs no quoting is sent to the letter, as its signature may cover the spelling.
     is_quoted = re.fullmatch(r"(?:[!$-;=?-Z\\_a-z~\[\]]|&|%[0-9A-Fa-f]{2})*", url) is not None
-    return yarl.URL(url, encoded=is_quoted)
+    try:
+        parsed = yarl.URL(url, encoded=is_quoted)
+        if not parsed.host or parsed.port is None:
+            raise ValueError
+        return parsed
+    except ValueError:  # its message may quote a part of a password
+        raise StorageError(
+            f"{show_url(url)} is not a URL: write reserved characters of a user name or password "
+            f"as %2F for `/`, %3F for `?`, %23 for `#`, %40 for `@`"
+        ) from None
 
 
 def _parse_content_range(headers: Mapping[str, str]) -> tuple[int | None, int | None, int | None]:
