@@ -10,10 +10,12 @@ from neobert_train.data.retries import Network, retry
 
 # Small reads are served from a buffer of this size, which the caller lays over a reader.
 BUFFER_BYTES = 1 << 18
-# A request costs a round trip, so requests grow while a file is read in order; a seek begins
-# with a small one again.
-_FIRST_REQUEST_BYTES = 1 << 20
-_LARGEST_REQUEST_BYTES = 1 << 24
+# A request costs a round trip, so reading ahead grows while a file is read in order; a seek
+# begins with what is asked for alone. Every lane of a worker may hold a file open, so the sum of
+# what is read ahead is kept in the hundreds of MiB.
+_FIRST_AHEAD_BYTES = 1 << 20
+_LARGEST_AHEAD_BYTES = 1 << 22
+_LARGEST_REQUEST_BYTES = 1 << 24  # a failure costs no more than this
 
 
 class _Reader(io.RawIOBase):
@@ -90,8 +92,8 @@ class BlockReader(_Reader):
 
     def _fetch(self, count: int) -> None:
         is_next = self._position == self._block_start + len(self._block)
-        grown = max(2 * self._ahead, _FIRST_REQUEST_BYTES)
-        self._ahead = min(grown, _LARGEST_REQUEST_BYTES) if is_next else 0
+        grown = max(2 * self._ahead, _FIRST_AHEAD_BYTES)
+        self._ahead = min(grown, _LARGEST_AHEAD_BYTES) if is_next else 0
         # A large read comes without its last part, which the buffer above asks for next.
         length = min(max(count + BUFFER_BYTES, self._ahead), _LARGEST_REQUEST_BYTES)
         stop = min(self._position + length, self._size)
@@ -116,7 +118,7 @@ class ForwardReader(_Reader):
     def _find_size(self) -> int:
         if self._size is None:
             size = 0
-            while data := self._read_at(size, _FIRST_REQUEST_BYTES):
+            while data := self._read_at(size, _FIRST_AHEAD_BYTES):
                 size += len(data)
             self._size = size
         return self._size
