@@ -1,42 +1,159 @@
-"""Files by path or URL (stand-in until the network part arrives)."""
+"""Files to read, wherever they are: on a local disk, a web server, or an object store.
 
+A remote file is read in blocks, each by a request of its own under `retries.retry`: a failure
+costs one block, never the file. Servers that know no ranges are read from the beginning, by one
+connection that is made again after a failure.
+"""
+
+import fnmatch
+import functools
+import io
 import os
-from dataclasses import dataclass
-from typing import BinaryIO
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import BinaryIO, cast
+from urllib.parse import unquote
 
+from neobert_train.data.failures import StorageError, show_url
+from neobert_train.data.http_files import (
+    Description,
+    describe_http,
+    get_http_file_system,
+    read_http_range,
+)
+from neobert_train.data.object_files import describe_object, list_objects, read_object_range
+from neobert_train.data.remote_readers import BUFFER_BYTES, BlockReader, ForwardReader
+from neobert_train.data.retries import Network, retry
 
-@dataclass(frozen=True, slots=True)
-class Network:
-    max_retries: int = 8
-    timeout_seconds: float = 60.0
+__all__ = ["Network", "StorageError", "StoredFile", "is_url", "list_files", "show_url"]
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
+    """A local or remote file; small, and opened by whichever process it is sent to.
+
+    Every method can raise StorageError for a remote file, and OSError for a local one. The size
+    is asked for anew each time, so that a changed file shows.
+
+    Attributes:
+        path: local path or URL, such as `https://...`, `s3://...`, `hf://datasets/...`.
+        network: patience with a remote file.
+    """
+
     path: str
-    network: Network = Network()
+    network: Network = field(default_factory=Network)
 
     @property
     def is_remote(self) -> bool:
+        """Whether the path is a URL."""
         return is_url(self.path)
 
     def get_size(self) -> int:
-        return os.path.getsize(self.path)
+        """Size in bytes; reads the whole file where its server does not tell."""
+        if not self.is_remote:
+            return os.path.getsize(self.path)
+        size = self._describe().size
+        if size is not None:
+            return size
+        with self.open() as file:
+            return file.seek(0, io.SEEK_END)
 
     def can_seek(self) -> bool:
-        return True
+        """Whether a part can be read without what is before it; web servers differ in this."""
+        return not self.is_remote or self._describe().can_seek
 
     def open(self) -> BinaryIO:
-        return open(self.path, "rb")
+        """A buffered binary stream at the beginning of the file; close it.
 
+        It seeks in any case. Where `can_seek` is False, going forward reads what lies between
+        and going back reads from the beginning: correct, but slow.
+        """
+        if not self.is_remote:
+            return open(self.path, "rb")
+        described = self._describe()
+        raw: io.RawIOBase
+        if described.can_seek:
+            assert described.size is not None
+            raw = BlockReader(self._build_read_range(described.size), described.size)
+        else:
+            raw = ForwardReader(self.path, self.network, described.size)
+        return cast(BinaryIO, io.BufferedReader(raw, BUFFER_BYTES))
 
-class StorageError(OSError):
-    pass
+    def _describe(self) -> Description:
+        describe = describe_http if _is_http(self.path) else describe_object
+        request = functools.partial(describe, self.path, self.network)
+        return retry(request, self.path, self.network)
+
+    def _build_read_range(self, size: int) -> Callable[[int, int], bytes]:
+        read = read_http_range if _is_http(self.path) else read_object_range
+
+        def read_range(start: int, stop: int) -> bytes:
+            request = functools.partial(read, self.path, self.network, start, stop, size)
+            return retry(request, self.path, self.network)
+
+        return read_range
 
 
 def is_url(path: str) -> bool:
-    return "://" in path
+    """Whether a path names something remote."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path) is not None
 
 
 def list_files(pattern: str, network: Network) -> list[str]:
-    return [pattern]
+    """URLs of the files that a URL names, sorted; empty where a folder or glob holds none.
+
+    A glob gives what it matches. A folder gives all files below it in an object store, and the
+    files that its page links to on a web server, where it must end in `/`. Any other URL gives
+    itself, unseen.
+
+    Raises:
+        StorageError: the folder cannot be listed.
+    """
+    if _is_http(pattern):
+        return sorted(set(_list_web_files(pattern, network)))
+    request = functools.partial(list_objects, pattern, network)
+    return sorted(set(retry(request, pattern, network)))
+
+
+def _list_web_files(pattern: str, network: Network) -> list[str]:
+    scheme, _, rest = pattern.partition("://")
+    host, _, path = rest.partition("/")
+    if not re.search(r"[*\[]", path):  # not `?`, which begins a query
+        return _list_page(pattern, network, "*", files=True) if path.endswith("/") else [pattern]
+    if "**" in path:
+        raise StorageError(
+            f"{show_url(pattern)}: `**` cannot be matched on a web server: write one `*` a folder"
+        )
+    folders = [f"{scheme}://{host}/"]
+    *above, last = path.split("/")
+    for name in above:
+        if re.search(r"[*\[]", name):
+            found = [_list_page(folder, network, name, files=False) for folder in folders]
+            folders = [folder for group in found for folder in group]
+        else:
+            folders = [f"{folder}{name}/" for folder in folders]
+    found = [_list_page(folder, network, last or "*", files=True) for folder in folders]
+    return [file for group in found for file in group]
+
+
+def _list_page(folder: str, network: Network, pattern: str, files: bool) -> list[str]:
+    """The files, or else the folders, that the page of a folder links to."""
+
+    # fsspec's own glob leaves out folders that it fails to list; here every one is retried.
+    def request() -> list[str]:
+        return get_http_file_system(network).ls(folder, detail=False)
+
+    found = []
+    for url in retry(request, folder, network):
+        name, slash, below = url.removeprefix(folder).partition("/")
+        is_link = bool(name) and not below and url.startswith(folder)
+        # Pages of Apache link to themselves sorted in other ways: `?C=M;O=A`.
+        is_wanted = is_link and "?" not in name and bool(slash) is not files
+        if is_wanted and fnmatch.fnmatchcase(unquote(name), pattern):
+            found.append(url)
+    return found
+
+
+def _is_http(path: str) -> bool:
+    return path.lower().startswith(("http://", "https://"))

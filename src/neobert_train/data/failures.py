@@ -1,0 +1,167 @@
+"""Failures of reading remote files: which of them pass, and what is said of those that do not.
+
+The messages hold no credentials: no user names, passwords, query strings of signed URLs.
+"""
+
+import re
+from collections.abc import Iterator
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
+
+# The packages below the file systems, whose errors are not all OSErrors.
+_NETWORK_PACKAGES = {
+    "aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "http", "httpcore", "httpx",
+    "requests", "urllib3",
+}  # fmt: skip
+_PERMANENT = (
+    FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError,
+    aiohttp.InvalidURL, aiohttp.TooManyRedirects, aiohttp.ClientConnectorCertificateError,
+)  # fmt: skip
+_LOGINS = {
+    "hf": "log in again with `hf auth login`, and ask for access on the page of a gated repository",
+    "s3": "log in again, e.g. with `aws sso login` or `aws configure`",
+    "gs": "log in again with `gcloud auth application-default login`",
+}
+
+
+class StorageError(OSError):
+    """A file that cannot be read: names the URL without its credentials, the cause and the mend.
+
+    Attributes:
+        is_permanent: whether another attempt is pointless (no such file, no access, no such
+            protocol). Otherwise the retries are spent, which says nothing about the file itself.
+    """
+
+    def __init__(self, message: str, is_permanent: bool = True) -> None:
+        super().__init__(message)
+        self.is_permanent = is_permanent
+
+
+class BrokenAnswerError(Exception):
+    """An answer that is not what was asked for: cut short, other bytes. Worth another attempt."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may well succeed later."""
+    status = _find_status(error)
+    if status is not None:
+        return status in (408, 425, 429) or status >= 500
+    causes = list(iter_causes(error))
+    if any(isinstance(cause, _PERMANENT) or _lacks_credentials(cause) for cause in causes):
+        return False
+    passing = (OSError, EOFError, BrokenAnswerError)
+    return any(isinstance(cause, passing) or _is_of_network(cause) for cause in causes)
+
+
+def _is_of_network(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in _NETWORK_PACKAGES
+
+
+def _lacks_credentials(error: BaseException) -> bool:
+    # botocore.NoCredentialsError, google.auth's DefaultCredentialsError, botocore's TokenRetrieval
+    return bool(re.search("Credential|Token|RefreshError", type(error).__name__))
+
+
+def iter_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _find_status(error: BaseException) -> int | None:
+    """The HTTP status behind an error of aiohttp, httpx, requests, botocore or gcsfs."""
+    causes = list(iter_causes(error))
+    if any(isinstance(cause, HttpProcessingError) for cause in causes):
+        return None  # aiohttp's word for an answer cut short or garbled, which it gives a code 400
+    for cause in causes:
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict):  # botocore
+            candidates = [response.get("ResponseMetadata", {}).get("HTTPStatusCode")]
+        else:
+            candidates = [getattr(response, "status_code", None)]  # httpx, requests, the Hub
+        candidates += [getattr(cause, "status", None), getattr(cause, "code", None)]
+        for status in candidates:
+            if isinstance(status, int) and 400 <= status < 600:
+                return int(status)
+    return None
+
+
+def describe_permanent(error: BaseException, url: str) -> StorageError | None:
+    """What is wrong with a file, and the mend; None for an error that no storage raises."""
+    shown, host, status = show_url(url), get_host(url), _find_status(error)
+    causes = tuple(iter_causes(error))
+    refused = any(isinstance(c, PermissionError) or _lacks_credentials(c) for c in causes)
+    if status in (401, 403, 407) or (refused and status != 404):
+        mend = _LOGINS.get(_get_service(url), "get a new token or a newly signed URL")
+        return StorageError(
+            f"{shown}: access was refused ({explain(error)}): the token may be missing, expired "
+            f"or without access to {host}; {mend}"
+        )
+    if status in (404, 410) or any(isinstance(c, FileNotFoundError) for c in causes):
+        private = "; a private one needs `hf auth login`" if _get_service(url) == "hf" else ""
+        answer = f" ({explain(error)})" if status else ""
+        return StorageError(f"{shown}: no such file{answer}: check its name on {host}{private}")
+    if isinstance(error, IsADirectoryError):
+        return StorageError(f"{shown} is a folder: name the files in it, e.g. by a glob")
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        mend = "trust its authority on this machine (SSL_CERT_FILE), or check the clock"
+        return StorageError(f"{shown}: the certificate of {host} is not trusted: {mend}")
+    if (
+        status
+        or isinstance(error, (OSError, ValueError, NotImplementedError))
+        or any(map(_is_of_network, causes))
+    ):
+        return StorageError(f"{shown}: cannot be read ({explain(error)}): check the URL")
+    return None
+
+
+def explain(error: BaseException) -> str:
+    """The cause in a few words, free of URLs' credentials."""
+    status = _find_status(error)
+    if status is not None:
+        known = status in HTTPStatus._value2member_map_
+        return f"HTTP {status} {HTTPStatus(status).phrase}" if known else f"HTTP {status}"
+    text = _scrub(str(error))
+    if isinstance(error, BrokenAnswerError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _scrub(text: str) -> str:
+    text = re.sub(r"[A-Za-z][\w+.-]*://[^\s'\"<>]+", lambda match: show_url(match[0]), text)
+    return re.sub(r"\?[^\s'\"<>]*=[^\s'\"<>]*", "", text)  # urllib3 quotes the path and the query
+
+
+def show_url(url: str) -> str:
+    """The URL without user, password, query and fragment, any of which may be a secret."""
+    scheme, _, rest = url.partition("://")
+    if scheme in ("http", "https") or "=" in rest:  # elsewhere `?` belongs to a glob
+        rest = rest.partition("?")[0].partition("#")[0]
+    authority, slash, path = rest.partition("/")
+    host = authority.rpartition("@")[2]
+    if "@" not in authority and re.search(r"^[^\[]*:.*[^\d]", host):
+        return f"{scheme}://(not a host)"  # a password with a slash ends the authority early
+    return f"{scheme}://{host}{slash}{path}"
+
+
+def get_host(url: str) -> str:
+    """Who serves a URL, in words for a message."""
+    if _get_service(url) == "hf":
+        return "huggingface.co"
+    try:
+        return urlsplit(show_url(url)).netloc or "the storage"
+    except ValueError:  # such as an IPv6 address without its bracket
+        return "the storage"
+
+
+def _get_service(url: str) -> str:
+    """Whose login opens the URL, a key of `_LOGINS` where one does."""
+    scheme = url.partition("://")[0]
+    host = show_url(url).partition("://")[2].partition("/")[0]
+    if scheme in ("http", "https"):
+        return "hf" if host == "huggingface.co" or host.endswith(".huggingface.co") else scheme
+    return {"gcs": "gs", "s3a": "s3"}.get(scheme, scheme)

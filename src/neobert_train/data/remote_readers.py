@@ -1,0 +1,139 @@
+"""Seekable streams over remote files: by ranges, or over one connection from the beginning."""
+
+import functools
+import io
+from collections.abc import Callable
+from typing import Any
+
+from neobert_train.data.http_files import HttpStream
+from neobert_train.data.retries import Network, retry
+
+# Small reads are served from a buffer of this size, which the caller lays over a reader.
+BUFFER_BYTES = 1 << 18
+# A request costs a round trip, so reading ahead grows while a file is read in order; a seek
+# begins with what is asked for alone. Every lane of a worker may hold a file open, so the sum of
+# what is read ahead is kept in the hundreds of MiB.
+_FIRST_AHEAD_BYTES = 1 << 20
+_LARGEST_AHEAD_BYTES = 1 << 22
+_LARGEST_REQUEST_BYTES = 1 << 24  # a failure costs no more than this
+
+
+class _Reader(io.RawIOBase):
+    """A position in a file, and what the methods of an io stream make of it."""
+
+    def __init__(self) -> None:
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes, at whatever price."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Set the position, possibly past the end; costs no request but to find the end."""
+        if whence not in (io.SEEK_SET, io.SEEK_CUR, io.SEEK_END):
+            raise ValueError(f"whence is {whence}, not 0, 1 or 2")
+        base = 0
+        if whence == io.SEEK_CUR:
+            base = self._position
+        elif whence == io.SEEK_END:
+            base = self._find_size()
+        if base + offset < 0:
+            raise ValueError(f"seek to {base + offset}, before the beginning of the file")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill the buffer, or a part of it where that takes more than one request."""
+        if self.closed:
+            raise ValueError("read of a closed file")
+        if not len(buffer):
+            return 0
+        data = self._read(len(buffer))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def _find_size(self) -> int:
+        raise NotImplementedError
+
+    def _read(self, count: int) -> bytes | memoryview:
+        """Up to `count` bytes at the position; none at the end alone."""
+        raise NotImplementedError
+
+
+class BlockReader(_Reader):
+    """Reads ranges, ahead of what is asked for.
+
+    Args:
+        read_range: the bytes in [start, stop), all of them.
+        size: bytes in the file.
+    """
+
+    def __init__(self, read_range: Callable[[int, int], bytes], size: int) -> None:
+        super().__init__()
+        self._read_range, self._size = read_range, size
+        self._block, self._block_start = memoryview(b""), 0
+        self._ahead = 0
+
+    def _find_size(self) -> int:
+        return self._size
+
+    def _read(self, count: int) -> memoryview:
+        if self._position >= self._size:
+            return memoryview(b"")
+        if not 0 <= self._position - self._block_start < len(self._block):
+            self._fetch(count)
+        offset = self._position - self._block_start
+        return self._block[offset : offset + count]
+
+    def _fetch(self, count: int) -> None:
+        is_next = self._position == self._block_start + len(self._block)
+        grown = max(2 * self._ahead, _FIRST_AHEAD_BYTES)
+        self._ahead = min(grown, _LARGEST_AHEAD_BYTES) if is_next else 0
+        # A large read comes without its last part, which the buffer above asks for next.
+        length = min(max(count + BUFFER_BYTES, self._ahead), _LARGEST_REQUEST_BYTES)
+        stop = min(self._position + length, self._size)
+        self._block = memoryview(b"")  # so that two blocks are never held at once
+        self._block_start = self._position
+        self._block = memoryview(self._read_range(self._position, stop))
+
+    def close(self) -> None:
+        """Free the block."""
+        self._block = memoryview(b"")
+        super().close()
+
+
+class ForwardReader(_Reader):
+    """Reads one stream from its beginning, and again from there after a seek backwards."""
+
+    def __init__(self, url: str, network: Network, size: int | None) -> None:
+        super().__init__()
+        self._url, self._network, self._size = url, network, size
+        self._stream = HttpStream(url, network, size)
+
+    def _find_size(self) -> int:
+        if self._size is None:
+            size = 0
+            while data := self._read_at(size, _FIRST_AHEAD_BYTES):
+                size += len(data)
+            self._size = size
+        return self._size
+
+    def _read(self, count: int) -> bytes:
+        if self._size is not None and self._position >= self._size:
+            return b""
+        return self._read_at(self._position, min(count, _LARGEST_REQUEST_BYTES))
+
+    def _read_at(self, position: int, count: int) -> bytes:
+        request = functools.partial(self._stream.read_at, position, count)
+        return retry(request, self._url, self._network)
+
+    def close(self) -> None:
+        """Drop the connection."""
+        if not self.closed:
+            self._stream.close()
+        super().close()
