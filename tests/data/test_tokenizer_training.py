@@ -13,6 +13,7 @@ from neobert_train.config.schema import TokenizerAlgorithm, TrainTokenizerConfig
 from neobert_train.config.store import compose_config, to_typed
 from neobert_train.data import tokenizer_training
 from neobert_train.data.heldout import is_heldout
+from neobert_train.data.sources import Record
 from neobert_train.data.tokenization import SpecialTokens, TextTokenizer, load_tokenizer
 from neobert_train.data.tokenizer_training import (
     SPECIAL_TOKENS,
@@ -186,7 +187,7 @@ def test_lowercase_folds_case_and_accents_and_leaves_hangul_whole(algorithm):
 def test_the_same_texts_give_the_same_bytes(speeches, tmp_path, algorithm):
     # The many rare words of a large vocabulary are where ties abound.
     written = set()
-    for attempt in range(3):
+    for attempt in range(2):
         folder = tmp_path / str(attempt)
         learn(speeches[:20], algorithm, "vocab_size=6000").save(folder, 512)
         written.add((folder / "tokenizer.json").read_bytes())
@@ -269,14 +270,43 @@ def test_heldout_documents_are_measured_on_and_not_learnt_from():
 def test_a_part_of_the_documents_comes_from_all_over_the_files(tmp_path):
     texts = [f"document {number} " + "of many words " * 20 for number in range(2000)]
     given = [*write_texts(tmp_path, texts), "data.shuffle_units=4"]
-    chosen = list(TrainingTexts(make_config(*given, "max_documents=200")))
-    assert len(set(chosen)) == 200
+    chosen = list(TrainingTexts(make_config(*given, "max_documents=40")))
+    assert len(set(chosen)) == 40
     numbers = sorted(int(text.split()[1]) for text in chosen)
-    assert numbers[-1] - numbers[0] > 800
-    assert chosen == list(TrainingTexts(make_config(*given, "max_documents=200")))
-    assert chosen != list(TrainingTexts(make_config(*given, "max_documents=200", "seed=1")))
+    assert numbers[-1] - numbers[0] > 500
+    assert chosen == list(TrainingTexts(make_config(*given, "max_documents=40")))
+    assert chosen != list(TrainingTexts(make_config(*given, "max_documents=40", "seed=1")))
     everything = list(TrainingTexts(make_config(*given)))
     assert sorted(everything) == sorted(texts)
+
+
+def test_every_source_of_a_mixture_is_read_once(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text(f"first of {name}\n\nsecond of {name}")
+    given = write_texts(tmp_path, ["not part of the mixture"])
+    for source, name in (("all", "one"), ("long", "one"), ("other", "two")):
+        given.append(f"data.mixture.{source}.paths=[{tmp_path / name}.txt]")
+    texts = TrainingTexts(make_config(*given, "data.mixture.long.min_characters=5"))
+    assert sorted(texts) == ["first of one", "first of two", "second of one", "second of two"]
+
+
+class NumberedUnit:
+    """Ten records that tell their unit."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def iter_records(self, cursor: int):
+        return (Record(f"{self.number} {place}", place + 1) for place in range(cursor, 10))
+
+
+def test_several_units_are_read_in_turn_and_each_record_once():
+    units = [NumberedUnit(number) for number in range(8)]
+    texts = [record.text for record in tokenizer_training._iter_records(units, 0, num_open=3)]
+    assert sorted(texts) == sorted(f"{unit} {place}" for unit in range(8) for place in range(10))
+    first = [text.split()[0] for text in texts[:30]]
+    assert len(set(first[:3])) == 3
+    assert first == first[:3] * 10
 
 
 def test_without_heldout_documents_the_first_ones_are_measured_on(tmp_path):

@@ -12,7 +12,7 @@ import logging
 import math
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tokenizers import (
@@ -24,8 +24,8 @@ from tokenizers import (
     trainers,
 )
 
-from neobert_train.config.data_schema import BadRecordPolicy
-from neobert_train.config.derived import compute_num_lanes
+from neobert_train.config.data_schema import BadRecordPolicy, DataConfig, SourceConfig
+from neobert_train.config.derived import compute_num_lanes, resolve_sources
 from neobert_train.config.schema import TokenizerAlgorithm, TrainTokenizerConfig
 from neobert_train.data.heldout import is_heldout
 from neobert_train.data.randomness import keyed_generator
@@ -42,10 +42,10 @@ _PREFIX = "##"
 _SAMPLE_CHARACTERS = 500_000
 # Characters may take this share of the vocabulary, so that words are learnt in scripts of many.
 _MOST_CHARACTERS = 0.5
-# No text of a unit that is fed to a trainer holds it: NUL marks the end of a word in there as well.
+# Text does not hold it, and the Unigram trainer puts it between words as well.
 _END_OF_WORD = "\0"
 _FED_CHARACTERS = 1 << 16
-# Text without spaces is one word to Unigram; beyond some length learning from it takes for ever.
+# Text without spaces is one word to Unigram, and the time to learn from it grows with its square.
 _MOST_WORD_CHARACTERS = 1000
 # Sums over a randomly seeded hash table differ by 1e-10 or so from one run to the next.
 _SCORE_DIGITS = 3
@@ -67,7 +67,7 @@ class TrainingTexts:
     def __init__(self, config: TrainTokenizerConfig) -> None:
         """Raises InputError when the source cannot be read."""
         self._config = config
-        self._units = build_units(config.data, compute_num_lanes(config))
+        self._units = _build_source_units(config)
         self.num_documents = self.num_characters = self.num_bad_records = self.num_heldout = 0
         self._heldout, self._first = _Sample(), _Sample()
 
@@ -108,6 +108,21 @@ class TrainingTexts:
                     f"{record.reason}; write data.on_bad_record=skip to leave such records out"
                 )
             self.num_bad_records += 1
+
+
+def _build_source_units(config: TrainTokenizerConfig) -> list[Unit]:
+    """The units of all sources of a mixture together, whatever their weights.
+
+    Sources that differ in the lengths of the documents they take are read once, without a limit.
+    """
+    limits = ("min_characters", "max_characters", "min_tokens", "max_tokens", "max_epochs")
+    unlimited = {name: getattr(SourceConfig(), name) for name in limits}
+    sources: list[DataConfig] = []
+    for source in resolve_sources(config.data).values():
+        data = replace(config.data, mixture={}, **{**vars(source), **unlimited})
+        if data not in sources:
+            sources.append(data)
+    return [unit for data in sources for unit in build_units(data, compute_num_lanes(config))]
 
 
 def _iter_records(units: Sequence[Unit], seed: int, num_open: int) -> Iterator[Record | BadRecord]:
