@@ -18,7 +18,9 @@ from neobert_train.config.schema import (
     Precision,
     PrepareConfig,
     ScheduleName,
+    TokenizerAlgorithm,
     TrainConfig,
+    TrainTokenizerConfig,
 )
 from neobert_train.config.setting import iter_settings
 
@@ -135,6 +137,19 @@ def _iter_data_problems(config: TrainConfig) -> Iterator[str]:
         yield "masking.rate_steps is set without masking.final_rate: write the rate to arrive at"
     if isinstance(config, PrepareConfig) and not data.prepared_dir:
         yield "data.prepared_dir is not set: write data.prepared_dir=FOLDER for the token shards"
+    if isinstance(config, TrainTokenizerConfig):
+        yield from _iter_tokenizer_problems(config)
+
+
+def _iter_tokenizer_problems(config: TrainTokenizerConfig) -> Iterator[str]:
+    if not config.output.strip():
+        yield "output is empty: write output=FOLDER for the tokenizer"
+    least = 256 + 5
+    if config.algorithm is TokenizerAlgorithm.bpe and config.vocab_size < least:
+        yield (
+            f"vocab_size={config.vocab_size} has no room for the 256 bytes and 5 special tokens that "
+            f"algorithm=bpe begins with: write vocab_size={least} or more"
+        )
 
 
 def _iter_source_problems(prefix: str, source: SourceConfig) -> Iterator[str]:

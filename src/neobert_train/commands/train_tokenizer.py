@@ -1,0 +1,100 @@
+"""Train a tokenizer on the documents of an experiment."""
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from neobert_train.config.schema import TrainTokenizerConfig
+from neobert_train.data.tokenization import SHIPPED_TOKENIZER, TextTokenizer, load_tokenizer
+from neobert_train.data.tokenizer_training import (
+    TrainingTexts,
+    count_words,
+    measure_tokenizer,
+    train_tokenizer,
+)
+from neobert_train.errors import InputError
+from neobert_train.world import World
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def run(config: TrainTokenizerConfig, world: World) -> None:
+    """Write the folder and print how the tokenizer compares with the shipped one.
+
+    Raises:
+        InputError: the output exists, or the source cannot be read or holds nothing.
+    """
+    if not world.is_main:
+        return
+    output = Path(config.output).expanduser()
+    _check_output(output)
+    texts = TrainingTexts(config)
+    words = count_words(_show_progress(texts, config), config.algorithm, config.lowercase)
+    _say(f"learning {config.vocab_size:,} entries from {len(words):,} different words")
+    tokenizer = train_tokenizer(words, config)
+    _write(tokenizer, output, config.model.max_length)
+    print(format_summary(config, texts, load_tokenizer(str(output))))
+
+
+def format_summary(
+    config: TrainTokenizerConfig, texts: TrainingTexts, tokenizer: TextTokenizer
+) -> str:
+    """What was learnt from what, how texts come out, and what to type next."""
+    sample, kind = texts.sample
+    bad = f", {texts.num_bad_records:,} bad records left out" if texts.num_bad_records else ""
+    lines = [
+        f"{config.output}: {config.algorithm.value}, {tokenizer.vocab_size:,} entries, learnt from "
+        f"{texts.num_documents:,} documents with {texts.num_characters:,} characters{bad}",
+        f"{len(sample):,} {kind} documents with {sum(map(len, sample)):,} characters:",
+        f"  {'':20} {'tokens/word':>12} {'characters/token':>17} {'unknown':>9}",
+    ]
+    shipped = load_tokenizer(str(SHIPPED_TOKENIZER))
+    for name, subject in (("this tokenizer", tokenizer), (SHIPPED_TOKENIZER.name, shipped)):
+        rates = measure_tokenizer(subject, sample)
+        lines.append(
+            f"  {name:20} {rates.tokens_per_word:>12.3f} {rates.characters_per_token:>17.3f} "
+            f"{rates.unknown_share:>9.3%}"
+        )
+    lines += [
+        "train with it, on the same data=...:",
+        f"  python -m neobert_train +experiment=NAME tokenizer.path={config.output}",
+    ]
+    return "\n".join(lines)
+
+
+def _check_output(output: Path) -> None:
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise InputError(f"{output} exists: write output=... to choose another folder")
+
+
+def _write(tokenizer: TextTokenizer, output: Path, max_length: int) -> None:
+    """Under a temporary name first: what bears the final name is complete."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draft = output.with_name(f".tmp-{output.name}")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        tokenizer.save(draft, max_length)
+        draft.rename(output)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _show_progress(texts: TrainingTexts, config: TrainTokenizerConfig) -> Iterator[str]:
+    """The same texts, with a live counter on a terminal and a line now and then elsewhere."""
+    if config.logging.progress and sys.stderr.isatty():
+        yield from tqdm(texts, desc="reading", unit=" documents", dynamic_ncols=True)
+        return
+    shown = time.monotonic()
+    for text in texts:
+        yield text
+        if time.monotonic() - shown >= _SECONDS_BETWEEN_LINES:
+            shown = time.monotonic()
+            _say(f"read {texts.num_documents:,} documents, {texts.num_characters:,} characters")
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,365 @@
+"""A tokenizer learnt from the documents of an experiment.
+
+Words are counted while the documents stream by; the vocabulary is then learnt from the counts. The
+library could do both in one go, but its WordPiece trainer numbers the characters of words in the
+order of a randomly seeded hash table and settles ties by these numbers, and it lets characters
+outgrow the vocabulary. Learning from known counts, the same documents give the same bytes.
+"""
+
+import itertools
+import json
+import logging
+import math
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
+
+from neobert_train.config.data_schema import BadRecordPolicy, DataConfig, SourceConfig
+from neobert_train.config.derived import compute_num_lanes, resolve_sources
+from neobert_train.config.schema import TokenizerAlgorithm, TrainTokenizerConfig
+from neobert_train.data.heldout import is_heldout
+from neobert_train.data.randomness import keyed_generator
+from neobert_train.data.sources import BadRecord, Record, Unit, build_units
+from neobert_train.data.tokenization import TextTokenizer
+from neobert_train.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # their ids are their places
+_UNKNOWN = "[UNK]"
+_PREFIX = "##"
+
+_SAMPLE_CHARACTERS = 500_000
+# Characters may take this share of the vocabulary, so that words are learnt in scripts of many.
+_MOST_CHARACTERS = 0.5
+# Text does not hold it, and the Unigram trainer puts it between words as well.
+_END_OF_WORD = "\0"
+_FED_CHARACTERS = 1 << 16
+# Text without spaces is one word to Unigram, and the time to learn from it grows with its square.
+_MOST_WORD_CHARACTERS = 1000
+# Sums over a randomly seeded hash table differ by 1e-10 or so from one run to the next.
+_SCORE_DIGITS = 3
+# What the library adds to the lowest score for each further character that it had pruned.
+_PENALTY_STEP = 1e-4
+
+
+class TrainingTexts:
+    """The documents that a tokenizer may learn from, once through, in a keyed random order.
+
+    Held-out documents are left out, as in training.
+
+    Attributes:
+        num_documents, num_characters: of the texts given out so far.
+        num_bad_records: passed over under the policy `skip`.
+        num_heldout: held-out documents passed over.
+    """
+
+    def __init__(self, config: TrainTokenizerConfig) -> None:
+        """Raises InputError when the source cannot be read."""
+        self._config = config
+        self._units = _build_source_units(config)
+        self.num_documents = self.num_characters = self.num_bad_records = self.num_heldout = 0
+        self._heldout, self._first = _Sample(), _Sample()
+
+    def __iter__(self) -> Iterator[str]:
+        """Up to `max_documents` texts.
+
+        Raises:
+            InputError: a bad record under the policy `stop`.
+        """
+        for text in self._iter_texts():
+            if is_heldout(text, self._config.data.heldout_fraction):
+                self.num_heldout += 1
+                self._heldout.add(text)
+                continue
+            self.num_documents += 1
+            self.num_characters += len(text)
+            self._first.add(text)
+            yield text
+            if self.num_documents >= self._config.max_documents:
+                return
+
+    @property
+    def sample(self) -> tuple[list[str], str]:
+        """Texts to measure the tokenizer on, and what they are: held-out ones where there are."""
+        if self._heldout.texts:
+            return self._heldout.texts, "held-out"
+        return self._first.texts, "training"
+
+    def _iter_texts(self) -> Iterator[str]:
+        data = self._config.data
+        for record in _iter_records(self._units, self._config.seed, data.shuffle_units):
+            if isinstance(record, Record):
+                if record.text.strip():
+                    yield record.text
+                continue
+            if data.on_bad_record is BadRecordPolicy.stop:
+                raise InputError(
+                    f"{record.reason}; write data.on_bad_record=skip to leave such records out"
+                )
+            self.num_bad_records += 1
+
+
+def _build_source_units(config: TrainTokenizerConfig) -> list[Unit]:
+    """The units of all sources of a mixture together, whatever their weights.
+
+    Sources that differ in the lengths of the documents they take are read once, without a limit.
+    """
+    limits = ("min_characters", "max_characters", "min_tokens", "max_tokens", "max_epochs")
+    unlimited = {name: getattr(SourceConfig(), name) for name in limits}
+    sources: list[DataConfig] = []
+    for source in resolve_sources(config.data).values():
+        data = replace(config.data, mixture={}, **{**vars(source), **unlimited})
+        if data not in sources:
+            sources.append(data)
+    return [unit for data in sources for unit in build_units(data, compute_num_lanes(config))]
+
+
+def _iter_records(units: Sequence[Unit], seed: int, num_open: int) -> Iterator[Record | BadRecord]:
+    """All records, from `num_open` units in turn, so that a part of them is no part of the files."""
+    order = keyed_generator(seed, "tokenizer").permutation(len(units))
+    waiting = (units[unit].iter_records(0) for unit in order)
+    turn = deque(itertools.islice(waiting, num_open))
+    while turn:
+        records = turn.popleft()
+        record = next(records, None)
+        if record is None:
+            turn.extend(itertools.islice(waiting, 1))
+        else:
+            yield record
+            turn.append(records)
+
+
+class _Sample:
+    """The first texts up to some characters."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self._room = _SAMPLE_CHARACTERS
+
+    def add(self, text: str) -> None:
+        if self._room > 0:
+            self.texts.append(text[: self._room])
+            self._room -= len(text)
+
+
+def count_words(
+    texts: Iterable[str], algorithm: TokenizerAlgorithm, lowercase: bool
+) -> dict[str, int]:
+    """How often each word occurs; words as `algorithm` cuts them from normalised text."""
+    tokenizer = _add_pipeline(Tokenizer(models.WordLevel(unk_token=_UNKNOWN)), algorithm, lowercase)
+    # This trainer does nothing but count; its counts come out with its serialised state.
+    trainer = trainers.WordLevelTrainer(vocab_size=0, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    words: dict[str, int] = json.loads(trainer.__getstate__())["WordLevelTrainer"]["words"]
+    return words
+
+
+def train_tokenizer(words: Mapping[str, int], config: TrainTokenizerConfig) -> TextTokenizer:
+    """Learn a vocabulary of up to `vocab_size` entries from the counts of words.
+
+    Warns where there are fewer entries to learn, and of characters that got none.
+
+    Raises:
+        InputError: there are no words.
+    """
+    if not words:
+        raise InputError(
+            "the source has no document to learn from: all are empty or held out; add documents "
+            "or lower data.heldout_fraction"
+        )
+    if config.algorithm is not TokenizerAlgorithm.bpe:  # bytes are never too many
+        words = _leave_out_characters(words, config)
+    model = _TRAINERS[config.algorithm](words, config)
+    tokenizer = _add_pipeline(Tokenizer(model), config.algorithm, config.lowercase)
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    trained = TextTokenizer(tokenizer, config.output)
+    if trained.vocab_size < config.vocab_size:
+        logger.warning(
+            "the documents gave only %s of vocab_size=%s entries: train on more text, or lower "
+            "vocab_size%s",
+            f"{trained.vocab_size:,}",
+            f"{config.vocab_size:,}",
+            "" if config.algorithm is TokenizerAlgorithm.unigram else " or min_frequency",
+        )
+    return trained
+
+
+def _add_pipeline(
+    tokenizer: Tokenizer, algorithm: TokenizerAlgorithm, lowercase: bool
+) -> Tokenizer:
+    """Give a tokenizer the normaliser, the cutting into words and the decoder of an algorithm."""
+    if algorithm is TokenizerAlgorithm.wordpiece:
+        tokenizer.normalizer = normalizers.BertNormalizer(
+            clean_text=True,
+            handle_chinese_chars=True,
+            strip_accents=lowercase,
+            lowercase=lowercase,
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece(prefix=_PREFIX)
+    elif algorithm is TokenizerAlgorithm.bpe:
+        tokenizer.normalizer = _build_normalizer(normalizers.NFD(), normalizers.NFC(), lowercase)
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+    else:
+        tokenizer.normalizer = _build_normalizer(normalizers.NFKD(), normalizers.NFKC(), lowercase)
+        # The special tokens are pieces as well: a bracket by itself keeps text from spelling them.
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Metaspace(), pre_tokenizers.Split("[", "isolated")]
+        )
+        tokenizer.decoder = decoders.Metaspace()
+    return tokenizer
+
+
+def _build_normalizer(
+    decompose: normalizers.Normalizer, compose: normalizers.Normalizer, lowercase: bool
+) -> normalizers.Normalizer:
+    if not lowercase:
+        return compose
+    # Composing comes last, or Hangul would stay in pieces.
+    steps = [decompose, normalizers.Lowercase(), normalizers.StripAccents(), compose]
+    return normalizers.Sequence(steps)
+
+
+def _leave_out_characters(words: Mapping[str, int], config: TrainTokenizerConfig) -> dict[str, int]:
+    """The words without those that hold characters for which the vocabulary has no room."""
+    entries: dict[str, set[str]] = {}  # of each character: itself, and inside a word with prefix
+    counts: Counter[str] = Counter()
+    is_wordpiece = config.algorithm is TokenizerAlgorithm.wordpiece
+    for word, count in words.items():
+        for place, character in enumerate(word):
+            counts[character] += count
+            prefix = _PREFIX if place and is_wordpiece else ""
+            entries.setdefault(character, {character}).add(prefix + character)
+    room = _MOST_CHARACTERS * config.vocab_size
+    kept: set[str] = set()
+    for character in sorted(counts, key=lambda character: (-counts[character], character)):
+        room -= len(entries[character])
+        if room < 0:
+            break
+        kept.add(character)
+    left_out = {character for character in counts if character not in kept}
+    if not left_out:
+        return dict(words)
+    logger.warning(
+        "%s of %s characters, %.3g %% of the text, get no entry and become [UNK], since characters "
+        "may take half of the vocabulary: raise vocab_size, or take algorithm=bpe, which knows all",
+        f"{len(left_out):,}",
+        f"{len(counts):,}",
+        100 * sum(counts[character] for character in left_out) / counts.total(),
+    )
+    return {word: count for word, count in words.items() if left_out.isdisjoint(word)}
+
+
+def _train_wordpiece(words: Mapping[str, int], config: TrainTokenizerConfig) -> models.Model:
+    inner = sorted({_PREFIX + character for word in words for character in word[1:]})
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=config.min_frequency,
+        # Listed here, the characters inside words are numbered as they are listed.
+        special_tokens=[*SPECIAL_TOKENS, *inner],
+        continuing_subword_prefix=_PREFIX,
+        show_progress=False,
+    )
+    learner = _feed(Tokenizer(models.WordPiece(unk_token=_UNKNOWN)), trainer, words)
+    return models.WordPiece(
+        vocab=learner.get_vocab(), unk_token=_UNKNOWN, continuing_subword_prefix=_PREFIX
+    )
+
+
+def _train_bpe(words: Mapping[str, int], config: TrainTokenizerConfig) -> models.Model:
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=config.min_frequency,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    return _feed(Tokenizer(models.BPE()), trainer, words).model
+
+
+def _train_unigram(words: Mapping[str, int], config: TrainTokenizerConfig) -> models.Model:
+    trainer = trainers.UnigramTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        unk_token=_UNKNOWN,
+        show_progress=False,
+    )
+    learner = _feed(Tokenizer(models.Unigram()), trainer, words)
+    pieces = json.loads(learner.to_str())["model"]["vocab"][len(SPECIAL_TOKENS) :]
+    special = [(token, 0.0) for token in SPECIAL_TOKENS]
+    return models.Unigram(special + _settle_scores(pieces), unk_id=SPECIAL_TOKENS.index(_UNKNOWN))
+
+
+def _settle_scores(pieces: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Pieces in the order of their scores, without what differs from one training to the next."""
+    lowest = min((score for _, score in pieces), default=0.0)
+    # The library brings back pruned characters with scores that rise in the order of a hash table.
+    brought_back = lowest + _PENALTY_STEP * sum(len(piece) == 1 for piece, _ in pieces)
+    settled = [
+        (piece, round(lowest if len(piece) == 1 and score < brought_back else score, _SCORE_DIGITS))
+        for piece, score in pieces
+    ]
+    return sorted(settled, key=lambda item: (-item[1], item[0]))
+
+
+_TRAINERS = {
+    TokenizerAlgorithm.wordpiece: _train_wordpiece,
+    TokenizerAlgorithm.bpe: _train_bpe,
+    TokenizerAlgorithm.unigram: _train_unigram,
+}
+
+
+def _feed(tokenizer: Tokenizer, trainer: trainers.Trainer, words: Mapping[str, int]) -> Tokenizer:
+    """Train on words, each as often as it occurs: a trainer takes text and no counts."""
+    tokenizer.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(_END_OF_WORD)
+    tokenizer.train_from_iterator(_iter_word_runs(words), trainer)
+    return tokenizer
+
+
+def _iter_word_runs(words: Mapping[str, int]) -> Iterator[str]:
+    for word, count in sorted(words.items()):
+        for start in range(0, len(word), _MOST_WORD_CHARACTERS):
+            part = word[start : start + _MOST_WORD_CHARACTERS] + _END_OF_WORD
+            at_once = math.ceil(_FED_CHARACTERS / len(part))
+            for done in range(0, count, at_once):
+                yield part * min(at_once, count - done)
+
+
+@dataclass(frozen=True)
+class TokenRates:
+    """How a tokenizer cuts some texts.
+
+    Attributes:
+        tokens_per_word: words being what stands between spaces.
+        characters_per_token: NaN where there are no tokens.
+        unknown_share: tokens that are [UNK], of all.
+    """
+
+    tokens_per_word: float
+    characters_per_token: float
+    unknown_share: float
+
+
+def measure_tokenizer(tokenizer: TextTokenizer, texts: Sequence[str]) -> TokenRates:
+    """Rates over all texts together."""
+    encoded = tokenizer.encode(texts)
+    num_tokens = sum(len(ids) for ids in encoded)
+    num_unknown = sum(int(np.count_nonzero(ids == tokenizer.special.unk)) for ids in encoded)
+    num_words = sum(len(text.split()) for text in texts)
+    return TokenRates(
+        num_tokens / num_words if num_words else math.nan,
+        sum(map(len, texts)) / num_tokens if num_tokens else math.nan,
+        num_unknown / num_tokens if num_tokens else math.nan,
+    )
