@@ -68,9 +68,8 @@ def iter_lanes(
     first_step: int,
 ) -> Iterator[LaneBatch]:
     """What every lane gives to the step, in the order of the lanes."""
-    num_steps = config.step - first_step + 1
     with tqdm(
-        total=len(states) * num_steps,
+        total=len(states) * (config.step - first_step + 1),
         desc=f"reading steps {first_step} to {config.step}",
         unit="micro-batch",
         disable=None if config.logging.progress else True,  # None: on a terminal alone
@@ -79,9 +78,11 @@ def iter_lanes(
         for lane_number in sorted(states):
             lane = Lane(config, units, tokenizer, lane_number)
             packed_batches = lane.iter_packed(LaneState.from_dict(states[lane_number]))
-            for packed in itertools.islice(packed_batches, num_steps):
+            for step in range(first_step, config.step + 1):
+                packed = next(packed_batches)
                 bar.update()
-            yield LaneBatch(packed, lane.mask(packed))
+                if step == config.step:
+                    yield LaneBatch(packed, lane.mask(packed))
 
 
 def format_step(

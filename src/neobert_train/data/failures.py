@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 
+from neobert_train.errors import InputError
+
 # The packages below the file systems, whose errors are not all OSErrors.
 _NETWORK_PACKAGES = {
     "aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "http", "httpcore", "httpx",
@@ -27,7 +29,7 @@ _LOGINS = {
 }
 
 
-class StorageError(OSError):
+class StorageError(InputError, OSError):
     """A file that cannot be read: names the URL without its credentials, the cause and the mend.
 
     Attributes:

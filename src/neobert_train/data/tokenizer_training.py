@@ -12,7 +12,7 @@ import logging
 import math
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from tokenizers import (
@@ -24,12 +24,19 @@ from tokenizers import (
     trainers,
 )
 
-from neobert_train.config.data_schema import BadRecordPolicy, DataConfig, SourceConfig
+from neobert_train.config.data_schema import BadRecordPolicy
 from neobert_train.config.derived import compute_num_lanes, resolve_sources
 from neobert_train.config.schema import TokenizerAlgorithm, TrainTokenizerConfig
-from neobert_train.data.heldout import is_heldout
+from neobert_train.data.admission import is_heldout
+from neobert_train.data.prepared import fingerprint_source
 from neobert_train.data.randomness import keyed_generator
-from neobert_train.data.sources import BadRecord, Record, Unit, build_units
+from neobert_train.data.sources import (
+    AnyRecord,
+    Record,
+    Unit,
+    divide_files,
+    list_files_of_source,
+)
 from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.errors import InputError
 
@@ -103,7 +110,7 @@ class TrainingTexts:
                 if record.text.strip():
                     yield record.text
                 continue
-            if data.on_bad_record is BadRecordPolicy.stop:
+            if isinstance(record, BadRecord) and data.on_bad_record is BadRecordPolicy.stop:
                 raise InputError(
                     f"{record.reason}; write data.on_bad_record=skip to leave such records out"
                 )
@@ -115,17 +122,14 @@ def _build_source_units(config: TrainTokenizerConfig) -> list[Unit]:
 
     Sources that differ in the lengths of the documents they take are read once, without a limit.
     """
-    limits = ("min_characters", "max_characters", "min_tokens", "max_tokens", "max_epochs")
-    unlimited = {name: getattr(SourceConfig(), name) for name in limits}
-    sources: list[DataConfig] = []
-    for source in resolve_sources(config.data).values():
-        data = replace(config.data, mixture={}, **{**vars(source), **unlimited})
-        if data not in sources:
-            sources.append(data)
-    return [unit for data in sources for unit in build_units(data, compute_num_lanes(config))]
+    sources = resolve_sources(config.data).values()
+    distinct = {fingerprint_source(source): source for source in sources}
+    files = [list_files_of_source(config.data, source) for source in distinct.values()]
+    num_lanes = compute_num_lanes(config)
+    return [unit for group in files for unit in divide_files(group, num_lanes)]
 
 
-def _iter_records(units: Sequence[Unit], seed: int, num_open: int) -> Iterator[Record | BadRecord]:
+def _iter_records(units: Sequence[Unit], seed: int, num_open: int) -> Iterator[AnyRecord]:
     """All records, from `num_open` units in turn, so that a part of them is no part of the files."""
     order = keyed_generator(seed, "tokenizer").permutation(len(units))
     waiting = (units[unit].iter_records(0) for unit in order)

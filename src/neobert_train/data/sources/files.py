@@ -21,7 +21,7 @@ from neobert_train.data.sources.text import (
     check_text_file,
     open_text_file,
 )
-from neobert_train.data.storage import Network, StoredFile, is_url, list_files
+from neobert_train.data.storage import Network, StorageError, StoredFile, is_url, list_files
 from neobert_train.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,9 @@ def list_source_files(
     files, problems = expand_paths(paths, network)
     bad = {}
     for file, error in _check_files(source, files, on_bad_record):
-        if on_bad_record is BadRecordPolicy.skip and not isinstance(error, SettingError):
+        # What the network gives may come back, and the order of the files would be another.
+        is_lasting = not isinstance(error, SettingError | StorageError)
+        if on_bad_record is BadRecordPolicy.skip and is_lasting:
             logger.warning("left out: %s", error)
             bad[file] = error
         else:
