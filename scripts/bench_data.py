@@ -95,7 +95,9 @@ def prepare(config: TrainConfig, folder: str) -> None:
     tokenizer = load_tokenizer(config.tokenizer.path)
     jobs = list_jobs(config.data, config.tokenizer.path, tokenizer)
     flat = [job for files in jobs.values() for file in files for job in file]
-    entries = {result.entry["shard"]: result.entry for result in run_jobs(flat, os.cpu_count() or 1)}
+    entries = {
+        result.entry["shard"]: result.entry for result in run_jobs(flat, os.cpu_count() or 1)
+    }
     write_manifest(config.data, tokenizer, jobs, entries)
 
 

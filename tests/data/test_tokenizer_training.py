@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from neobert_train.config.schema import TokenizerAlgorithm, TrainTokenizerConfig
 from neobert_train.config.store import compose_config, to_typed
 from neobert_train.data import tokenizer_training
-from neobert_train.data.heldout import is_heldout
+from neobert_train.data.admission import is_heldout
 from neobert_train.data.sources import Record
 from neobert_train.data.tokenization import SpecialTokens, TextTokenizer, load_tokenizer
 from neobert_train.data.tokenizer_training import (
@@ -297,7 +297,7 @@ class NumberedUnit:
         self.number = number
 
     def iter_records(self, cursor: int):
-        return (Record(f"{self.number} {place}", place + 1) for place in range(cursor, 10))
+        return (Record(f"{self.number} {place}", place, place + 1) for place in range(cursor, 10))
 
 
 def test_several_units_are_read_in_turn_and_each_record_once():

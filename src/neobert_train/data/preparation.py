@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def write_shard(job: ShardJob) -> ShardResult:
     found = _find_shard(job)
     if found is not None:
         return ShardResult(found, found=True)
-    tokenizer = load_tokenizer(job.tokenizer_path)
+    tokenizer = _load_tokenizer_once(job.tokenizer_path)
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     rows: list[tuple[int, ...]] = []
     tokens: list[np.ndarray] = []
@@ -216,6 +217,9 @@ def write_shard(job: ShardJob) -> ShardResult:
         entry["bytes"][suffix], entry["sha256"][suffix] = path.stat().st_size, _hash_file(path)
     write_json(job.shard.with_name(f"{job.name}.json"), entry)
     return ShardResult(entry, found=False)
+
+
+_load_tokenizer_once = lru_cache(maxsize=1)(load_tokenizer)
 
 
 def _find_shard(job: ShardJob) -> dict[str, Any] | None:

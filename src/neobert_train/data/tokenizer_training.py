@@ -32,6 +32,7 @@ from neobert_train.data.prepared import fingerprint_source
 from neobert_train.data.randomness import keyed_generator
 from neobert_train.data.sources import (
     AnyRecord,
+    BadRecord,
     Record,
     Unit,
     divide_files,
