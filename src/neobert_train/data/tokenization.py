@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -61,9 +62,20 @@ class TextTokenizer:
         added = tokenizer.get_added_tokens_decoder()
         specials = {index for index, token in added.items() if token.special} | set(ids.values())
         self.special_ids = np.array(sorted(specials), dtype=np.int64)
-        definition = json.dumps(json.loads(tokenizer.to_str()), sort_keys=True)
-        self.fingerprint = hashlib.sha256(definition.encode()).hexdigest()
+        canonical = json.dumps(self.definition, sort_keys=True)
+        self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """The content of its `tokenizer.json`."""
+        definition: dict[str, Any] = json.loads(self._tokenizer.to_str())
+        return definition
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token with its id, special and added ones included."""
+        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of each text without special tokens, [num_tokens] int64."""
