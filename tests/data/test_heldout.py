@@ -12,20 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
-from neobert_train.config.data_schema import BadRecordPolicy, MaskingConfig
+from neobert_train.config.data_schema import DataConfig, MaskingConfig, MixtureSourceConfig
+from neobert_train.config.schema import BatchConfig, EvaluationConfig, TrainConfig
 from neobert_train.data import heldout
-from neobert_train.data.documents import LaneOrder
+from neobert_train.data.admission import Admission, Kind, is_heldout
 from neobert_train.data.heldout import (
     build_evaluation_batches,
     compute_entropy,
-    is_heldout,
     sample_corpus,
+    sample_source,
 )
 from neobert_train.data.lanes import Lane, LaneState
-from neobert_train.data.masking import build_masking
-from neobert_train.data.sources import EMBEDDED_TEXTS
-from neobert_train.data.sources.parquet import list_parquet_units
-from neobert_train.data.sources.text import list_text_units
+from neobert_train.data.sources import EMBEDDED_TEXTS, BadRecord, Record
+from neobert_train.data.sources.parquet import ParquetUnit
+from neobert_train.data.sources.text import LineRangeUnit, TextLayout
+from neobert_train.data.storage import StoredFile
 from neobert_train.data.tokenization import SHIPPED_TOKENIZER
 
 WORDS = [
@@ -43,11 +44,6 @@ WORDS = [
 
 
 @pytest.fixture(scope="module")
-def masking(tokenizer):
-    return build_masking(MaskingConfig(), tokenizer)
-
-
-@pytest.fixture(scope="module")
 def reference() -> BertTokenizer:
     content = json.loads((SHIPPED_TOKENIZER / "tokenizer.json").read_text(encoding="utf-8"))
     return BertTokenizer(vocab=content["model"]["vocab"])
@@ -61,7 +57,17 @@ def make_text(number: int, num_words: int = 12) -> str:
 
 def write_units(path, texts, parts=1):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return list_text_units(str(path), "jsonl", "text", parts)
+    whole = LineRangeUnit(StoredFile(str(path)), TextLayout("jsonl", "text"))
+    return [whole.take_part(part, parts) for part in range(parts)]
+
+
+def sample(units, tokenizer, fraction, max_tokens=10**9, scan_documents=10**9):
+    admission = Admission(heldout_fraction=fraction)
+    return sample_source(units, admission, tokenizer, max_tokens, scan_documents)
+
+
+def decode(tokenizer, documents) -> list[str]:
+    return [tokenizer.decode(ids) for ids in documents]
 
 
 def restore_chunks(batch) -> list[list[int]]:
@@ -93,9 +99,9 @@ def test_a_sample_holds_the_held_out_documents_of_every_order_and_layout(tokeniz
     shuffled = [texts[i] for i in np.random.default_rng(0).permutation(300)]
     for name, order, parts in [("a", texts, 1), ("b", shuffled, 1), ("c", shuffled, 7)]:
         units = write_units(tmp_path / f"{name}.jsonl", order, parts)
-        sample = sample_corpus(units, tokenizer, 0.2, 10**9, 10**9)
-        assert sorted(sample.heldout) == wanted
-        assert sample.num_documents == 300
+        found = sample(units, tokenizer, 0.2)
+        assert sorted(decode(tokenizer, found.heldout)) == wanted
+        assert found.num_documents == 300
 
 
 def test_a_sample_stops_at_its_documents_or_with_enough_held_out_and_counted_tokens(
@@ -103,11 +109,11 @@ def test_a_sample_stops_at_its_documents_or_with_enough_held_out_and_counted_tok
 ):
     monkeypatch.setattr(heldout, "_MOST_COUNTED_TOKENS", 3000)  # of about 8,000 here
     units = write_units(tmp_path / "a.jsonl", [make_text(n) for n in range(640)], 4)
-    few = sample_corpus(units, tokenizer, 0.5, 100, 10**9)
-    tokens = [len(ids) for ids in tokenizer.encode(few.heldout)]
+    few = sample(units, tokenizer, 0.5, 100)
+    tokens = [len(ids) for ids in few.heldout]
     assert sum(tokens[:-1]) < 100 <= sum(tokens)
     assert 3000 // 12 <= few.num_documents < 640
-    assert sample_corpus(units, tokenizer, 0.5, 10**9, 128).num_documents == 128
+    assert sample(units, tokenizer, 0.5, scan_documents=128).num_documents == 128
 
 
 def test_a_sample_passes_over_empty_bad_and_undecodable_documents(tokenizer, tmp_path):
@@ -115,35 +121,39 @@ def test_a_sample_passes_over_empty_bad_and_undecodable_documents(tokenizer, tmp
     lines = ['{"text": "river stone"}', '{"text": " "}', "{broken", '{"text": "\\ud800 window"}',
              '{"text": null}', '{"text": "garden"}']  # fmt: skip
     file.write_text("\n".join(lines) + "\n")
-    units = list_text_units(str(file), "jsonl", "text", 1)
-    sample = sample_corpus(units, tokenizer, 0.999999, 10**9, 10**9)
-    assert (sample.heldout, sample.num_documents) == (["river stone", "garden"], 2)
+    units = [LineRangeUnit(StoredFile(str(file)), TextLayout("jsonl", "text"))]
+    found = sample(units, tokenizer, 0.999999)
+    assert decode(tokenizer, found.heldout) == ["river stone", "garden"]
+    assert found.num_documents == 2
 
 
 @pytest.mark.parametrize("shuffle_window", [1, 16])
 def test_training_never_meets_a_held_out_document_nor_its_copies(
-    tokenizer, masking, reference, tmp_path, shuffle_window
+    tokenizer, reference, tmp_path, shuffle_window
 ):
     originals = [make_text(n, num_words=8 + n % 60) for n in range(60)]
     copies = [originals[n % 60] for n in range(0, 90, 2)]
     units = write_units(tmp_path / "a.jsonl", [*originals, *copies], parts=5)
-    sample = sample_corpus(units, tokenizer, 0.3, 10**9, 10**9)
-    assert 5 < len(set(sample.heldout)) < 40
+    kept_back = set(decode(tokenizer, sample(units, tokenizer, 0.3).heldout))
+    assert 5 < len(kept_back) < 40
+    config = TrainConfig(
+        batch=BatchConfig(256, 128, 32),
+        data=DataConfig(heldout_fraction=0.3, shuffle_window=shuffle_window, lookahead_documents=8),
+    )
     trained = collections.Counter()
     for number in range(2):
-        order = LaneOrder(units, number, 2, 0, shuffle_window)
-        lane = Lane(order, tokenizer, masking, 32, 128, 8, 0.3, BadRecordPolicy.stop)
+        lane = Lane(config, {"corpus": units}, tokenizer, number)
         for batch in lane.iter_batches(LaneState()):
             trained.update(reference.decode(chunk[1:-1]) for chunk in restore_chunks(batch))
-            if batch.lane_state["position"][0] >= 4:
+            if batch.lane_state["streams"]["corpus"]["position"][0] >= 4:
                 break
 
     def cut(text):
         words = text.split()
         return {" ".join(words[start : start + 30]) for start in range(0, len(words), 30)}
 
-    kept = set().union(*map(cut, set(originals) - set(sample.heldout)))
-    held = set().union(*map(cut, sample.heldout))
+    kept = set().union(*map(cut, set(originals) - kept_back))
+    held = set().union(*map(cut, kept_back))
     assert not held & kept, "the pieces must tell the two apart"
     assert set(trained) == kept
     assert min(trained.values()) >= 4
@@ -158,33 +168,119 @@ def test_entropy_equals_the_formula():
     assert math.isnan(compute_entropy(np.zeros(4, dtype=np.int64)))
 
 
-def test_sampled_entropy_equals_a_count_of_transformers_tokens(tokenizer, reference, tmp_path):
-    texts = [make_text(n, 4 + n % 50) for n in range(200)]
-    sample = sample_corpus(
-        write_units(tmp_path / "a.jsonl", texts, 3), tokenizer, 0.1, 10**9, 10**9
-    )
+def sample_of(config, units, tokenizer):
+    config.evaluation = EvaluationConfig(max_tokens=10**9, scan_documents=10**9)
+    return sample_corpus(config, units, tokenizer)
+
+
+def count_with(reference, texts) -> dict[int, float]:
     counts = collections.Counter(
         token for text in texts for token in reference(text, add_special_tokens=False)["input_ids"]
     )
-    total = counts.total()
-    expected = -sum(n / total * math.log(n / total) for n in counts.values())
-    assert sample.unigram_entropy == pytest.approx(expected, rel=1e-12)
+    return {token: count / counts.total() for token, count in counts.items()}
+
+
+def compute_plain_entropy(shares: dict[int, float]) -> float:
+    return -sum(share * math.log(share) for share in shares.values())
+
+
+def test_sampled_entropy_equals_a_count_of_transformers_tokens(tokenizer, reference, tmp_path):
+    texts = [make_text(n, 4 + n % 50) for n in range(200)]
+    units = {"corpus": write_units(tmp_path / "a.jsonl", texts, 3)}
+    found = sample_of(TrainConfig(data=DataConfig(heldout_fraction=0.1)), units, tokenizer)
+    expected = compute_plain_entropy(count_with(reference, texts))
+    assert found.unigram_entropy == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_sample_of_a_mixture_has_the_weights_and_each_document_once(
+    tokenizer, reference, tmp_path
+):
+    one = [make_text(n, 4 + n % 50) for n in range(100)]
+    other = [make_text(n, 9) for n in range(50, 300)]
+    units = {
+        "one": write_units(tmp_path / "a.jsonl", one, 2),
+        "other": write_units(tmp_path / "b.jsonl", other, 2),
+        "again": write_units(tmp_path / "c.jsonl", one, 2),
+        "later": write_units(tmp_path / "d.jsonl", ["a text of a later step"], 1),
+    }
+    entries = {
+        "one": MixtureSourceConfig(weight=1.0),
+        "other": MixtureSourceConfig(weight=2.0),
+        "again": MixtureSourceConfig(weight=1.0, min_tokens=20),
+        "later": MixtureSourceConfig(weight=0.0, weight_from={5: 1.0}),
+    }
+    config = TrainConfig(data=DataConfig(heldout_fraction=0.2, mixture=entries))
+    found = sample_of(config, units, tokenizer)
+    wanted = {text for text in [*one, *other] if is_heldout(text, 0.2)}
+    assert sorted(decode(tokenizer, found.heldout)) == sorted(wanted)
+    long = [text for text in one if len(text.split()) >= 20]
+    shares = collections.Counter()
+    for weight, texts in [(0.25, one), (0.5, other), (0.25, long)]:
+        for token, share in count_with(reference, texts).items():
+            shares[token] += weight * share
+    assert found.unigram_entropy == pytest.approx(compute_plain_entropy(shares), rel=1e-9)
+
+
+def test_the_share_of_a_source_of_the_heldout_tokens_is_its_weight(tokenizer, tmp_path):
+    texts = [make_text(n, 20) for n in range(600)]
+    units = {name: write_units(tmp_path / f"{name}.jsonl", texts, 1) for name in ("a", "b")}
+    units["b"] = write_units(tmp_path / "b.jsonl", [f"other {text}" for text in texts], 1)
+    entries = {"a": MixtureSourceConfig(weight=1.0), "b": MixtureSourceConfig(weight=3.0)}
+    config = TrainConfig(data=DataConfig(heldout_fraction=0.5, mixture=entries))
+    config.evaluation = EvaluationConfig(max_tokens=1000)
+    documents = decode(tokenizer, sample_corpus(config, units, tokenizer).heldout)
+    tokens = collections.Counter(text.startswith("other") for text in documents)
+    assert tokens[False] == pytest.approx(250 / 20, abs=1)
+    assert tokens[True] == pytest.approx(750 / 21, abs=1)
 
 
 def test_entropy_of_the_shipped_speeches(tokenizer):
-    units = list_parquet_units(str(EMBEDDED_TEXTS), "content", 8)
-    sample = sample_corpus(units, tokenizer, 0.08, 10**9, 10**9)
-    assert sample.num_documents == pq.read_metadata(EMBEDDED_TEXTS).num_rows == 74
-    assert sample.unigram_entropy == pytest.approx(6.478, abs=1e-3)
+    units = {"corpus": [ParquetUnit(StoredFile(str(EMBEDDED_TEXTS)), "content")]}
+    found = sample_of(TrainConfig(data=DataConfig(heldout_fraction=0.08)), units, tokenizer)
+    assert found.num_documents == pq.read_metadata(EMBEDDED_TEXTS).num_rows == 74
+    assert found.unigram_entropy == pytest.approx(6.478, abs=1e-3)
 
 
-def build_evaluation(tokenizer, masking, documents, max_tokens=10**9, seed=0):
-    return build_evaluation_batches(documents, tokenizer, masking, 32, 128, max_tokens, seed)
+@pytest.mark.parametrize(
+    ("bounds", "text", "expected"),
+    [
+        ({"min_characters": 5}, "12345", Kind.document),
+        ({"min_characters": 6}, "12345", Kind.filtered),
+        ({"max_characters": 5}, "12345", Kind.document),
+        ({"max_characters": 4}, "12345", Kind.filtered),
+        ({"max_characters": 0}, " \n", Kind.empty),
+        ({"heldout_fraction": 0.999999999999}, "12345", Kind.heldout),
+        ({"heldout_fraction": 0.999999999999, "max_characters": 4}, "12345", Kind.filtered),
+    ],
+)
+def test_admission_by_characters(bounds, text, expected):
+    assert Admission(**bounds).classify(Record(text, 0, 1)) is expected
+    assert Admission(**bounds).classify(BadRecord("bad", 0, 1)) is Kind.bad
 
 
-def test_evaluation_batches_hold_every_document_once(tokenizer, masking):
+@pytest.mark.parametrize(
+    ("bounds", "num_tokens", "expected"),
+    [
+        ({}, 1, Kind.document),
+        ({}, 0, Kind.empty),
+        ({"min_tokens": 3}, 3, Kind.document),
+        ({"min_tokens": 4}, 3, Kind.filtered),
+        ({"max_tokens": 3}, 3, Kind.document),
+        ({"max_tokens": 2}, 3, Kind.filtered),
+    ],
+)
+def test_admission_by_tokens(bounds, num_tokens, expected):
+    assert Admission(**bounds).classify_tokens(num_tokens) is expected
+
+
+def build_evaluation(tokenizer, documents, max_tokens=10**9, seed=0):
+    ids = [ids.tolist() for ids in tokenizer.encode(documents)]
+    return build_evaluation_batches(ids, tokenizer, MaskingConfig(), 32, 128, max_tokens, seed)
+
+
+def test_evaluation_batches_hold_every_document_once(tokenizer):
     documents = [make_text(n, 4 + n % 50) for n in range(100)] + ["", "\u200b"]
-    batches = build_evaluation(tokenizer, masking, documents)
+    batches = build_evaluation(tokenizer, documents)
     found = collections.Counter(tuple(c) for batch in batches for c in restore_chunks(batch))
     expected = collections.Counter()
     for ids in tokenizer.encode(documents):
@@ -196,11 +292,9 @@ def test_evaluation_batches_hold_every_document_once(tokenizer, masking):
         assert batch.num_masked == round(0.2 * (batch.num_tokens - 2 * (len(batch.cu_seqlens) - 1)))
 
 
-def test_evaluation_batches_are_alike_each_time_and_masked_by_the_seed(tokenizer, masking):
+def test_evaluation_batches_are_alike_each_time_and_masked_by_the_seed(tokenizer):
     documents = [make_text(n) for n in range(40)]
-    first, again, other = (
-        build_evaluation(tokenizer, masking, documents, seed=s) for s in (1, 1, 2)
-    )
+    first, again, other = (build_evaluation(tokenizer, documents, seed=s) for s in (1, 1, 2))
     for a, b in zip(first, again, strict=True):
         assert a.input_ids.tolist() == b.input_ids.tolist()
         assert a.labels.tolist() == b.labels.tolist()
@@ -210,8 +304,8 @@ def test_evaluation_batches_are_alike_each_time_and_masked_by_the_seed(tokenizer
     )
 
 
-def test_evaluation_ends_with_the_chunk_that_reaches_the_tokens_wanted(tokenizer, masking):
+def test_evaluation_ends_with_the_chunk_that_reaches_the_tokens_wanted(tokenizer):
     documents = [make_text(n, 10) for n in range(40)]
-    batches = build_evaluation(tokenizer, masking, documents, max_tokens=100)
+    batches = build_evaluation(tokenizer, documents, max_tokens=100)
     assert sum(batch.num_tokens for batch in batches) == 9 * 12
-    assert build_evaluation(tokenizer, masking, [], max_tokens=100) == []
+    assert build_evaluation(tokenizer, [], max_tokens=100) == []

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from neobert_train.config.derived import compute_num_lanes
-from neobert_train.data.loader import StepLoader, initial_states
+from neobert_train.data.lanes import initial_states
+from neobert_train.data.loader import StepLoader
 from neobert_train.data.sources import build_units
 from neobert_train.errors import InputError
 
@@ -25,8 +26,10 @@ PROGRAM = """
 import sys
 from neobert_train.config.data_schema import DataConfig
 from neobert_train.config.schema import BatchConfig, TrainConfig
-from neobert_train.data.loader import StepLoader, initial_states
-from neobert_train.data.sources.text import SequentialUnit
+from neobert_train.data.lanes import initial_states
+from neobert_train.data.loader import StepLoader
+from neobert_train.data.sources.text import SequentialUnit, TextLayout
+from neobert_train.data.storage import StoredFile
 
 if __name__ == "__main__":
     path, prefetch = sys.argv[1], int(sys.argv[2])
@@ -35,7 +38,8 @@ if __name__ == "__main__":
         heldout_fraction=0.0,
     )
     config = TrainConfig(batch=BatchConfig(128, 128, 64), data=data)
-    loader = StepLoader(config, [SequentialUnit(path, "line", "")], initial_states([0]))
+    units = {"corpus": [SequentialUnit(StoredFile(path), TextLayout("line"))]}
+    loader = StepLoader(config, units, initial_states([0]))
     loader.next_step()
     print("ready", flush=True)
     told = sys.stdin.readline()

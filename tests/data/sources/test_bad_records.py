@@ -7,9 +7,10 @@ import json
 import pytest
 import zstandard
 
+from neobert_train.data import storage
 from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record
-from neobert_train.data.sources import text as text_module
-from neobert_train.data.sources.text import list_text_units
+from neobert_train.data.sources.text import TextLayout, open_text_file
+from neobert_train.data.storage import StoredFile
 
 PACKERS = {"": lambda raw: raw, ".gz": gzip.compress, ".zst": zstandard.compress}
 PACKINGS = ["", ".gz", ".zst"]
@@ -32,8 +33,13 @@ def make_line(number: int) -> bytes:
     return json.dumps({"content": f"document {number}"}).encode()
 
 
+def list_units(path, kind="jsonl", parts=1):
+    whole = open_text_file(StoredFile(str(path)), TextLayout(kind, "content"))
+    return [whole.take_part(part, parts) for part in range(parts)]
+
+
 def read(path, kind="jsonl", parts=1):
-    units = list_text_units(str(path), kind, "content", parts)
+    units = list_units(path, kind, parts)
     return [record for unit in units for record in unit.iter_records(0)]
 
 
@@ -82,7 +88,7 @@ def test_naming_many_bad_lines_does_not_read_the_file_again_for_each(tmp_path, m
             return count
 
     monkeypatch.setattr(
-        text_module, "open", lambda path, _: io.BufferedReader(CountingFile(path)), raising=False
+        storage, "open", lambda path, _: io.BufferedReader(CountingFile(path)), raising=False
     )
     records = read(path)
     assert [record.reason.split(": ")[0] for record in records] == [
@@ -126,7 +132,7 @@ def test_a_truncated_stream_gives_what_lies_before_the_damage_and_ends(
     if kind == "jsonl":
         expected = {json.loads(line)["content"] for line in expected}
     num_read = 0
-    for unit in list_text_units(str(path), kind, "content", parts):
+    for unit in list_units(path, kind, parts):
         *records, last = unit.iter_records(0)
         assert {record.text for record in records} <= expected
         assert isinstance(last, BadRecord)
@@ -169,7 +175,7 @@ def test_a_file_that_vanishes_after_the_start_is_one_bad_record(tmp_path):
     for name in ("records.jsonl", "records.jsonl.gz"):
         path = tmp_path / name
         path.write_bytes(PACKERS[path.suffix if path.suffix == ".gz" else ""](make_line(0)))
-        (unit,) = list_text_units(str(path), "jsonl", "content", 1)
+        (unit,) = list_units(path)
         path.unlink()
         (bad,) = unit.iter_records(0)
         assert bad.next_cursor == END_OF_UNIT

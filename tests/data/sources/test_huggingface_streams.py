@@ -5,6 +5,7 @@ import gzip
 import http.server
 import itertools
 import json
+import logging
 import random
 import re
 import threading
@@ -17,6 +18,7 @@ import pytest
 from neobert_train.config.data_schema import DataConfig, SourceKind
 from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record, build_units
 from neobert_train.data.sources.huggingface import HuggingFaceUnit, StreamedDataset
+from neobert_train.data.sources.parquet import ParquetUnit
 from neobert_train.errors import InputError
 
 NUM_ROWS, GROUP_ROWS = 60, 7
@@ -91,7 +93,8 @@ def write_shard(folder, shard: int, suffix: str) -> str:
 
 def build(data_files, loader="parquet", num_lanes=1, **data):
     data = {"source": SourceKind.huggingface, "dataset": loader, "column": "content"} | data
-    return build_units(DataConfig(data_files=[str(f) for f in data_files], **data), num_lanes)
+    config = DataConfig(data_files=[str(f) for f in data_files], **data)
+    return build_units(config, num_lanes)["corpus"]
 
 
 def find_problem(*args, **options) -> str:
@@ -136,11 +139,24 @@ def test_a_resume_over_http_fetches_the_rest_and_not_what_lies_before(tmp_path, 
     texts = [noise.randbytes(100_000).hex() for _ in range(120)]
     path = tmp_path / "large.parquet"
     pq.write_table(pa.table({"content": texts}), path, row_group_size=10, compression="none")
-    (unit,) = build([f"{server.url}/large.parquet"])
+    unit = build([f"{server.url}/large.parquet"])[0].take_part(0, 1)
     cursors = [record.next_cursor for record in itertools.islice(unit.iter_records(0), 115)]
     server.bytes_sent = 0
     assert [record.text for record in unit.iter_records(cursors[-1])] == texts[115:]
-    assert server.bytes_sent < path.stat().st_size / 2
+    assert server.bytes_sent < path.stat().st_size / 4
+
+
+def test_parquet_files_are_read_as_files_and_all_else_is_streamed(tmp_path, caplog):
+    """Of a dataset of parquet files `datasets` only says which files belong to the split."""
+    names = [tmp_path / write_shard(tmp_path, shard, "parquet") for shard in range(2)]
+    units = build(names, num_lanes=3)
+    assert {type(unit) for unit in units} == {ParquetUnit}
+    assert {unit.path for unit in units} == {str(name) for name in names}
+    with caplog.at_level(logging.WARNING):
+        streamed = build([tmp_path / write_shard(tmp_path, 0, "jsonl")], "json")
+    assert {type(unit) for unit in streamed} == {HuggingFaceUnit}
+    (record,) = caplog.records
+    assert "a resume reads the shard it was in again" in record.getMessage()
 
 
 def test_rows_without_the_text_give_an_empty_one(tmp_path):
@@ -154,7 +170,7 @@ def test_rows_without_the_text_give_an_empty_one(tmp_path):
 def test_rows_that_hold_no_text_are_bad_and_the_others_are_read(tmp_path):
     pq.write_table(pa.table({"content": [1, 2]}), tmp_path / "a.parquet")
     unit = HuggingFaceUnit(
-        StreamedDataset("parquet", None, "train", None, (str(tmp_path / "a.parquet"),)), "content", 0, 1
+        StreamedDataset("parquet", None, "train", None, (str(tmp_path / "a.parquet"),)), "content", None, 0, 1
     )  # fmt: skip
     assert [record.next_cursor for record in unit.iter_records(0)] == [1, 2]
     for record in unit.iter_records(0):
@@ -167,25 +183,24 @@ def test_a_bad_row_is_named_by_its_place_in_the_shard(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"content": list(range(9))}), path, row_group_size=4)
     source = StreamedDataset("parquet", None, "train", None, (str(path),))
-    reasons = [record.reason for record in HuggingFaceUnit(source, "content", 0, 1).iter_records(0)]
+    reasons = [
+        record.reason for record in HuggingFaceUnit(source, "content", None, 0, 1).iter_records(0)
+    ]
     assert len(set(reasons)) == 9
 
 
 def test_a_damaged_shard_ends_in_a_bad_record_and_the_other_shards_are_read(tmp_path):
-    names = [write_shard(tmp_path, shard, "parquet") for shard in range(3)]
-    units = build([tmp_path / name for name in names])
-    column = pq.read_metadata(tmp_path / names[1]).row_group(4).column(1)
-    with open(tmp_path / names[1], "r+b") as file:
-        file.seek(column.dictionary_page_offset or column.data_page_offset)
-        file.write(b"\xff" * 24)
+    names = [write_shard(tmp_path, shard, "jsonl.gz") for shard in range(3)]
+    units = build([tmp_path / name for name in names], "json")
+    whole = (tmp_path / names[1]).read_bytes()
+    (tmp_path / names[1]).write_bytes(whole[: len(whole) // 2])
     before, damaged, after = (list(unit.iter_records(0)) for unit in units)
     assert [record.text for record in before] == make_texts(0)
     assert [record.text for record in after] == make_texts(2)
-    *records, last = damaged
-    assert [record.text for record in records] == make_texts(1)[: 4 * GROUP_ROWS]
+    last = damaged[-1]
     assert isinstance(last, BadRecord)
     assert last.next_cursor == END_OF_UNIT
-    assert re.match(r"parquet, shard 1: cannot be read \(\w", last.reason)
+    assert re.match(r"json, shard 1: cannot be read \(\w", last.reason)
 
 
 def test_a_host_that_is_gone_after_the_start_ends_the_unit_with_a_bad_record(
@@ -193,20 +208,23 @@ def test_a_host_that_is_gone_after_the_start_ends_the_unit_with_a_bad_record(
 ):
     monkeypatch.setattr(datasets.config, "STREAMING_READ_MAX_RETRIES", 1)
     monkeypatch.setattr(datasets.config, "STREAMING_READ_RETRY_INTERVAL", 0)
-    (unit,) = build([f"{server.url}/{write_shard(tmp_path, 0, 'parquet')}"])
+    (unit,) = build([f"{server.url}/{write_shard(tmp_path, 0, 'jsonl')}"], "json")
     server.is_broken = True
     (bad,) = unit.iter_records(0)
     assert bad.next_cursor == END_OF_UNIT
-    assert bad.reason.startswith("parquet, shard 0: cannot be read (")
+    assert bad.reason.startswith("json, shard 0: cannot be read (")
 
 
 def test_a_missing_column_is_named_with_those_that_exist(tmp_path):
-    for loader, suffix in [("parquet", "parquet"), ("json", "jsonl")]:
-        message = find_problem([tmp_path / write_shard(tmp_path, 0, suffix)], loader, column="text")
-        assert message == (
-            f"the dataset '{loader}' has no column 'text': write data.column=... with one of "
-            "id, content"
+    path = tmp_path / write_shard(tmp_path, 0, "jsonl")
+    for key in ("column", "id_column"):
+        assert find_problem([path], "json", **{key: "text"}) == (
+            f"the dataset 'json' has no column 'text': write data.{key}=... with one of id, content"
         )
+    parquet = tmp_path / write_shard(tmp_path, 0, "parquet")
+    assert find_problem([parquet], column="text") == (
+        f"{parquet} has no column 'text': write data.column=... with one of id, content"
+    )
 
 
 def test_a_dataset_that_cannot_be_opened_is_named_with_the_reason(tmp_path, server):

@@ -9,7 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record
-from neobert_train.data.sources.parquet import list_parquet_units
+from neobert_train.data.sources import parquet as parquet_module
+from neobert_train.data.sources.parquet import ParquetUnit, check_parquet_file
+from neobert_train.data.storage import StoredFile
 from neobert_train.errors import InputError
 
 TYPES = [
@@ -22,17 +24,28 @@ TYPES = [
 ]
 
 
+numbers = itertools.count()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("parquet")
 
 
-def read_groups(path, parts: int = 1) -> dict[int, list[Record | BadRecord]]:
-    """The records by row group, units in their order."""
-    groups: dict[int, list[Record | BadRecord]] = {}
-    for unit in list_parquet_units(str(path), "content", parts):
-        groups.setdefault(unit.row_group, []).extend(unit.iter_records(0))
-    return groups
+def list_units(path, parts: int = 1, column: str = "content", id_column=None):
+    whole = ParquetUnit(StoredFile(str(path)), column, id_column)
+    return [whole.take_part(part, parts) for part in range(parts)]
+
+
+def read_all(path, parts: int = 1, **options) -> list[Record | BadRecord]:
+    """The records of a file, units in their order."""
+    return [
+        record for unit in list_units(path, parts, **options) for record in unit.iter_records(0)
+    ]
+
+
+def join(groups: list[list[str]]) -> list[str]:
+    return list(itertools.chain.from_iterable(groups))
 
 
 def write_groups(path, num_groups: int, rows: int = 40, **options) -> list[list[str]]:
@@ -63,11 +76,11 @@ def overwrite(path, offset: int, content: bytes) -> None:
     parts=st.integers(1, 40),
 )
 def test_units_give_each_row_once_and_continue_from_any_row(folder, kind, texts, rows, parts):
-    path = folder / "rows.parquet"
+    path = folder / f"rows-{next(numbers)}.parquet"  # a kept row group is known by its file
     table = pa.table({"id": range(len(texts)), "content": pa.array(texts).cast(kind)})
     pq.write_table(table, path, row_group_size=rows)
     found = []
-    for unit in list_parquet_units(str(path), "content", parts):
+    for unit in list_units(path, parts):
         records = list(unit.iter_records(0))
         assert all(isinstance(record, Record) for record in records)
         cursors = [0, *(record.next_cursor for record in records)]
@@ -78,19 +91,67 @@ def test_units_give_each_row_once_and_continue_from_any_row(folder, kind, texts,
     assert [record.text for record in found] == [text or "" for text in texts]
 
 
-@pytest.mark.parametrize("parts", [1, 3, 1000])
+@pytest.mark.parametrize("parts", [1, 2, 3, 1000])
 def test_row_groups_larger_than_one_read_lose_nothing_where_reads_meet(folder, parts):
-    path = folder / "large.parquet"
+    path = folder / f"large-{parts}.parquet"  # a kept row group is known by its file
     groups = write_groups(path, num_groups=2, rows=777)
-    units = list_parquet_units(str(path), "content", parts)
-    sizes = [len(list(unit.iter_records(0))) for unit in units]
-    assert len(units) == 2 * min(parts, 777)
+    sizes = [len(list(unit.iter_records(0))) for unit in list_units(path, parts)]
     assert max(sizes) - min(sizes) <= 1
-    texts = [[record.text for record in group] for group in read_groups(path, parts).values()]
-    assert texts == groups
-    whole_group, _ = list_parquet_units(str(path), "content", 1)
+    assert [record.text for record in read_all(path, parts)] == groups[0] + groups[1]
+    first = list_units(path, 2)[0]
     for cursor in (255, 256, 257, 776, 777):
-        assert [record.text for record in whole_group.iter_records(cursor)] == groups[0][cursor:]
+        assert [record.text for record in first.iter_records(cursor)] == groups[0][cursor:]
+
+
+@pytest.mark.parametrize("num_groups", [1, 3, 7, 8, 40])
+def test_parts_are_whole_row_groups_where_there_are_enough(folder, num_groups):
+    path = folder / f"groups-{num_groups}.parquet"
+    groups = write_groups(path, num_groups, rows=5)
+    units = [[record.text for record in unit.iter_records(0)] for unit in list_units(path, 7)]
+    assert join(units) == join(groups)
+    if num_groups >= 7:
+        bounds = {group[0] for group in groups}
+        assert all(unit and unit[0] in bounds for unit in units)
+    sizes = [len(unit) for unit in units]
+    assert max(sizes) - min(sizes) <= (1 if num_groups < 7 else 5)
+
+
+def test_a_row_group_that_many_units_divide_is_decoded_once(folder, monkeypatch):
+    path = folder / "divided.parquet"
+    write_groups(path, num_groups=1, rows=600)
+    opened = []
+    monkeypatch.setattr(parquet_module, "_read_row_group", parquet_module._read_row_group)
+    read = parquet_module.pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        parquet_module.pq.ParquetFile,
+        "read_row_group",
+        lambda *args, **options: opened.append(args) or read(*args, **options),
+    )
+    assert len(read_all(path, parts=50)) == 600
+    assert len(opened) == 1
+
+
+def test_a_document_is_named_by_its_id_column_and_its_row(folder):
+    path = folder / "ids.parquet"
+    write_groups(path, num_groups=3, rows=4)
+    units = list_units(path, 2, id_column="id")
+    records = [(unit, record) for unit in units for record in unit.iter_records(0)]
+    assert [record.id for _, record in records] == [str(number) for number in range(12)]
+    assert [unit.describe(record.next_cursor) for unit, record in records] == [
+        f"{path}, row {row}" for row in range(1, 13)
+    ]
+    (bad,) = list_units(path, 1, id_column="key")[0].iter_records(0)
+    assert "write data.id_column=... with one of id, content" in bad.reason
+
+
+@pytest.mark.parametrize("column", ["text", "id"])
+def test_a_later_file_without_the_column_is_a_bad_record_that_names_the_setting(folder, column):
+    path = folder / "columns.parquet"
+    write_groups(path, num_groups=1)
+    (bad,) = list_units(path, column=column)[0].iter_records(0)
+    assert bad.is_setting
+    assert bad.next_cursor == END_OF_UNIT
+    assert "write data.column=... with one of" in bad.reason
 
 
 def test_a_null_column_gives_empty_texts_and_empty_row_groups_give_none(folder):
@@ -99,7 +160,7 @@ def test_a_null_column_gives_empty_texts_and_empty_row_groups_give_none(folder):
     with pq.ParquetWriter(path, schema) as writer:
         for length in (0, 3, 0):
             writer.write_table(pa.table({"content": pa.nulls(length)}, schema=schema))
-    records = [r for u in list_parquet_units(str(path), "content", 2) for r in u.iter_records(0)]
+    records = read_all(path, parts=2)
     assert [record.text for record in records] == ["", "", ""]
 
 
@@ -110,21 +171,23 @@ def test_a_null_column_gives_empty_texts_and_empty_row_groups_give_none(folder):
         pytest.param(b"x", {"compression": "none", "write_page_checksum": True}, id="one flipped byte"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("parts", [1, 4, 24])
 def test_a_damaged_row_group_is_named_and_the_others_are_read(folder, content, options, parts):
-    path = folder / "damaged.parquet"
+    path = folder / f"damaged-{parts}-{len(content)}.parquet"
     groups = write_groups(path, num_groups=6, **options)
     offset, size = find_page(path, 2)
     overwrite(path, offset + size // 2, content)
-    found = read_groups(path, parts)
-    assert sorted(found) == list(range(6))
-    for group in set(found) - {2}:
-        assert [record.text for record in found[group]] == groups[group]
-    bad = [record for record in found[2] if isinstance(record, BadRecord)]
-    assert len(bad) == parts
+    records = read_all(path, parts)
+    texts = [record.text for record in records if isinstance(record, Record)]
+    assert texts == join(groups[:2] + groups[3:])
+    bad = [record for record in records if isinstance(record, BadRecord)]
+    assert len(bad) == max(1, parts // 6)  # of every unit that reads from it
     for record in bad:
         assert record.reason.startswith(f"{path}, row group 2: cannot be read (")
-        assert record.next_cursor == END_OF_UNIT
+        assert record.next_cursor <= 120, "the unit goes on after it"
+    for unit in list_units(path, parts):
+        for index, record in enumerate(found := list(unit.iter_records(0))):
+            assert list(unit.iter_records(record.next_cursor)) == found[index + 1 :]
 
 
 @settings(deadline=None, max_examples=60)
@@ -143,10 +206,11 @@ def test_bytes_overwritten_in_a_row_group_are_noticed_and_harm_no_other(
     offset, size = find_page(path, damaged)
     place %= size
     overwrite(path, offset + place, content[: size - place])
-    found = read_groups(path)
-    for group in {0, 1, 2, 3} - {damaged}:
-        assert [record.text for record in found[group]] == groups[group]
-    records = found.get(damaged, [])
+    found = read_all(path)
+    before, after = join(groups[:damaged]), join(groups[damaged + 1 :])
+    assert [record.text for record in found[: len(before)]] == before
+    assert [record.text for record in found[len(found) - len(after) :]] == after
+    records = found[len(before) : len(found) - len(after)]
     texts = [record.text for record in records if isinstance(record, Record)]
     if place >= 100:  # beyond the header of the page, which has no checksum
         assert texts == groups[damaged][: len(texts)]
@@ -162,7 +226,7 @@ def test_a_row_that_is_not_utf8_is_one_bad_record_and_the_rest_is_read(folder):
     ends = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 1, 2, 3)))
     texts = pa.StringArray.from_buffers(3, ends, pa.py_buffer(b"a\xe9c"))
     pq.write_table(pa.table({"content": texts}), path)
-    first, bad, last = read_groups(path)[0]
+    first, bad, last = read_all(path)
     assert (first.text, last.text) == ("a", "c")
     assert isinstance(bad, BadRecord)
     assert str(path) in bad.reason
@@ -172,22 +236,21 @@ def test_a_row_that_is_not_utf8_is_one_bad_record_and_the_rest_is_read(folder):
 def test_a_file_cut_short_or_gone_after_the_start_ends_its_units_with_a_bad_record(folder):
     path = folder / "cut.parquet"
     write_groups(path, num_groups=2)
-    units = list_parquet_units(str(path), "content", 1)
+    units = list_units(path, 2)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     for unit in units:
         (bad,) = unit.iter_records(0)
         assert bad.next_cursor == END_OF_UNIT
     with pytest.raises(InputError, match=r"cut\.parquet cannot be read as parquet: "):
-        list_parquet_units(str(path), "content", 1)
+        check_parquet_file(StoredFile(str(path)), "content", None)
     path.unlink()
     (bad,) = units[1].iter_records(7)
-    assert bad.reason.startswith(f"{path}, row group 1: cannot be read (")
+    assert bad.reason.startswith(f"{path}: cannot be read (")
 
 
 def test_a_column_is_found_by_its_exact_name_also_beside_names_with_dots(folder):
     path = folder / "dots.parquet"
     pq.write_table(pa.table({"content.raw": ["raw"], "content": ["clean"]}), path)
     for column, expected in [("content", "clean"), ("content.raw", "raw")]:
-        (unit,) = list_parquet_units(str(path), column, 1)
-        assert [record.text for record in unit.iter_records(0)] == [expected]
+        assert [record.text for record in read_all(path, column=column)] == [expected]

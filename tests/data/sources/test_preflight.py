@@ -15,13 +15,13 @@ from neobert_train.config.data_schema import (
     SourceKind,
     TextDocuments,
 )
-from neobert_train.data.sources import BadRecord, build_units
+from neobert_train.data.sources import BadRecord, build_units, files
 from neobert_train.errors import InputError
 
 
 def build(*paths, num_lanes=1, **data):
     data = {"source": SourceKind.files, "paths": [str(path) for path in paths]} | data
-    return build_units(DataConfig(**data), num_lanes)
+    return build_units(DataConfig(**data), num_lanes)["corpus"]
 
 
 def read(*paths, **options) -> list[str]:
@@ -229,5 +229,37 @@ def test_there_are_units_for_every_lane_and_each_document_is_in_one(tmp_path, nu
 
 def test_the_shipped_texts_are_found_wherever_the_run_starts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    units = build_units(DataConfig(source=SourceKind.embedded, column="content"), num_lanes=2)
+    config = DataConfig(source=SourceKind.embedded, column="content")
+    units = build_units(config, num_lanes=2)["corpus"]
     assert all(len(record.text) > 100 for unit in units for record in unit.iter_records(0))
+
+
+def test_of_very_many_files_some_that_lie_evenly_among_them_are_looked_into(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_LOCAL_FILES_CHECKED", 10)
+    for number in range(95):
+        write_jsonl(tmp_path / f"{number:02d}.jsonl", {"content": f"text {number}"})
+    looked_into = []
+    check = files.check_text_file
+    monkeypatch.setattr(
+        files, "check_text_file", lambda file, *rest: looked_into.append(file) or check(file, *rest)
+    )
+    assert len(read(tmp_path)) == 95
+    assert sorted(file.path[-8:-6] for file in looked_into) == [
+        f"{n:02d}" for n in range(0, 95, 10)
+    ]
+
+
+@pytest.mark.parametrize("num_lanes", [1, 8])
+def test_files_without_a_way_into_their_middle_are_named_with_the_cost(tmp_path, caplog, num_lanes):
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    write_jsonl(tmp_path / "b.jsonl", {"content": "three"})
+    with caplog.at_level(logging.WARNING):
+        build(tmp_path, num_lanes=num_lanes)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        f"1 of 2 files, such as {tmp_path / 'a.txt'}, can be read"
+    )
+    caplog.clear()
+    build(tmp_path / "b.jsonl")
+    build(tmp_path / "a.txt", text_documents=TextDocuments.file)
+    assert not caplog.records

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neobert_train.data.sources import Record
-from neobert_train.data.sources.text import LineRangeUnit, list_text_units
+from neobert_train.data.sources.text import LineRangeUnit, TextLayout, open_text_file
+from neobert_train.data.storage import StoredFile
 
 BOM = b"\xef\xbb\xbf"
 # Separators that str.splitlines would break at, a character of every UTF-8 length, JSON's own signs.
@@ -30,6 +31,12 @@ def plain_lines(draw) -> str:
     return line * draw(st.sampled_from([1, 1, 1, 1, 30_000])) + draw(st.sampled_from(["", " "]))
 
 
+def list_units(path, kind: str, column: str, parts: int, id_column=None):
+    whole = open_text_file(StoredFile(str(path)), TextLayout(kind, column, id_column))
+    parts = parts if whole.units_per_lane else 1  # a file that is one document has no parts
+    return [whole.take_part(part, parts) for part in range(parts)]
+
+
 def pack(raw: bytes, packing: str, cut: float) -> bytes:
     """The bytes as they lie in the file; compressed ones as two members joined at `cut`."""
     middle = int(len(raw) * cut)
@@ -40,7 +47,7 @@ def pack(raw: bytes, packing: str, cut: float) -> bytes:
 def read_all(path, kind: str, parts: int, column: str = "content") -> list[str]:
     """Every text of a file; each record's cursor must continue with exactly what follows it."""
     texts = []
-    for unit in list_text_units(str(path), kind, column, parts):
+    for unit in list_units(path, kind, column, parts):
         records = list(unit.iter_records(0))
         assert all(isinstance(record, Record) for record in records), records
         cursors = [0, *(record.next_cursor for record in records)]
@@ -136,24 +143,42 @@ def test_a_plain_file_of_lines_is_divided_into_ranges_of_even_size(folder, num_p
     path = folder / "even.txt"
     path.write_text("".join(f"line number {number:05d}\n" for number in range(1600)))
     counts = [
-        len(list(unit.iter_records(0)))
-        for unit in list_text_units(str(path), "line", "content", num_parts)
+        len(list(unit.iter_records(0))) for unit in list_units(path, "line", "content", num_parts)
     ]
     assert sum(counts) == 1600
     assert len(counts) == num_parts
     assert math.floor(1600 / num_parts) - 1 <= min(counts) <= max(counts) <= 1600 / num_parts + 1
 
 
-@pytest.mark.parametrize("size", [4095, 4096, 4097, 8191, 8192, 8193, 65536])
-def test_range_ends_beside_line_ends_and_read_buffers_lose_nothing(folder, size):
+@pytest.mark.parametrize("parts", range(2, 9))
+@pytest.mark.parametrize("size", [4096, 8192, 65536])
+def test_range_ends_beside_line_ends_and_read_buffers_lose_nothing(folder, size, parts):
     """Ranges end right before, at and after a line end."""
     path = folder / "edges.txt"
-    lines = ["a" * (size - 1), "b" * size, "c" * (size + 1)]
-    raw = "\n".join(lines).encode()
-    path.write_bytes(raw)
-    for start in range(size - 3, size + 4):
-        units = [
-            LineRangeUnit(str(path), "line", "", 0, start),
-            LineRangeUnit(str(path), "line", "", start, len(raw)),
-        ]
+    for shift in range(-3, 4):
+        lines = ["a" * (size - 1 + shift), *["b" * (size - 1)] * (parts - 2), "c" * (size - shift)]
+        raw = "\n".join(lines).encode()
+        path.write_bytes(raw)
+        assert len(raw) == parts * size
+        units = list_units(path, "line", "", parts)
+        assert all(isinstance(unit, LineRangeUnit) for unit in units)
         assert [r.text for unit in units for r in unit.iter_records(0)] == lines
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_documents_are_named_by_their_id_and_place(folder, packing):
+    path = folder / f"ids.jsonl{packing}"
+    lines = [{"content": "a", "key": 7}, {"content": "b"}, {"content": "c", "key": "x"}]
+    raw = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    path.write_bytes(pack(raw, packing, 1.0))
+    (unit,) = list_units(path, "jsonl", "content", 1, "key")
+    records = list(unit.iter_records(0))
+    assert [record.id for record in records] == ["7", None, "x"]
+    place = f"line ending at byte {len(raw)}" if not packing else "document 3"
+    assert unit.describe(records[-1].next_cursor) == f"{path}, {place}"
+
+
+def test_names_of_compressed_files_are_read_in_any_case(folder):
+    path = folder / "shout.JSONL.GZ"
+    path.write_bytes(gzip.compress(b'{"content": "a"}\n'))
+    assert read_all(path, "jsonl", 1) == ["a"]
