@@ -157,7 +157,7 @@ def test_a_number_of_processes_that_does_not_divide_the_lanes_is_answered_by_one
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["exprt"], "no command 'exprt': choose among train, evaluate, export, plan"),
+        (["exprt"], "no command 'exprt': choose among train, prepare, inspect_data, "),
         (["+experiment=smoke", "+trainer.max_steps=5"], "'trainer.max_steps=5'"),
         (["export"], "run_dir=runs/NAME"),
         (["evaluate"], "run_dir=runs/NAME or model=FOLDER"),

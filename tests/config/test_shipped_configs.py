@@ -115,8 +115,14 @@ def test_second_phase_continues_the_first_at_its_last_learning_rate():
     assert second.scheduler.name.value == "constant"
     assert second.scheduler.warmup_steps == 0
     assert second.init_from == first.output_dir
-    for section in ("model", "masking", "tokenizer", "data"):
+    for section in ("model", "masking", "tokenizer"):
         assert getattr(second, section) == getattr(first, section)
+    sources = resolve_sources(second.data)
+    assert compute_weights(second.data, 1) == [0.2, 0.4, 0.4]
+    assert [source.min_tokens for source in sources.values()] == [0, 1024, 2048]
+    assert second.data.draw is Draw.micro_batch
+    for source in sources.values():
+        assert dataclasses.replace(source, min_tokens=0) == resolve_sources(first.data)["corpus"]
     assert dataclasses.replace(second.optimizer, lr=6e-4) == first.optimizer
 
 
@@ -144,9 +150,15 @@ def test_every_setting_has_a_description_of_one_line(command):
 def test_help_shows_every_setting_with_a_default_that_can_be_typed_back(command):
     lines = list(iter_help_lines(command))
     keys = [setting.key for setting in iter_settings(SCHEMAS[command]())]
-    assert len(lines) == 2 * len(keys)
     shown = [line.strip().split(" (")[0] for line in lines[::2]]
+    named = [line for line in shown if ".NAME." in line]
+    shown = [line for line in shown if line not in named]
+    assert len(lines) == 2 * (len(keys) + len(named))
     assert [line.split("=", 1)[0] for line in shown] == keys
+    if named:
+        typed = [line.replace("NAME", "mine") for line in named]
+        config = to_typed(command, compose_config(command, [*shown, *typed]))
+        assert config.data.mixture == {"mine": MixtureSourceConfig()}
     config = to_typed(command, compose_config(command, shown))
     assert config == SCHEMAS[command]()
 
