@@ -9,7 +9,13 @@ import pytest
 import yaml
 
 from neobert_train.config.checks import find_problems
-from neobert_train.config.derived import compute_decay_end, compute_num_lanes
+from neobert_train.config.data_schema import Draw, MixtureSourceConfig
+from neobert_train.config.derived import (
+    compute_decay_end,
+    compute_num_lanes,
+    compute_weights,
+    resolve_sources,
+)
 from neobert_train.config.schema import SCHEMAS, Precision, TrainConfig
 from neobert_train.config.setting import iter_settings
 from neobert_train.config.store import (

@@ -79,8 +79,9 @@ def test_padding_and_document_order_do_not_change_the_sums(make_config, tokenize
     config = make_config()
     objective = MaskedLanguageModelling(build_model(config, tokenizer)).double().eval()
     masking = build_masking(config.masking, tokenizer)
-    documents = [np.array([101, *range(2000 + 50 * n, 2000 + 50 * n + n), 102]) for n in (5, 30, 9)]
-    batch = collate(documents, 60, 0, masking, np.random.Generator(np.random.Philox(key=1)))
+    documents = [np.arange(2000 + 50 * n, 2000 + 50 * n + n) for n in (5, 30, 9)]
+    generator = np.random.Generator(np.random.Philox(key=1))
+    batch = collate(documents, 60, tokenizer.special, masking, 0.2, generator)
     loss, correct = objective(batch)
     bounds = batch.cu_seqlens.tolist()
     total = 0.0
