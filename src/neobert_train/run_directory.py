@@ -25,6 +25,7 @@ class RunDirectory:
         self.report_file = self.path / "report.html"
         self.environment_file = self.path / "environment.json"
         self.heldout_file = self.path / "heldout.json"
+        self.sources_file = self.path / "sources.json"
         self.export_folder = self.path / "export"
         self.checkpoints = self.path / "checkpoints"
 

@@ -21,7 +21,7 @@ from neobert_train.checkpoint import (
 from neobert_train.config.derived import compute_num_lanes
 from neobert_train.config.saved import dump_config, find_differences, load_train_config
 from neobert_train.config.schema import Resume, TrainConfig
-from neobert_train.data.corpus import open_corpus
+from neobert_train.data.corpus import find_changed_files, list_source_files, open_corpus
 from neobert_train.data.heldout import (
     CorpusSample,
     build_evaluation_batches,
@@ -95,6 +95,7 @@ def _train(
     checkpoint = collectives.on_main(lambda: find_resume_point(config, run))
     tokenizer = collectives.on_all(lambda: load_tokenizer(config.tokenizer.path))
     units = collectives.on_all(lambda: open_corpus(config, tokenizer))
+    collectives.on_main(lambda: check_source_files(run, units, checkpoint is not None))
     state, weights = collectives.on_all(lambda: load_starting_point(config, checkpoint))
     if state.step >= config.trainer.max_steps:
         if world.is_main:
@@ -108,7 +109,7 @@ def _train(
     resumes = checkpoint is not None
     sample = collectives.on_main(lambda: find_sample(config, run, units, tokenizer, resumes))
 
-    collectives.on_main(lambda: open_run_directory(config, run, world, attention, sample))
+    collectives.on_main(lambda: open_run_directory(config, run, world, attention, sample, units))
     if config.model.compile:
         compile_blocks(model, device)
     engine = build_engine(config, MaskedLanguageModelling(model), world, device)
@@ -171,6 +172,23 @@ def find_resume_point(config: TrainConfig, run: RunDirectory) -> Path | None:
     return find_checkpoint(run)
 
 
+def check_source_files(
+    run: RunDirectory, units: Mapping[str, Sequence[Unit]], resumes: bool
+) -> None:
+    """Raises InputError when a run that goes on would read other files than before."""
+    if not resumes or not run.sources_file.exists():
+        return
+    before = json.loads(run.sources_file.read_text(encoding="utf-8"))
+    changes = find_changed_files(before, list_source_files(units))
+    if changes:
+        shown = [*changes[:5], *([f"and {len(changes) - 5} more"] if changes[5:] else [])]
+        raise InputError(
+            f"the files of {run.path} have changed since it began, so that it cannot go on with "
+            f"the same documents; restore them, or write output_dir=... to start a new run:\n  "
+            + "\n  ".join(shown)
+        )
+
+
 def load_starting_point(
     config: TrainConfig, checkpoint: Path | None
 ) -> tuple[TrainingState, dict[str, torch.Tensor] | None]:
@@ -207,7 +225,12 @@ def find_sample(
 
 
 def open_run_directory(
-    config: TrainConfig, run: RunDirectory, world: World, attention: str, sample: CorpusSample
+    config: TrainConfig,
+    run: RunDirectory,
+    world: World,
+    attention: str,
+    sample: CorpusSample,
+    units: Mapping[str, Sequence[Unit]],
 ) -> None:
     """Claim the run directory and write down what is about to happen in it.
 
@@ -218,6 +241,8 @@ def open_run_directory(
     run.claim()
     write_atomically(run.config_file, dump_config(config))
     write_json(run.environment_file, describe_environment(world, attention))
+    if not run.holds_run():
+        write_atomically(run.sources_file, json.dumps(list_source_files(units)))
     if sample.heldout:
         write_atomically(run.heldout_file, json.dumps(sample.to_dict()))
 

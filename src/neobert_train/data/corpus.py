@@ -1,12 +1,28 @@
 """The documents of a run: texts, or the token shards made of them."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from neobert_train.config.derived import compute_num_lanes
 from neobert_train.config.schema import TrainConfig
 from neobert_train.data.prepared import open_prepared
 from neobert_train.data.sources import Unit, build_units
+from neobert_train.data.storage import is_url
 from neobert_train.data.tokenization import TextTokenizer
+
+
+@runtime_checkable
+class SizedUnit(Protocol):
+    """A unit that knows its file, as all of a configured source do."""
+
+    @property
+    def path(self) -> str:
+        """Names the file."""
+        ...
+
+    def find_size(self) -> int:
+        """Bytes of the file; 0 where that cannot be known."""
+        ...
 
 
 def open_corpus(config: TrainConfig, tokenizer: TextTokenizer) -> Mapping[str, Sequence[Unit]]:
@@ -19,3 +35,38 @@ def open_corpus(config: TrainConfig, tokenizer: TextTokenizer) -> Mapping[str, S
     if config.data.prepared_dir:
         return open_prepared(config.data, tokenizer, num_lanes)
     return build_units(config.data, num_lanes)
+
+
+def list_source_files(units: Mapping[str, Sequence[Unit]]) -> dict[str, list[list[Any]]]:
+    """Name and bytes of every file of every source, in order; the bytes of local files alone.
+
+    The order of documents is a function of these files, so a run can go on with no others.
+    """
+    files: dict[str, list[list[Any]]] = {}
+    for name, parts in units.items():
+        whole = {unit.path: unit for unit in parts if isinstance(unit, SizedUnit)}
+        files[name] = [
+            [path.rpartition("/")[2], None if is_url(path) else unit.find_size()]
+            for path, unit in whole.items()
+        ]
+    return files
+
+
+def find_changed_files(
+    before: Mapping[str, list[list[Any]]], now: Mapping[str, list[list[Any]]]
+) -> list[str]:
+    """What differs between the files that a run began with and those that are there now."""
+    changes = []
+    for name in before:
+        old, new = before[name], now.get(name, [])
+        if len(old) != len(new):
+            changes.append(f"source '{name}': {len(old)} files then, {len(new)} now")
+            continue
+        for (old_name, old_bytes), (new_name, new_bytes) in zip(old, new, strict=True):
+            if old_name != new_name:
+                changes.append(f"source '{name}': {new_name} in the place of {old_name}")
+            elif old_bytes and new_bytes and old_bytes != new_bytes:
+                changes.append(
+                    f"source '{name}': {new_name} had {old_bytes:,} bytes, and has {new_bytes:,}"
+                )
+    return changes

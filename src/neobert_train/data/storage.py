@@ -120,7 +120,8 @@ def _list_web_files(pattern: str, network: Network) -> list[str]:
     scheme, _, rest = pattern.partition("://")
     host, _, path = rest.partition("/")
     if not re.search(r"[*\[]", path):  # not `?`, which begins a query
-        return _list_page(pattern, network, "*", files=True) if path.endswith("/") else [pattern]
+        is_folder = pattern.endswith("/")
+        return _list_page(pattern, network, "*", files=True) if is_folder else [pattern]
     if "**" in path:
         raise StorageError(
             f"{show_url(pattern)}: `**` cannot be matched on a web server: write one `*` a folder"

@@ -21,7 +21,14 @@ from neobert_train.data.sources.text import (
     check_text_file,
     open_text_file,
 )
-from neobert_train.data.storage import Network, StorageError, StoredFile, is_url, list_files
+from neobert_train.data.storage import (
+    Network,
+    StorageError,
+    StoredFile,
+    is_url,
+    list_files,
+    show_url,
+)
 from neobert_train.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -76,6 +83,12 @@ def list_source_files(
     sound = [file for file in files if file not in bad]
     can_seek = all(file.can_seek() for file in sound[:1])
     units = [_open_file(source, file, can_seek) for file in sound]
+    if not can_seek:
+        logger.warning(
+            "%s: its server gives no part of a file by itself, so that every unit reads from the "
+            "beginning of its file; `prepare` reads it once, or download it first",
+            show_url(sound[0].path),
+        )
     _warn_of_sequential_files(units)
     return units
 
