@@ -62,7 +62,7 @@ def find_differences(saved: TrainConfig, current: TrainConfig) -> tuple[list[str
     old = {setting.key: setting.value for setting in iter_settings(saved)}
     new = {setting.key: setting.value for setting in iter_settings(current)}
     for key in {**old, **new}:  # a source of a mixture may be in one of them alone
-        if key.startswith(_UNREMARKABLE) or (key in old and key in new and old[key] == new[key]):
+        if key.startswith(_UNREMARKABLE) or old.get(key) == new.get(key):
             continue
         text = f"{key}: {_show(old.get(key))} -> {_show(new.get(key))}"
         (fatal if key.startswith(_IDENTITY) else notable).append(text)
