@@ -1,6 +1,5 @@
 """Which tokens a model has to predict, and what it sees in their place."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +8,8 @@ from neobert_train.config.data_schema import MaskingConfig, MaskingStrategy, Mas
 from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.data.words import WordStarts, build_word_starts
 
-_LONGEST_SPAN = 10  # in units of the mean
+# SpanBERT has 10 words for a mean of 3.8; this cuts at most one span in 20,000.
+_LONGEST_SPAN = 10
 
 
 @dataclass(frozen=True)
@@ -17,100 +17,84 @@ class Masking:
     """A masking rule for one vocabulary.
 
     Attributes:
-        unit: what is chosen as a whole: tokens, words, or spans of words.
-        strategy: what chosen tokens are replaced by.
+        strategy: what the tokens to predict are replaced by.
+        unit: what is chosen as a whole.
+        span_words: unit=span: mean words of a span.
+        words: unit=word and unit=span: where words begin.
         mask_id: id of [MASK].
-        is_text: [vocab_size] bool, tokens that may be predicted.
+        is_special: [vocab_size] bool, tokens that are never predicted.
         text_ids: [num_text_ids] int64, tokens that a random replacement is drawn from.
-        span_words: mean length of a span.
-        word_starts: where words begin; None for unit `token`.
     """
 
-    unit: MaskingUnit
     strategy: MaskingStrategy
+    unit: MaskingUnit
+    span_words: float
+    words: WordStarts | None
     mask_id: int
-    is_text: np.ndarray
+    is_special: np.ndarray
     text_ids: np.ndarray
-    span_words: float = 1.0
-    word_starts: WordStarts | None = None
 
     def apply(
         self, ids: np.ndarray, generator: np.random.Generator, rate: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Choose tokens to predict, and replace them.
+        """Choose `target` = round(rate x text tokens) tokens and replace them.
 
-        Their number is round(rate x text tokens); with whole words the largest one up to it that
-        words taken in a random order come to before one would exceed it.
+        - unit=token: exactly `target`, uniformly.
+        - unit=word: all tokens of words that are drawn uniformly, up to the first word that would
+          exceed `target`; fewer than `target` by less than the tokens of that word.
+        - unit=span: exactly `target`. Spans of whole words are drawn uniformly and the last is cut
+          where `target` is reached. Their length is geometric with mean `span_words`, ten times
+          that at most, and less where the text ends before.
+
+        Words and spans end at a special token, so they lie within a document.
 
         Args:
             ids: [T] int64.
             generator: decides which tokens, and by what they are replaced.
-            rate: share of the text tokens.
+            rate: share of the text tokens to predict, in (0, 1).
 
         Returns:
             The ids with replacements [T], the chosen positions [M] ascending, and the tokens that
             stood there [M]; all int64.
         """
-        is_text = self.is_text[ids]
-        count = round(rate * int(np.count_nonzero(is_text)))
+        is_text = ~self.is_special[ids]
+        target = round(rate * int(np.count_nonzero(is_text)))
         if self.unit is MaskingUnit.token:
-            positions = _choose_tokens(np.flatnonzero(is_text), count, generator)
+            candidates = np.flatnonzero(is_text)
+            order = generator.choice(len(candidates), target, replace=False, shuffle=False)
+            chosen = candidates[order]
         else:
-            assert self.word_starts is not None
-            # Specials are words of their own, so that words and spans end at them.
-            starts = np.flatnonzero(self.word_starts.find(ids))
-            lengths = np.diff(starts, append=len(ids))
-            words = np.flatnonzero(is_text[starts])
-            if self.unit is MaskingUnit.word:
-                chosen = _choose_words(lengths[words], count, generator)
-                positions = _list_positions(starts[words[chosen]], lengths[words[chosen]])
-            else:
-                positions = self._choose_spans(starts, lengths, words, count, generator)
-            positions.sort()
+            chosen = self._choose_units(ids, is_text, target, generator)
+        is_chosen = np.zeros(len(ids), dtype=bool)
+        is_chosen[chosen] = True
+        positions = np.flatnonzero(is_chosen)
         labels = ids[positions]
         masked = ids.copy()
         masked[positions] = self._replace(labels, generator)
         return masked, positions, labels
 
-    def _choose_spans(
-        self,
-        starts: np.ndarray,
-        lengths: np.ndarray,
-        words: np.ndarray,
-        count: int,
-        generator: np.random.Generator,
+    def _choose_units(
+        self, ids: np.ndarray, is_text: np.ndarray, target: int, generator: np.random.Generator
     ) -> np.ndarray:
-        """Positions of spans of words drawn one after the other (SpanBERT, arXiv 1907.10529, 3.1).
-
-        Each begins at a random word and has a geometric number of words, as far as its document
-        goes; the last one is cut where it exceeds the count.
-
-        Args:
-            starts, lengths: [num_words] int64, of all words, special tokens as words included.
-            words: indices of those that are text.
-            count: tokens to choose.
-            generator: decides.
-        """
-        # The end of the document that each word is in: the next word that is no text.
-        is_text = np.zeros(len(starts) + 1, dtype=bool)
-        is_text[words] = True
-        ends = np.flatnonzero(~is_text)
-        longest = round(_LONGEST_SPAN * self.span_words)
-        chosen = np.empty(0, dtype=np.int64)
-        while len(chosen) < count:
-            num_spans = math.ceil(
-                (count - len(chosen)) * len(starts) / lengths.sum() / self.span_words
-            )
-            first = words[generator.integers(len(words), size=num_spans)]
-            num_words = np.minimum(generator.geometric(1 / self.span_words, num_spans), longest)
-            last = np.minimum(first + num_words, ends[np.searchsorted(ends, first)])
-            spans = _list_positions(first, last - first)
-            tokens = _list_positions(starts[spans], lengths[spans])
-            # In the order in which they were drawn, each token once.
-            drawn = np.concatenate([chosen, tokens])
-            _, places = np.unique(drawn, return_index=True)
-            chosen = drawn[np.sort(places)]
-        return chosen[:count]
+        """Positions of the tokens of random words or spans, [M] int64 in no order."""
+        assert self.words is not None
+        starts = np.flatnonzero(self.words.find(ids))
+        if self.unit is MaskingUnit.span:
+            starts = starts[_find_span_starts(is_text[starts], self.span_words, generator)]
+        lengths = np.diff(starts, append=len(ids))
+        of_text = is_text[starts]
+        starts, lengths = starts[of_text], lengths[of_text]
+        # A unit has a token at least, so no more than `target` of them are needed.
+        order = generator.choice(len(starts), min(len(starts), target), replace=False)
+        starts, lengths = starts[order], lengths[order]
+        room = target - (np.cumsum(lengths) - lengths)
+        if self.unit is MaskingUnit.span:
+            taken = np.clip(room, 0, lengths)
+        else:
+            taken = np.where(lengths <= room, lengths, 0)
+        # The positions start, start + 1, ... of each unit, one unit after the other.
+        begins = np.cumsum(taken) - taken
+        return np.arange(taken.sum()) + np.repeat(starts - begins, taken)
 
     def _replace(self, labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         replaced = np.full_like(labels, self.mask_id)
@@ -121,43 +105,45 @@ class Masking:
         return replaced
 
 
-def _choose_tokens(
-    candidates: np.ndarray, count: int, generator: np.random.Generator
+def _find_span_starts(
+    is_text: np.ndarray, mean_words: float, generator: np.random.Generator
 ) -> np.ndarray:
-    """`count` of the candidates, each set of them equally likely, in their order."""
-    chosen = np.zeros(len(candidates), dtype=bool)
-    chosen[generator.choice(len(candidates), count, replace=False, shuffle=False)] = True
-    return candidates[chosen]
+    """The words that begin a span, [num_spans] int64 ascending.
 
+    The whole text is divided, since a geometric length is a coin toss at every word: no span then
+    overlaps another, and each word is as likely as any other to be in one that is drawn.
 
-def _choose_words(lengths: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Indices of words in a random order, up to the first that would exceed `count` tokens."""
-    order = generator.permutation(len(lengths))
-    return order[: np.searchsorted(np.cumsum(lengths[order]), count, side="right")]
-
-
-def _list_positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """starts[0], starts[0] + 1, ... for lengths[0] numbers, then the same from starts[1] on."""
-    ends = np.cumsum(lengths)
-    offsets = np.repeat(starts - (ends - lengths), lengths)
-    return np.arange(len(offsets)) + offsets
+    Args:
+        is_text: [num_words] bool, False for a special token, which is a span by itself.
+        mean_words: mean length.
+        generator: tosses the coins.
+    """
+    begins = generator.random(len(is_text), dtype=np.float32) < 1 / mean_words
+    begins[:1] = True
+    begins |= ~is_text
+    begins[1:] |= ~is_text[:-1]
+    starts = np.flatnonzero(begins)
+    longest = round(_LONGEST_SPAN * mean_words)
+    while len(too_long := starts[np.diff(starts, append=len(begins)) > longest]):
+        begins[too_long + longest] = True
+        starts = np.flatnonzero(begins)
+    return starts
 
 
 def build_masking(config: MaskingConfig, tokenizer: TextTokenizer) -> Masking:
     """The configured masking rule for a tokenizer's vocabulary.
 
     Raises:
-        InputError: words are asked for, and the tokenizer does not tell them.
+        InputError: words are asked for that the tokenizer does not tell.
     """
-    is_text = np.ones(tokenizer.vocab_size, dtype=bool)
-    is_text[tokenizer.special_ids] = False
-    needs_words = config.unit is not MaskingUnit.token
+    is_special = np.zeros(tokenizer.vocab_size, dtype=bool)
+    is_special[tokenizer.special_ids] = True
     return Masking(
-        config.unit,
-        config.strategy,
-        tokenizer.special.mask,
-        is_text,
-        np.flatnonzero(is_text),
-        config.span_words,
-        build_word_starts(tokenizer) if needs_words else None,
+        strategy=config.strategy,
+        unit=config.unit,
+        span_words=config.span_words,
+        words=None if config.unit is MaskingUnit.token else build_word_starts(tokenizer),
+        mask_id=tokenizer.special.mask,
+        is_special=is_special,
+        text_ids=np.flatnonzero(~is_special),
     )

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -42,6 +41,7 @@ class TextTokenizer:
     Special tokens spelled out in a document are tokenised as the text they are.
 
     Attributes:
+        name: what it was loaded by.
         vocab_size: the largest id plus one, special tokens included.
         special: ids of the five special tokens.
         special_ids: [num_special] int64, ids of all special tokens, ascending.
@@ -54,6 +54,7 @@ class TextTokenizer:
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
+        self.name = name
         self._spellings = {
             role: _find_special(tokenizer, name, role) for role in _SPECIAL_SPELLINGS
         }
@@ -62,20 +63,9 @@ class TextTokenizer:
         added = tokenizer.get_added_tokens_decoder()
         specials = {index for index, token in added.items() if token.special} | set(ids.values())
         self.special_ids = np.array(sorted(specials), dtype=np.int64)
-        canonical = json.dumps(self.definition, sort_keys=True)
+        canonical = json.dumps(json.loads(self.to_json()), sort_keys=True)
         self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
-        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-
-    @property
-    def definition(self) -> dict[str, Any]:
-        """The content of its `tokenizer.json`."""
-        definition: dict[str, Any] = json.loads(self._tokenizer.to_str())
-        return definition
-
-    @property
-    def vocabulary(self) -> dict[str, int]:
-        """Every token with its id, special and added ones included."""
-        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
+        self.vocab_size = max(self.get_vocabulary().values()) + 1
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of each text without special tokens, [num_tokens] int64."""
@@ -86,10 +76,18 @@ class TextTokenizer:
         """Text of token ids, special tokens spelled out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
+    def get_vocabulary(self) -> dict[str, int]:
+        """Id of every token by its spelling, special tokens included."""
+        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
+
+    def to_json(self) -> str:
+        """Text of its `tokenizer.json`."""
+        return str(self._tokenizer.to_str())
+
     def save(self, folder: Path, max_length: int) -> None:
         """Write the files that `AutoTokenizer.from_pretrained(folder)` reads."""
         folder.mkdir(parents=True, exist_ok=True)
-        exported = Tokenizer.from_str(self._tokenizer.to_str())
+        exported = Tokenizer.from_str(self.to_json())
         exported.post_processor = self._frame_documents()
         exported.save(str(folder / "tokenizer.json"))
         settings = {

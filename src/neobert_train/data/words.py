@@ -1,107 +1,117 @@
-"""Where words begin in a run of tokens, for tokenizers whose entries tell it."""
+"""Where words begin among the tokens of a text.
 
+A vocabulary entry says by its spelling alone what it may follow within a word, so two tables of one
+byte per entry answer for a whole micro-batch at once.
+"""
+
+import functools
+import json
+import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tokenizers import decoders
 
 from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.errors import InputError
 
-_METASPACE = "\u2581"  # what Unigram and SentencePiece write for a space
-_BYTE_SPACE = "\u0120"  # what byte-level BPE writes for a space
-_LETTERS, _OTHERS = 1, 2
+# What a token begins or ends with, as bits; a word goes on where both sides share one.
+_LETTER, _PUNCTUATION, _SPACE = 1, 2, 4
+_NONE, _ANY = 0, _LETTER | _PUNCTUATION | _SPACE
 
 
 @dataclass(frozen=True)
 class WordStarts:
-    """A rule for one vocabulary.
+    """Where the words of one vocabulary begin.
 
     Attributes:
-        is_special: [vocab_size] bool, tokens that stand for no text.
-        begins: [vocab_size] bool, tokens that begin a word wherever they stand.
-        first_class, last_class: [vocab_size] uint8, whether the first and the last character of a
-            token are letters or digits, or anything else; 0 where a word goes on in any case.
+        continues: [vocab_size] uint8, the kinds of ending that a token goes on after; 0 for one
+            that always begins a word.
+        ends: [vocab_size] uint8, the kinds of ending that a token is; 0 for one that always ends
+            its word.
     """
 
-    is_special: np.ndarray
-    begins: np.ndarray
-    first_class: np.ndarray
-    last_class: np.ndarray
+    continues: np.ndarray
+    ends: np.ndarray
 
     def find(self, ids: np.ndarray) -> np.ndarray:
-        """Which tokens begin a word; a special token does, and so does what follows one.
+        """Whether each token begins a word, [T] bool; a special token is a word by itself.
 
         Args:
-            ids: [T] integers.
-
-        Returns:
-            [T] bool.
+            ids: [T] int64.
         """
-        special = self.is_special[ids]
-        starts = self.begins[ids] | special
-        first, before = self.first_class[ids[1:]], self.last_class[ids[:-1]]
-        starts[1:] |= special[:-1] | ((first != before) & (first > 0) & (before > 0))
-        starts[:1] = True
+        starts = np.ones(len(ids), dtype=bool)
+        starts[1:] = (self.continues[ids[1:]] & self.ends[ids[:-1]]) == 0
         return starts
 
 
+@functools.lru_cache(maxsize=1)  # every lane asks for the same tokenizer
 def build_word_starts(tokenizer: TextTokenizer) -> WordStarts:
-    """The rule for a tokenizer.
+    """The word boundaries of a tokenizer's vocabulary.
 
-    WordPiece marks tokens that go on with a word, by a prefix. Byte-level BPE and Unigram mark the
-    space before a word; there, punctuation is parted from letters and digits as well.
+    With a continuation prefix (WordPiece: `##ing`) every token without it begins a word. With a
+    space marker (byte-level BPE: `Ġword`, SentencePiece: `▁word`) a word begins at a marker, at
+    white space, and where letters or digits change to punctuation or back. So a stretch of a
+    language that writes no spaces is one word there.
 
     Raises:
-        InputError: its entries do not tell words.
+        InputError: the tokens do not tell where a word begins.
     """
-    size = tokenizer.vocab_size
-    is_special = np.zeros(size, dtype=bool)
-    is_special[tokenizer.special_ids] = True
-    begins = np.zeros(size, dtype=bool)
-    classes = np.zeros((2, size), dtype=np.uint8)
-    definition = tokenizer.definition
-    vocabulary = tokenizer.vocabulary
-    prefix = definition["model"].get("continuing_subword_prefix")
-    if definition["model"]["type"] == "WordPiece" and prefix:
+    definition = json.loads(tokenizer.to_json())
+    vocabulary = tokenizer.get_vocabulary()
+    continues = np.zeros(tokenizer.vocab_size, dtype=np.uint8)
+    ends = np.zeros(tokenizer.vocab_size, dtype=np.uint8)
+    if prefix := definition["model"].get("continuing_subword_prefix"):
         for token, index in vocabulary.items():
-            begins[index] = not token.startswith(prefix)
-        return WordStarts(is_special, begins, *classes)
-    marker = _find_space_marker(definition)
-    if marker is None:
-        raise InputError(
-            "the tokenizer does not tell where words begin (it is neither WordPiece, byte-level BPE "
-            "nor Unigram with a space marker): write masking.unit=token, or another tokenizer.path"
-        )
-    for token, index in vocabulary.items():
-        begins[index] = token.startswith(marker)
-        text = token.removeprefix(marker)
-        if text:
-            classes[:, index] = _classify(text[0], marker), _classify(text[-1], marker)
-    return WordStarts(is_special, begins, *classes)
+            continues[index] = _ANY if token.startswith(prefix) else _NONE
+            ends[index] = _ANY
+    else:
+        spell = _find_spelling(definition, tokenizer)
+        for token, index in vocabulary.items():
+            continues[index], ends[index] = _classify(spell(token))
+    continues[tokenizer.special_ids] = ends[tokenizer.special_ids] = _NONE
+    return WordStarts(continues, ends)
 
 
-def _find_space_marker(definition: dict[str, Any]) -> str | None:
-    """What stands for a space in the entries; None where nothing does."""
-    parts = list(_iter_types(definition.get("pre_tokenizer"))) + list(
-        _iter_types(definition.get("decoder"))
+def _find_spelling(definition: dict[str, Any], tokenizer: TextTokenizer) -> Callable[[str], str]:
+    """What turns a token into its text, the marker of a new word into a space."""
+    stages = [definition[key] for key in ("normalizer", "pre_tokenizer", "decoder")]
+    byte_level, byte_fallback = decoders.ByteLevel(), decoders.ByteFallback()
+    if '"ByteLevel"' in json.dumps(stages):
+        marker, spell = "Ġ", lambda token: byte_level.decode([token])
+    else:
+        marker, spell = "▁", lambda token: byte_fallback.decode([token.replace("▁", " ")])
+    # Some settings leave a marker in the vocabulary that no text is ever given.
+    [probe] = tokenizer.encode(["a b"])
+    later = set(probe[1:].tolist())
+    marked = any(
+        token.startswith(marker)
+        for token, index in tokenizer.get_vocabulary().items()
+        if index in later
     )
-    if "ByteLevel" in parts:
-        return _BYTE_SPACE
-    return _METASPACE if "Metaspace" in parts else None
+    if not marked:
+        raise InputError(
+            f"the tokenizer '{tokenizer.name}' (tokenizer.path) does not tell where a word begins: "
+            "masking.unit=word and masking.unit=span need tokens with a continuation prefix (##) "
+            "or a space marker (Ġ or ▁); write masking.unit=token"
+        )
+    return spell
 
 
-def _iter_types(part: Any) -> Any:
-    if isinstance(part, dict):
-        yield part.get("type")
-        for value in part.values():
-            yield from _iter_types(value)
-    elif isinstance(part, list):
-        for value in part:
-            yield from _iter_types(value)
+def _classify(text: str) -> tuple[int, int]:
+    """What a token goes on after, and what it ends as."""
+    if not text.strip(" "):  # the marker alone belongs to the word after it
+        return _NONE, _ANY
+    return (_NONE if text[0] == " " else _find_class(text[0])), _find_class(text[-1])
 
 
-def _classify(character: str, marker: str) -> int:
-    # Byte-level BPE writes bytes of letters beyond ASCII as signs such as these.
-    is_high_byte = marker == _BYTE_SPACE and ord(character) >= 0xA1
-    return _LETTERS if character.isalnum() or is_high_byte else _OTHERS
+def _find_class(character: str) -> int:
+    if character.isspace():
+        return _SPACE
+    category = unicodedata.category(character)
+    # Format characters join letters, and U+FFFD stands for a part of a character.
+    if category[0] in "LMN" or category == "Cf" or character == "\ufffd":
+        return _LETTER
+    return _PUNCTUATION
