@@ -35,9 +35,10 @@ from neobert_train.config.store import compose_config, to_typed
 from neobert_train.data.corpus import open_corpus
 from neobert_train.data.lanes import Lane, LaneState, initial_states
 from neobert_train.data.loader import StepLoader
+from neobert_train.data.packing import Packer
 from neobert_train.data.preparation import list_jobs, run_jobs, write_manifest
 from neobert_train.data.sources import EMBEDDED_TEXTS, Record
-from neobert_train.data.tokenization import load_tokenizer
+from neobert_train.data.tokenization import load_tokenizer, split_document
 
 
 def write_web_like_documents(path: Path, num_documents: int) -> None:
@@ -133,7 +134,8 @@ def main() -> None:
             config.data.num_workers = 1
             loader = StepLoader(config, open_corpus(config, tokenizer), initial_states([0]))
             steps = (batch for _ in itertools.count() for batch in loader.next_step())
-            next(steps)  # the process has started, and read ahead no more than it may
+            for _ in range(2 * config.data.prefetch_micro_batches):
+                next(steps)  # what was read ahead while the process started does not count
             found["worker"] = count_tokens(steps, num_tokens)
             loader.close()
             found["prepared"] = count_tokens(iter_lane(prepared), 10 * num_tokens)
@@ -141,6 +143,7 @@ def main() -> None:
                 for name, speed in found.items():
                     speeds.setdefault(name, []).append(speed)
     print_table(speeds, len(texts), num_tokens)
+    print_packing()
 
 
 def print_table(speeds: dict[str, list[float]], num_documents: int, num_tokens: int) -> None:
@@ -153,6 +156,20 @@ def print_table(speeds: dict[str, list[float]], num_documents: int, num_tokens: 
         print(
             f"{one} / {other}: {statistics.median(ratios):.3f} "
             f"({min(ratios):.3f} to {max(ratios):.3f})"
+        )
+
+
+def print_packing() -> None:
+    """How full micro-batches of web-like documents are, as a mean over 200 of them."""
+    sigma = math.sqrt(2 * math.log(620 / 300))
+    draws = np.random.default_rng(1).lognormal(math.log(300), sigma, 100_000)
+    for micro_batch, context in itertools.product((65_536, 8192), (1024, 4096)):
+        documents = (np.zeros(int(length) + 1) for length in itertools.cycle(draws))
+        parts = (part for document in documents for part in split_document(document, context))
+        packer = Packer(lambda parts=parts: bytes(len(next(parts)) + 2), micro_batch, 64)
+        filled = sum(len(chunk) for _ in range(200) for chunk in packer.pack())
+        print(
+            f"packed at context {context:,}, {micro_batch:,} tokens: {filled / 200 / micro_batch:.3%}"
         )
 
 
