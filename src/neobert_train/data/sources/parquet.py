@@ -56,7 +56,9 @@ class ParquetUnit:
                 for group, (begin, end) in enumerate(itertools.pairwise((0, *ends))):
                     wanted = range(max(start, cursor, begin), min(stop, end))
                     if wanted:
-                        yield from self._iter_row_group(parquet, group, begin, end, wanted)
+                        # Whatever the cursor: the two ways of reading lose different rows to damage.
+                        divided = start > begin or stop < end
+                        yield from self._iter_row_group(parquet, group, begin, wanted, divided)
         except SettingError as error:
             yield BadRecord(str(error), 0, END_OF_UNIT, is_setting=True)
         except StorageError:
@@ -93,11 +95,10 @@ class ParquetUnit:
             return Division(_find_group_ends(parquet))
 
     def _iter_row_group(
-        self, parquet: pq.ParquetFile, group: int, begin: int, end: int, wanted: range
+        self, parquet: pq.ParquetFile, group: int, begin: int, wanted: range, divided: bool
     ) -> Iterator[Record | BadRecord]:
         row = wanted.start - 1
         try:
-            divided = wanted.start - begin + end - wanted.stop > 0
             for row, text, id_ in self._iter_rows(parquet, group, begin, wanted.start, divided):
                 if row >= wanted.stop:
                     return
