@@ -183,11 +183,14 @@ def check_parquet_file(file: StoredFile, column: str, id_column: str | None) -> 
 
     Raises:
         SettingError: a column does not exist or holds no text.
+        StorageError: the network gave out, which says nothing about the file.
         InputError: the file cannot be read or is empty.
     """
     try:
         with file.open() as stream, pq.ParquetFile(stream) as parquet:
             schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
+    except StorageError:
+        raise
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{file.path} cannot be read as parquet: {error}") from error
     check_columns(file.path, schema, column, id_column)
