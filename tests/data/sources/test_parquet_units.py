@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -80,9 +81,12 @@ def test_units_give_each_row_once_and_continue_from_any_row(folder, kind, texts,
     table = pa.table({"id": range(len(texts)), "content": pa.array(texts).cast(kind)})
     pq.write_table(table, path, row_group_size=rows)
     found = []
-    for unit in list_units(path, parts):
+    division = list_units(path)[0].find_division()
+    for part, unit in enumerate(list_units(path, parts)):
         records = list(unit.iter_records(0))
         assert all(isinstance(record, Record) for record in records)
+        begins = division.select(np.arange(len(texts)), part, parts)
+        assert [record.begin for record in records] == begins.tolist()
         cursors = [0, *(record.next_cursor for record in records)]
         assert all(a < b for a, b in itertools.pairwise(cursors))
         for index, cursor in enumerate(cursors):
