@@ -137,6 +137,24 @@ def test_a_row_group_that_many_units_divide_is_decoded_once(folder, monkeypatch,
     assert decoded == list(range(num_groups))
 
 
+def test_units_that_are_read_side_by_side_do_not_each_hold_their_row_group(folder):
+    """Dozens are open in a worker; a row group may have 256 MiB."""
+    units = []
+    for number in range(8):
+        path = folder / f"side-by-side-{number}.parquet"
+        texts = [f"{number} {row} " * 200 for row in range(2000)]
+        pq.write_table(pa.table({"content": texts}), path)
+        units += list_units(path, parts=8)
+    size = pq.read_metadata(path).row_group(0).total_byte_size
+    before = pa.total_allocated_bytes()
+    records = [unit.iter_records(0) for unit in units[::4]]
+    for unit in records:
+        next(unit)
+    held = pa.total_allocated_bytes() - before
+    kept = parquet_module._KEPT_GROUPS * size
+    assert held < 1.5 * (kept + len(records) * size / 8) < 8 * size
+
+
 @pytest.mark.parametrize("parts", [1, 3])
 def test_a_row_group_too_large_to_keep_is_streamed_by_every_unit(folder, monkeypatch, parts):
     monkeypatch.setattr(parquet_module, "_MOST_KEPT_BYTES", 1000)
