@@ -15,7 +15,7 @@ from transformers import BertTokenizer
 from neobert_train.config.data_schema import DataConfig, MaskingConfig, MixtureSourceConfig
 from neobert_train.config.schema import BatchConfig, EvaluationConfig, TrainConfig
 from neobert_train.data import heldout
-from neobert_train.data.admission import Admission, Kind, is_heldout
+from neobert_train.data.admission import Admission, is_heldout
 from neobert_train.data.heldout import (
     build_evaluation_batches,
     compute_entropy,
@@ -23,7 +23,7 @@ from neobert_train.data.heldout import (
     sample_source,
 )
 from neobert_train.data.lanes import Lane, LaneState
-from neobert_train.data.sources import EMBEDDED_TEXTS, BadRecord, Record
+from neobert_train.data.sources import EMBEDDED_TEXTS
 from neobert_train.data.sources.parquet import ParquetUnit
 from neobert_train.data.sources.text import LineRangeUnit, TextLayout
 from neobert_train.data.storage import StoredFile
@@ -241,36 +241,24 @@ def test_entropy_of_the_shipped_speeches(tokenizer):
     assert found.unigram_entropy == pytest.approx(6.478, abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("bounds", "text", "expected"),
-    [
-        ({"min_characters": 5}, "12345", Kind.document),
-        ({"min_characters": 6}, "12345", Kind.filtered),
-        ({"max_characters": 5}, "12345", Kind.document),
-        ({"max_characters": 4}, "12345", Kind.filtered),
-        ({"max_characters": 0}, " \n", Kind.empty),
-        ({"heldout_fraction": 0.999999999999}, "12345", Kind.heldout),
-        ({"heldout_fraction": 0.999999999999, "max_characters": 4}, "12345", Kind.filtered),
-    ],
-)
-def test_admission_by_characters(bounds, text, expected):
-    assert Admission(**bounds).classify(Record(text, 0, 1)) is expected
-    assert Admission(**bounds).classify(BadRecord("bad", 0, 1)) is Kind.bad
-
-
-@pytest.mark.parametrize(
-    ("bounds", "num_tokens", "expected"),
-    [
-        ({}, 1, Kind.document),
-        ({}, 0, Kind.empty),
-        ({"min_tokens": 3}, 3, Kind.document),
-        ({"min_tokens": 4}, 3, Kind.filtered),
-        ({"max_tokens": 3}, 3, Kind.document),
-        ({"max_tokens": 2}, 3, Kind.filtered),
-    ],
-)
-def test_admission_by_tokens(bounds, num_tokens, expected):
-    assert Admission(**bounds).classify_tokens(num_tokens) is expected
+def test_a_sample_holds_and_counts_only_documents_within_the_bounds(tokenizer, reference, tmp_path):
+    texts = [make_text(n, 4 + n % 20) for n in range(300)]
+    units = write_units(tmp_path / "a.jsonl", texts, 3)
+    lengths = {text: len(text.split()) for text in texts}  # a token a word
+    admission = Admission(
+        min_characters=40, max_characters=110, min_tokens=9, max_tokens=15, heldout_fraction=0.5
+    )
+    found = sample_source(units, admission, tokenizer, 10**9, 10**9)
+    readable = [text for text in texts if 40 <= len(text) <= 110]
+    kept = [text for text in readable if 9 <= lengths[text] <= 15]
+    assert {9, 15} <= {lengths[text] for text in kept}
+    assert len(kept) < len(readable) < len(texts)
+    wanted = sorted(text for text in kept if is_heldout(text, 0.5))
+    assert sorted(decode(tokenizer, found.heldout)) == wanted
+    assert found.num_documents == len(readable)
+    counts = {n: count for n, count in enumerate(found.counts.tolist()) if count}
+    total = sum(counts.values())
+    assert {n: count / total for n, count in counts.items()} == count_with(reference, kept)
 
 
 def build_evaluation(tokenizer, documents, max_tokens=10**9, seed=0):

@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from neobert_train.config.data_schema import DataConfig, SourceKind
+from neobert_train.config.data_schema import DataConfig, MixtureSourceConfig, SourceKind
 from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record, build_units
 from neobert_train.data.sources.huggingface import HuggingFaceUnit, StreamedDataset
 from neobert_train.data.sources.parquet import ParquetUnit
+from neobert_train.data.storage import StorageError
 from neobert_train.errors import InputError
 
 NUM_ROWS, GROUP_ROWS = 60, 7
@@ -159,6 +160,76 @@ def test_parquet_files_are_read_as_files_and_all_else_is_streamed(tmp_path, capl
     assert "a resume reads the shard it was in again" in record.getMessage()
 
 
+def write_splits(folder) -> None:
+    for split in ("train", "test"):
+        for number in range(2):
+            texts = [f"{split} {number} {row}" for row in range(5)]
+            path = folder / f"{split}-{number:05d}.parquet"
+            pq.write_table(pa.table({"content": texts, "key": range(5)}), path)
+
+
+def test_the_files_of_a_split_alone_are_read(tmp_path):
+    write_splits(tmp_path)
+    for split in ("train", "test"):
+        units = build([], str(tmp_path), split=split, id_column="key")
+        assert {type(unit) for unit in units} == {ParquetUnit}
+        records = [record for unit in units for record in unit.iter_records(0)]
+        assert [(record.text, record.id) for record in records] == [
+            (f"{split} {number} {row}", str(row)) for number in range(2) for row in range(5)
+        ]
+
+
+def test_files_of_a_glob_are_read_in_the_order_of_their_names(tmp_path):
+    write_splits(tmp_path)
+    units = build([tmp_path / "*-00001.parquet"])
+    assert [unit.path for unit in units if unit.part == 0] == [
+        str(tmp_path / f"{split}-00001.parquet") for split in ("test", "train")
+    ]
+
+
+def test_splits_together_are_streamed_and_give_each_row_once(tmp_path, caplog):
+    write_splits(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        units = build([], str(tmp_path), split="train+test")
+    assert {type(unit) for unit in units} == {HuggingFaceUnit}
+    assert "is streamed with `datasets`" in caplog.text
+    texts = [record.text for unit in units for record in unit.iter_records(0)]
+    assert sorted(texts) == sorted(
+        f"{split} {n} {row}" for split in ("train", "test") for n in range(2) for row in range(5)
+    )
+
+
+def test_sources_of_a_mixture_that_are_one_dataset_look_for_its_files_once(tmp_path, monkeypatch):
+    write_splits(tmp_path)
+    asked = []
+    load = datasets.load_dataset_builder
+    monkeypatch.setattr(
+        datasets, "load_dataset_builder", lambda *args, **rest: asked.append(args) or load(*args, **rest)
+    )  # fmt: skip
+    config = DataConfig(
+        source=SourceKind.huggingface,
+        dataset=str(tmp_path),
+        column="content",
+        mixture={
+            "short": MixtureSourceConfig(max_characters=100),
+            "long": MixtureSourceConfig(min_characters=101),
+        },
+    )
+    units = build_units(config, 3)
+    assert list(units) == ["short", "long"]
+    assert units["short"] == units["long"]
+    assert asked == [(str(tmp_path),)]
+
+
+def test_a_host_that_is_gone_after_the_start_is_no_damage_of_a_parquet_file(tmp_path, server):
+    """Rows are not passed over for a network that gives out."""
+    url = f"{server.url}/{write_shard(tmp_path, 0, 'parquet')}"
+    unit = build([url], max_retries=0)[0]
+    server.is_broken = True
+    with pytest.raises(StorageError, match=r"shard-0\.parquet"):
+        list(unit.iter_records(0))
+
+
 def test_rows_without_the_text_give_an_empty_one(tmp_path):
     path = tmp_path / "a.jsonl"
     lines = [{"content": "first"}, {"content": None}, {"id": 3}, {"content": "last"}]
@@ -167,26 +238,72 @@ def test_rows_without_the_text_give_an_empty_one(tmp_path):
     assert texts == ["first", "", "", "last"]
 
 
-def test_rows_that_hold_no_text_are_bad_and_the_others_are_read(tmp_path):
-    pq.write_table(pa.table({"content": [1, 2]}), tmp_path / "a.parquet")
-    unit = HuggingFaceUnit(
-        StreamedDataset("parquet", None, "train", None, (str(tmp_path / "a.parquet"),)), "content", None, 0, 1
-    )  # fmt: skip
-    assert [record.next_cursor for record in unit.iter_records(0)] == [1, 2]
-    for record in unit.iter_records(0):
+@pytest.mark.parametrize("num_lanes", [1, 2])
+def test_rows_of_csv_are_named_by_their_id_and_place(tmp_path, num_lanes):
+    path = tmp_path / "a.csv"
+    path.write_text('id,content\n7,a\n,"two\nlines"\nx,\n9,é\n')
+    units = build([path], "csv", num_lanes, id_column="id")
+    records = [(record, unit) for unit in units for record in unit.iter_records(0)]
+    records.sort(key=lambda pair: pair[0].begin)
+    found = [record for record, _ in records]
+    assert [(r.text, r.id) for r in found] == [
+        ("a", "7"), ("two\nlines", None), ("", "x"), ("é", "9")
+    ]  # fmt: skip
+    assert [unit.describe(record.next_cursor) for record, unit in records] == [
+        f"csv, shard 0, row group 0, row {row}" for row in (1, 2, 3, 4)
+    ]
+
+
+def test_rows_that_hold_no_text_are_bad_and_name_their_places(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("content\n1\n2\n3\n")
+    (unit,) = build([path], "csv")
+    records = list(unit.iter_records(0))
+    assert [(record.begin, record.next_cursor) for record in records] == [(0, 1), (1, 2), (2, 3)]
+    for row, record in enumerate(records, 1):
         assert isinstance(record, BadRecord)
-        assert "shard 0" in record.reason
-        assert "'content' holds a int, not text" in record.reason
+        assert record.is_setting
+        assert record.reason == f"{unit.describe(row)}: 'content' holds a int, not text"
+    assert list(unit.iter_records(2)) == records[2:]
 
 
-def test_a_bad_row_is_named_by_its_place_in_the_shard(tmp_path):
+def test_a_streamed_row_of_a_later_row_group_is_named_by_both(tmp_path):
+    """As of parquet files that are not a whole split, such as those of two splits together."""
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"content": list(range(9))}), path, row_group_size=4)
     source = StreamedDataset("parquet", None, "train", None, (str(path),))
-    reasons = [
-        record.reason for record in HuggingFaceUnit(source, "content", None, 0, 1).iter_records(0)
+    unit = HuggingFaceUnit(source, "content", None, 0, 1)
+    records = list(unit.iter_records(0))
+    places = [f"row group {row // 4}, row {row % 4 + 1}" for row in range(9)]
+    assert [record.reason for record in records] == [
+        f"parquet, shard 0, {place}: 'content' holds a int, not text" for place in places
     ]
-    assert len(set(reasons)) == 9
+    for number, record in enumerate(records, 1):
+        assert list(unit.iter_records(record.next_cursor)) == records[number:]
+
+
+@pytest.mark.parametrize("num_lanes", [1, 3])
+def test_damage_after_many_rows_comes_at_its_place_and_again_after_a_resume(tmp_path, num_lanes):
+    noise = random.Random(3)
+    lines = [json.dumps({"content": noise.randbytes(300).hex()}) for _ in range(40_000)]
+    whole = gzip.compress("\n".join(lines).encode(), 1)
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(whole)
+    units = build([path], "json", num_lanes)
+    path.write_bytes(whole[: len(whole) * 4 // 5])
+    damages = set()
+    for unit in units:
+        *records, bad = unit.iter_records(0)
+        assert len(records) > 3_000
+        assert all(isinstance(record, Record) for record in records)
+        assert isinstance(bad, BadRecord)
+        assert bad.next_cursor == END_OF_UNIT
+        assert records[-1].next_cursor <= bad.begin < len(lines)
+        damages.add(bad.begin)
+        for record in (records[0], records[-2], records[-1]):
+            *rest, again = unit.iter_records(record.next_cursor)
+            assert (len(rest), again) == (len(records) - 1 - records.index(record), bad)
+    assert len(damages) == 1
 
 
 def test_a_damaged_shard_ends_in_a_bad_record_and_the_other_shards_are_read(tmp_path):

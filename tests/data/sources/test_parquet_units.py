@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -80,9 +81,12 @@ def test_units_give_each_row_once_and_continue_from_any_row(folder, kind, texts,
     table = pa.table({"id": range(len(texts)), "content": pa.array(texts).cast(kind)})
     pq.write_table(table, path, row_group_size=rows)
     found = []
-    for unit in list_units(path, parts):
+    division = list_units(path)[0].find_division()
+    for part, unit in enumerate(list_units(path, parts)):
         records = list(unit.iter_records(0))
         assert all(isinstance(record, Record) for record in records)
+        begins = division.select(np.arange(len(texts)), part, parts)
+        assert [record.begin for record in records] == begins.tolist()
         cursors = [0, *(record.next_cursor for record in records)]
         assert all(a < b for a, b in itertools.pairwise(cursors))
         for index, cursor in enumerate(cursors):
@@ -116,32 +120,87 @@ def test_parts_are_whole_row_groups_where_there_are_enough(folder, num_groups):
     assert max(sizes) - min(sizes) <= (1 if num_groups < 7 else 5)
 
 
-def test_a_row_group_that_many_units_divide_is_decoded_once(folder, monkeypatch):
-    path = folder / "divided.parquet"
-    write_groups(path, num_groups=1, rows=600)
-    opened = []
-    monkeypatch.setattr(parquet_module, "_read_row_group", parquet_module._read_row_group)
-    read = parquet_module.pq.ParquetFile.read_row_group
-    monkeypatch.setattr(
-        parquet_module.pq.ParquetFile,
-        "read_row_group",
-        lambda *args, **options: opened.append(args) or read(*args, **options),
-    )
-    assert len(read_all(path, parts=50)) == 600
-    assert len(opened) == 1
+@pytest.mark.parametrize(("num_groups", "parts"), [(1, 2), (1, 50), (3, 50)])
+def test_a_row_group_that_many_units_divide_is_decoded_once(folder, monkeypatch, num_groups, parts):
+    path = folder / f"divided-{num_groups}-{parts}.parquet"
+    write_groups(path, num_groups, rows=600)
+    decoded = []
+    read = pq.ParquetFile.read_row_group
+
+    def count(self, group, **options):
+        decoded.append(group)
+        return read(self, group, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", count)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)  # the way of those that stand alone
+    assert len(read_all(path, parts)) == num_groups * 600
+    assert decoded == list(range(num_groups))
 
 
-def test_a_document_is_named_by_its_id_column_and_its_row(folder):
-    path = folder / "ids.parquet"
+def test_units_that_are_read_side_by_side_do_not_each_hold_their_row_group(folder):
+    """Dozens are open in a worker; a row group may have 256 MiB."""
+    units = []
+    for number in range(8):
+        path = folder / f"side-by-side-{number}.parquet"
+        texts = [f"{number} {row} " * 200 for row in range(2000)]
+        pq.write_table(pa.table({"content": texts}), path)
+        units += list_units(path, parts=8)
+    size = pq.read_metadata(path).row_group(0).total_byte_size
+    before = pa.total_allocated_bytes()
+    records = [unit.iter_records(0) for unit in units[::4]]
+    for unit in records:
+        next(unit)
+    held = pa.total_allocated_bytes() - before
+    kept = parquet_module._KEPT_GROUPS * size
+    assert held < 1.5 * (kept + len(records) * size / 8) < 8 * size
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_row_group_too_large_to_keep_is_streamed_by_every_unit(folder, monkeypatch, parts):
+    monkeypatch.setattr(parquet_module, "_MOST_KEPT_BYTES", 1000)
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", None)
+    path = folder / f"streamed-{parts}.parquet"
+    groups = write_groups(path, num_groups=1, rows=600)
+    assert [record.text for record in read_all(path, parts)] == groups[0]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 7])
+def test_a_document_is_named_by_its_id_column_and_its_row(folder, parts):
+    path = folder / f"ids-{parts}.parquet"
     write_groups(path, num_groups=3, rows=4)
-    units = list_units(path, 2, id_column="id")
+    units = list_units(path, parts, id_column="id")
     records = [(unit, record) for unit in units for record in unit.iter_records(0)]
     assert [record.id for _, record in records] == [str(number) for number in range(12)]
+    assert [record.begin for _, record in records] == list(range(12))
     assert [unit.describe(record.next_cursor) for unit, record in records] == [
         f"{path}, row {row}" for row in range(1, 13)
     ]
+    for unit in units:
+        found = list(unit.iter_records(0))
+        for place, record in enumerate(found):
+            assert list(unit.iter_records(record.next_cursor)) == found[place + 1 :]
+    assert {record.id for record in read_all(path, parts)} == {None}
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_an_id_may_be_null_or_the_text_itself(folder, parts):
+    path = folder / f"null-ids-{parts}.parquet"
+    table = pa.table({"content": ["a", "b", "c"], "key": pa.array([None, "x", None])})
+    pq.write_table(table, path)
+    assert [record.id for record in read_all(path, parts, id_column="key")] == [None, "x", None]
+    same = read_all(path, parts, id_column="content")
+    assert [(record.text, record.id) for record in same] == [("a", "a"), ("b", "b"), ("c", "c")]
+
+
+def test_a_missing_id_column_is_an_error_at_the_start_and_a_bad_record_later(folder):
+    path = folder / "no-ids.parquet"
+    write_groups(path, num_groups=1)
+    mend = f"{path} has no column 'key': write data.id_column=... with one of id, content"
+    with pytest.raises(InputError) as error:
+        check_parquet_file(StoredFile(str(path)), "content", "key")
+    assert str(error.value) == mend
     (bad,) = list_units(path, 1, id_column="key")[0].iter_records(0)
-    assert "write data.id_column=... with one of id, content" in bad.reason
+    assert (bad.reason, bad.is_setting, bad.next_cursor) == (mend, True, END_OF_UNIT)
 
 
 @pytest.mark.parametrize("column", ["text", "id"])
@@ -188,6 +247,27 @@ def test_a_damaged_row_group_is_named_and_the_others_are_read(folder, content, o
     for unit in list_units(path, parts):
         for index, record in enumerate(found := list(unit.iter_records(0))):
             assert list(unit.iter_records(record.next_cursor)) == found[index + 1 :]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_a_resume_loses_the_same_rows_to_damage_inside_a_row_group(folder, parts):
+    """A run that goes on must see what it would have seen had it not stopped."""
+    path = folder / f"pages-{parts}.parquet"
+    options = {"data_page_size": 4096, "write_batch_size": 64, "write_page_checksum": True}
+    groups = write_groups(path, num_groups=2, rows=1000, compression="none", **options)
+    offset, size = find_page(path, 0)
+    overwrite(path, offset + size * 3 // 4, b"\xff")
+    unit = list_units(path, parts)[0]
+    records = list(unit.iter_records(0))
+    [kept] = [place for place, record in enumerate(records) if isinstance(record, BadRecord)]
+    assert [record.text for record in records[:kept]] == groups[0][:kept]
+    assert records[kept].begin == kept
+    # The rows before the damage are read where the unit has the row group for itself.
+    assert kept >= 500 if parts < 3 else kept == 0
+    cursors = [record.next_cursor for record in records]
+    assert all(a < b for a, b in itertools.pairwise(cursors))
+    for place in {0, 99, 255, 256, kept - 1, kept, len(records) - 1} & set(range(len(records))):
+        assert list(unit.iter_records(cursors[place])) == records[place + 1 :]
 
 
 @settings(deadline=None, max_examples=60)

@@ -1,5 +1,6 @@
 """What is wrong with the files shows at the start, all of it at once, with what to write instead."""
 
+import gzip
 import json
 import logging
 import os
@@ -7,6 +8,8 @@ import os
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
+from misbehaving_server import Fault
 
 from neobert_train.config.data_schema import (
     BadRecordPolicy,
@@ -15,7 +18,8 @@ from neobert_train.config.data_schema import (
     SourceKind,
     TextDocuments,
 )
-from neobert_train.data.sources import BadRecord, build_units, files
+from neobert_train.data import storage
+from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record, build_units, files
 from neobert_train.errors import InputError
 
 
@@ -234,19 +238,121 @@ def test_the_shipped_texts_are_found_wherever_the_run_starts(tmp_path, monkeypat
     assert all(len(record.text) > 100 for unit in units for record in unit.iter_records(0))
 
 
-def test_of_very_many_files_some_that_lie_evenly_among_them_are_looked_into(tmp_path, monkeypatch):
+def write_parquet(path, **columns):
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The names of the local files that were opened, in their order, each as often as it was."""
+    names = []
+
+    def open_and_note(path, mode):
+        names.append(os.path.basename(path))
+        return open(path, mode)
+
+    monkeypatch.setattr(storage, "open", open_and_note, raising=False)
+    return names
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("num_lanes", [1, 64])
+def test_of_very_many_files_some_that_lie_evenly_among_them_are_opened(
+    tmp_path, monkeypatch, opened, suffix, num_lanes
+):
     monkeypatch.setattr(files, "_LOCAL_FILES_CHECKED", 10)
     for number in range(95):
-        write_jsonl(tmp_path / f"{number:02d}.jsonl", {"content": f"text {number}"})
-    looked_into = []
-    check = files.check_text_file
-    monkeypatch.setattr(
-        files, "check_text_file", lambda file, *rest: looked_into.append(file) or check(file, *rest)
+        path = tmp_path / f"{number:02d}.{suffix}"
+        if suffix == "jsonl":
+            write_jsonl(path, {"content": f"text {number}"})
+        else:
+            write_parquet(path, content=[f"text {number}"])
+    units = build(tmp_path, num_lanes=num_lanes)
+    assert sorted(opened) == [f"{number:02d}.{suffix}" for number in range(0, 95, 10)]
+    texts = [record.text for unit in units for record in unit.iter_records(0)]
+    assert sorted(texts) == sorted(f"text {number}" for number in range(95))
+
+
+def test_every_one_of_a_thousand_local_files_is_opened(tmp_path, opened):
+    for number in range(1000):
+        (tmp_path / f"{number}.txt").write_text("text\n")
+    build(tmp_path, text_documents=TextDocuments.line)
+    assert len(set(opened)) == 1000
+
+
+def test_of_many_remote_files_eight_are_looked_into(server):
+    for number in range(30):
+        write_jsonl(server.folder / "many" / f"{number:02d}.jsonl", {"content": "text"})
+    assert len(build(server.url("many/"))) >= 30
+    looked_into = {request.path for request in server.requests if request.path.endswith("jsonl")}
+    assert looked_into == {f"/many/{number:02d}.jsonl" for number in range(0, 30, 4)}
+
+
+@pytest.mark.parametrize("policy", list(BadRecordPolicy))
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl"])
+def test_a_server_that_fails_is_an_error_and_leaves_no_file_out(
+    server, sound, pauses, policy, name
+):
+    """The files would be in another order once it is back."""
+    write_parquet(server.folder / "rows.parquet", content=["remote"])
+    write_jsonl(server.folder / "rows.jsonl", {"content": "remote"})
+    server.script(Fault(), Fault(status=503), repeat=True)  # the size is told, and nothing else
+    message = find_problem(sound, server.url(name), on_bad_record=policy, max_retries=1)
+    assert name in message
+    assert "503" in message
+    server.script()
+    assert sorted(read(sound, server.url(name), on_bad_record=policy)) == ["remote", "sound"]
+
+
+@pytest.mark.parametrize("setting", ["column", "id_column"])
+def test_a_later_parquet_file_without_a_column_is_a_bad_record_that_names_the_setting(
+    tmp_path, monkeypatch, setting
+):
+    monkeypatch.setattr(files, "_LOCAL_FILES_CHECKED", 1)
+    write_parquet(tmp_path / "0.parquet", content=["first"], key=["a"])
+    columns = {"content": ["later"], "key": ["b"], "url": ["c"]}
+    del columns["content" if setting == "column" else "key"]
+    later = write_parquet(tmp_path / "1.parquet", **columns)
+    units = build(tmp_path, id_column="key")
+    records = [record for unit in units for record in unit.iter_records(0)]
+    assert [(r.text, r.id) for r in records if isinstance(r, Record)] == [("first", "a")]
+    bad = [record for record in records if isinstance(record, BadRecord)]
+    assert len(bad) == len([unit for unit in units if unit.path == str(later)])
+    for record in bad:
+        assert record.is_setting
+        assert record.next_cursor == END_OF_UNIT
+        assert record.reason.startswith(f"{later} has no column ")
+        assert record.reason.endswith(f"write data.{setting}=... with one of {', '.join(columns)}")
+
+
+def test_a_later_file_of_json_lines_without_the_key_is_bad_records_that_name_the_setting(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(files, "_LOCAL_FILES_CHECKED", 1)
+    write_jsonl(tmp_path / "0.jsonl", {"content": "first"})
+    later = write_jsonl(tmp_path / "1.jsonl", {"text": "x"}, {"content": "sound", "id": 1})
+    records = [record for unit in build(tmp_path) for record in unit.iter_records(0)]
+    assert [r.text for r in records if isinstance(r, Record)] == ["first", "sound"]
+    (bad,) = (record for record in records if isinstance(record, BadRecord))
+    assert bad.is_setting
+    assert bad.reason == (
+        f"{later}, line 1: has no key 'content': write data.column=... with one of text"
     )
-    assert len(read(tmp_path)) == 95
-    assert sorted(file.path[-8:-6] for file in looked_into) == [
-        f"{n:02d}" for n in range(0, 95, 10)
-    ]
+
+
+def test_suffixes_are_known_in_any_case(tmp_path):
+    write_parquet(tmp_path / "A.PARQUET", content=["parquet"])
+    (tmp_path / "b.Json.GZ").write_bytes(gzip.compress(b'{"content": "gzip"}\n'))
+    (tmp_path / "C.JSONL.ZST").write_bytes(zstandard.compress(b'{"content": "zstandard"}\n'))
+    (tmp_path / "d.TXT.Gz").write_bytes(gzip.compress(b"text\n"))
+    (tmp_path / "E.Txt").write_text("plain\n")
+    everything = ["gzip", "parquet", "plain", "text", "zstandard"]
+    for num_lanes in (1, 3):
+        assert sorted(read(tmp_path, num_lanes=num_lanes)) == everything
+        assert sorted(read(f"{tmp_path}/*", num_lanes=num_lanes)) == everything
+    assert read(f"{tmp_path}/*.PARQUET") == ["parquet"]
+    assert sorted(read(f"{tmp_path}/*.G[Zz]", tmp_path / "d.TXT.Gz")) == ["gzip", "text"]
 
 
 @pytest.mark.parametrize("num_lanes", [1, 8])

@@ -5,13 +5,19 @@ import itertools
 import json
 import math
 
+import numpy as np
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neobert_train.data.sources import Record
-from neobert_train.data.sources.text import LineRangeUnit, TextLayout, open_text_file
+from neobert_train.data.sources.text import (
+    LineRangeUnit,
+    SequentialUnit,
+    TextLayout,
+    open_text_file,
+)
 from neobert_train.data.storage import StoredFile
 
 BOM = b"\xef\xbb\xbf"
@@ -166,16 +172,66 @@ def test_range_ends_beside_line_ends_and_read_buffers_lose_nothing(folder, size,
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_documents_are_named_by_their_id_and_place(folder, packing):
+@pytest.mark.parametrize("parts", [1, 3])
+def test_documents_are_named_by_their_id_and_place(folder, packing, parts):
     path = folder / f"ids.jsonl{packing}"
-    lines = [{"content": "a", "key": 7}, {"content": "b"}, {"content": "c", "key": "x"}]
-    raw = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    path.write_bytes(pack(raw, packing, 1.0))
-    (unit,) = list_units(path, "jsonl", "content", 1, "key")
-    records = list(unit.iter_records(0))
-    assert [record.id for record in records] == ["7", None, "x"]
-    place = f"line ending at byte {len(raw)}" if not packing else "document 3"
-    assert unit.describe(records[-1].next_cursor) == f"{path}, {place}"
+    lines = [
+        {"content": "a", "key": 7}, {"content": "b"}, {"content": "c", "key": "x"},
+        {"content": "d", "key": None}, {"key": "é", "content": None},
+    ]  # fmt: skip
+    encoded = [json.dumps(line).encode() + b"\n" for line in lines]
+    path.write_bytes(pack(b"\n".join(encoded), packing, 0.5))
+    units = list_units(path, "jsonl", "content", parts, "key")
+    found = [(record, unit) for unit in units for record in unit.iter_records(0)]
+    found.sort(key=lambda pair: pair[0].begin)
+    assert [(record.text, record.id) for record, _ in found] == [
+        ("a", "7"), ("b", None), ("c", "x"), ("d", None), ("", "é")
+    ]  # fmt: skip
+    if packing:
+        places = [f"document {number}" for number in range(1, 6)]
+    else:
+        ends = itertools.accumulate(len(line) + 1 for line in encoded)
+        places = [f"line ending at byte {end - 1:,}" for end in ends]
+    assert [unit.describe(record.next_cursor) for record, unit in found] == [
+        f"{path}, {place}" for place in places
+    ]
+
+
+def test_large_offsets_are_written_so_that_they_can_be_read(folder):
+    unit = LineRangeUnit(StoredFile("a.jsonl"), TextLayout("jsonl", "content"))
+    assert unit.describe(12_345_678) == "a.jsonl, line ending at byte 12,345,678"
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("kind", ["jsonl", "line", "blank_line"])
+@settings(deadline=None, max_examples=20)
+@given(sizes=st.lists(st.integers(0, 60), min_size=1, max_size=20), parts=st.integers(1, 12))
+def test_parts_hold_the_records_that_the_division_says(folder, kind, packing, sizes, parts):
+    """By which prepared shards are divided without the texts."""
+    path = folder / f"division.txt{packing}"
+    lines = [
+        json.dumps({"content": f"{number} " + "x" * size}) for number, size in enumerate(sizes)
+    ]
+    raw = ("\n\n" if kind == "blank_line" else "\n").join(lines).encode()
+    path.write_bytes(pack(raw, packing, 0.5))
+    (whole,) = list_units(path, kind, "content", 1)
+    records = list(whole.iter_records(0))
+    begins = np.array([record.begin for record in records])
+    assert (np.diff(begins) > 0).all()
+    for part, unit in enumerate(list_units(path, kind, "content", parts)):
+        chosen = whole.find_division().select(begins, part, parts)
+        assert list(unit.iter_records(0)) == [records[index] for index in chosen]
+
+
+def test_a_file_that_cannot_be_entered_in_its_middle_is_read_from_its_beginning(folder):
+    path = folder / "stream.txt"
+    lines = [f"line {number}" for number in range(10)]
+    path.write_text("\n".join(lines))
+    whole = open_text_file(StoredFile(str(path)), TextLayout("line"), can_seek=False)
+    assert isinstance(whole, SequentialUnit)
+    parts = [whole.take_part(part, 3) for part in range(3)]
+    texts = [[record.text for record in part.iter_records(0)] for part in parts]
+    assert texts == [lines[0::3], lines[1::3], lines[2::3]]
 
 
 def test_names_of_compressed_files_are_read_in_any_case(folder):

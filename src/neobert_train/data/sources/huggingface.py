@@ -56,18 +56,19 @@ class HuggingFaceUnit:
     def iter_records(self, cursor: int) -> Iterator[Record | BadRecord]:
         """The rows from `cursor` on; a failed read is one bad record that ends the unit."""
         first_group, first_row = divmod(cursor, _GROUP)
+        place = cursor
         try:
             shard = _open_dataset(self.source).shard(num_shards=self.num_shards, index=self.shard)
             groups = shard.reshard()
             for group in range(first_group, groups.num_shards):
                 rows = groups.shard(num_shards=groups.num_shards, index=group)
                 skipped = first_row if group == first_group else 0
-                for row, record in enumerate(rows.skip(skipped), skipped):
-                    if (group * _GROUP + row) % self.parts == self.part:
-                        yield self._to_record(record, group, row)
+                for place, record in enumerate(rows.skip(skipped), group * _GROUP + skipped + 1):
+                    if (place - 1) % self.parts == self.part:
+                        yield self._to_record(record, place)
         except Exception as error:  # datasets raises whatever the reader and the network raise
             reason = f"{self.source.dataset}, shard {self.shard}: cannot be read ({error})"
-            yield BadRecord(reason, cursor, END_OF_UNIT)
+            yield BadRecord(reason, place, END_OF_UNIT)
 
     def describe(self, next_cursor: int) -> str:
         """Such as `org/name, shard 3, row group 0, row 7`; rows count from 1."""
@@ -101,20 +102,19 @@ class HuggingFaceUnit:
         """Rows are taken in turns."""
         return Division(None)
 
-    def _to_record(self, record: dict[str, Any], group: int, row: int) -> Record | BadRecord:
+    def _to_record(self, record: dict[str, Any], next_cursor: int) -> Record | BadRecord:
         text = record.get(self.column)
-        begin = group * _GROUP + row
-        place = self.describe(begin + 1)
+        begin, name = next_cursor - 1, self.describe(next_cursor)
         if text is not None and not isinstance(text, str):
-            kind = type(text).__name__
-            return BadRecord(f"{place}: '{self.column}' holds a {kind}, not text", begin, begin + 1)
+            reason = f"{name}: '{self.column}' holds a {type(text).__name__}, not text"
+            return BadRecord(reason, begin, next_cursor, is_setting=True)
         try:
             (text or "").encode("utf-8")
         except UnicodeEncodeError:
-            reason = f"{place}: '{self.column}' holds a lone surrogate"
-            return BadRecord(reason, begin, begin + 1)
+            reason = f"{name}: '{self.column}' holds a lone surrogate"
+            return BadRecord(reason, begin, next_cursor)
         id_ = record.get(self.id_column) if self.id_column else None
-        return Record(text or "", begin, begin + 1, None if id_ is None else str(id_))
+        return Record(text or "", begin, next_cursor, None if id_ is None else str(id_))
 
 
 @lru_cache(maxsize=2)

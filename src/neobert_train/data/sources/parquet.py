@@ -99,7 +99,7 @@ class ParquetUnit:
     ) -> Iterator[Record | BadRecord]:
         row = wanted.start - 1
         try:
-            for row, text, id_ in self._iter_rows(parquet, group, begin, wanted.start, divided):
+            for row, text, id_ in self._iter_rows(parquet, group, begin, wanted, divided):
                 if row >= wanted.stop:
                     return
                 yield self._to_record(text, id_, row)
@@ -116,21 +116,24 @@ class ParquetUnit:
         return f"{self.file.path}, row {next_cursor}"
 
     def _iter_rows(
-        self, parquet: pq.ParquetFile, group: int, begin: int, first: int, divided: bool
+        self, parquet: pq.ParquetFile, group: int, begin: int, wanted: range, divided: bool
     ) -> Iterator[tuple[int, Any, str | None]]:
-        """Row numbers of the file with their values, from `first` to the end of a row group."""
+        """Row numbers of the file with their values: the wanted ones, and perhaps some after."""
         columns = [self.column, *([self.id_column] if self.id_column else [])]
         size = parquet.metadata.row_group(group).total_byte_size
         row = begin
         if divided and size <= _MOST_KEPT_BYTES:
-            batches = iter(_read_row_group(self.file, group, tuple(columns)))
+            batches = _copy_rows(
+                _read_row_group(self.file, group, tuple(columns)), wanted.start - begin, len(wanted)
+            )
+            row = wanted.start
         else:
             batches = parquet.iter_batches(
                 batch_size=_ROWS_PER_READ, row_groups=[group], columns=columns, use_threads=False
             )
         for batch in batches:
-            if row + len(batch) > first:
-                past = max(0, first - row)
+            if row + len(batch) > wanted.start:
+                past = max(0, wanted.start - row)
                 texts = _to_python(batch.column(self.column), past)
                 ids = _to_python(batch.column(self.id_column), past) if self.id_column else ()
                 for number, (text, id_) in enumerate(itertools.zip_longest(texts, ids), row + past):
@@ -149,10 +152,17 @@ def _open_parquet(stream: Any) -> pq.ParquetFile:
 
 
 @lru_cache(maxsize=_KEPT_GROUPS)
-def _read_row_group(file: StoredFile, group: int, columns: tuple[str, ...]) -> list[pa.RecordBatch]:
+def _read_row_group(file: StoredFile, group: int, columns: tuple[str, ...]) -> pa.Table:
     with file.open() as stream, _open_parquet(stream) as parquet:
-        table = parquet.read_row_group(group, columns=list(columns), use_threads=False)
-    return table.to_batches(max_chunksize=_ROWS_PER_READ)
+        return parquet.read_row_group(group, columns=list(columns), use_threads=False)
+
+
+def _copy_rows(table: pa.Table, start: int, count: int) -> Iterator[pa.RecordBatch]:
+    """Rows in memory of their own: slices would keep the whole row group for every open unit."""
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table.slice(start, count), max_chunksize=_ROWS_PER_READ)
+    return iter(pa.ipc.open_stream(stream.getvalue()))
 
 
 def _to_python(column: pa.Array, past: int) -> list[Any]:
@@ -183,11 +193,14 @@ def check_parquet_file(file: StoredFile, column: str, id_column: str | None) -> 
 
     Raises:
         SettingError: a column does not exist or holds no text.
+        StorageError: the network gave out, which says nothing about the file.
         InputError: the file cannot be read or is empty.
     """
     try:
         with file.open() as stream, pq.ParquetFile(stream) as parquet:
             schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
+    except StorageError:
+        raise
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{file.path} cannot be read as parquet: {error}") from error
     check_columns(file.path, schema, column, id_column)
