@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neobert_train.config.checks import find_problems
-from neobert_train.config.data_schema import DataConfig, SourceKind
+from neobert_train.config.data_schema import DataConfig, MixtureSourceConfig, SourceKind
 from neobert_train.config.derived import (
     compute_accumulation_steps,
     compute_decay_end,
@@ -181,6 +181,36 @@ CROSS_SECTION = [
         "data.heldout_fraction=0",
         "evaluation.max_tokens=0",
         {"evaluation__max_tokens": 0},
+    ),
+    (
+        {"data__mixture": {"a": MixtureSourceConfig(weight=1.0, weight_from={9: 0.0})}},
+        "has a weight above 0 from step 9 on",
+        "raise one",
+        {"data__mixture": {"a": MixtureSourceConfig(weight=0.0, weight_from={1: 0.5})}},
+    ),
+    (
+        {"data__mixture": {"a b": MixtureSourceConfig()}},
+        "the name 'a b'",
+        "letters, digits, _ and - alone",
+        {"data__mixture": {"a_b": MixtureSourceConfig()}},
+    ),
+    (
+        {"data__mixture": {"a": MixtureSourceConfig(source=SourceKind.files)}},
+        "data.mixture.a.paths is empty",
+        "data.mixture.a.paths=[my_texts/*.parquet]",
+        {"data__mixture": {"a": MixtureSourceConfig(source=SourceKind.files, paths=["x"])}},
+    ),
+    (
+        {"data__min_tokens": 9, "data__max_tokens": 8},
+        "data.min_tokens=9 exceeds data.max_tokens=8",
+        "lower the one or raise the other",
+        {"data__max_tokens": 9},
+    ),
+    (
+        {"masking__rate_steps": 9},
+        "masking.rate_steps is set without masking.final_rate",
+        "write the rate to arrive at",
+        {"masking__final_rate": 0.1},
     ),
     ({"output_dir": " "}, "output_dir", "output_dir=runs/NAME", {"output_dir": "runs/a"}),
     (

@@ -8,6 +8,7 @@ from neobert_train.config.data_schema import SourceConfig, SourceKind
 from neobert_train.config.derived import (
     compute_decay_end,
     compute_num_lanes,
+    compute_weights,
     find_divisors,
     resolve_sources,
 )
@@ -121,8 +122,10 @@ def _iter_data_problems(config: TrainConfig) -> Iterator[str]:
     data = config.data
     for name, source in resolve_sources(data).items():
         yield from _iter_source_problems(f"data.mixture.{name}" if data.mixture else "data", source)
-    if data.mixture and not any(entry.weight > 0 for entry in data.mixture.values()):
-        yield "no source of data.mixture has a weight above 0 at the first step: raise one of them"
+    changes = {step for entry in data.mixture.values() for step in entry.weight_from}
+    for step in sorted({1, *changes}):
+        if not any(compute_weights(data, step)):
+            yield f"no source of data.mixture has a weight above 0 from step {step} on: raise one"
     for name, entry in data.mixture.items():
         if not _SOURCE_NAME.fullmatch(name):
             yield f"data.mixture: the name '{name}' may hold letters, digits, _ and - alone"
