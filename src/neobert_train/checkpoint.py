@@ -6,6 +6,7 @@ It depends neither on the number of processes nor on the ZeRO stage, and holds n
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from neobert_train.config.saved import dump_config
-from neobert_train.config.schema import TrainConfig
+from neobert_train.config.schema import CheckpointConfig, TrainConfig
 from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.errors import InputError
 from neobert_train.run_directory import RunDirectory, sync_folder, write_json
@@ -43,12 +44,18 @@ class TrainingState:
         tokens: tokens of documents trained on, padding not counted.
         masked_tokens: tokens predicted.
         lanes: lane state by lane, of all lanes; how the data goes on.
+        updates: of those steps, the ones that changed the weights; the others were skipped.
+        seconds: spent in steps, all starts of the run together.
+        heldout_loss: of the evaluation after `step`, in nats; None where there was none.
     """
 
     step: int
     tokens: int
     masked_tokens: int
     lanes: dict[int, dict[str, Any]]
+    updates: int = 0
+    seconds: float = 0.0
+    heldout_loss: float | None = None
 
 
 @dataclass
@@ -97,10 +104,28 @@ def save_checkpoint(
     return final
 
 
-def prune_checkpoints(run: RunDirectory, keep_last: int) -> None:
-    """Remove all but the newest `keep_last` checkpoints."""
-    for step, _ in run.list_checkpoints()[:-keep_last]:
-        run.remove_checkpoint(step)
+def prune_checkpoints(run: RunDirectory, keep: CheckpointConfig) -> None:
+    """Remove the checkpoints that `keep` does not ask for; the newest always stays."""
+    available = run.list_checkpoints()
+    kept = {step for step, _ in available[-keep.keep_last :]}
+    if keep.keep_every_steps:
+        kept |= {step for step, _ in available if step % keep.keep_every_steps == 0}
+    if keep.keep_best:
+        losses = {step: _read_heldout_loss(folder) for step, folder in available}
+        measured = {step: loss for step, loss in losses.items() if loss is not None}
+        if measured:
+            kept.add(min(measured, key=lambda step: (measured[step], -step)))
+    for step, _ in available:
+        if step not in kept:
+            run.remove_checkpoint(step)
+
+
+def _read_heldout_loss(folder: Path) -> float | None:
+    try:
+        loss = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["heldout_loss"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return None if loss is None or math.isnan(loss) else float(loss)
 
 
 def find_damage(folder: Path) -> str | None:
@@ -166,7 +191,15 @@ def load_state(folder: Path) -> TrainingState:
             f"neobert_train reads format {FORMAT_VERSION}"
         )
     lanes = {int(lane): state for lane, state in raw["lanes"].items()}
-    return TrainingState(raw["step"], raw["tokens"], raw["masked_tokens"], lanes)
+    return TrainingState(
+        raw["step"],
+        raw["tokens"],
+        raw["masked_tokens"],
+        lanes,
+        raw["updates"],
+        raw["seconds"],
+        raw["heldout_loss"],
+    )
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
@@ -192,6 +225,9 @@ def _state_to_dict(state: TrainingState) -> dict[str, Any]:
         "step": state.step,
         "tokens": state.tokens,
         "masked_tokens": state.masked_tokens,
+        "updates": state.updates,
+        "seconds": state.seconds,
+        "heldout_loss": state.heldout_loss,
         "lanes": {str(lane): state.lanes[lane] for lane in sorted(state.lanes)},
     }
 

@@ -38,6 +38,12 @@ class Collectives:
         """Element-wise sum over all processes in float64."""
         return self._reduce(torch.tensor(values, dtype=torch.float64)).tolist()
 
+    def broadcast(self, values: Sequence[int]) -> list[int]:
+        """The values of the main process."""
+        tensor = torch.tensor(values, dtype=torch.int64)
+        dist.broadcast(tensor, src=0, group=self._group)
+        return tensor.tolist()
+
     def gather_objects(self, value: object) -> list[object]:
         """One value of each process, by rank, on every process."""
         gathered: list[object] = [None] * self.world.world_size
@@ -90,6 +96,12 @@ def _try(function: Callable[[], Any]) -> tuple[Any, str | None]:
         return function(), None
     except InputError as error:
         return None, str(error)
+
+
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process is gone."""
+    text = str(error)
+    return any(sign in text for sign in ("Connection closed", "Connection reset", "Broken pipe"))
 
 
 def find_device(world: World) -> torch.device:

@@ -28,6 +28,7 @@ class RunDirectory:
         self.sources_file = self.path / "sources.json"
         self.export_folder = self.path / "export"
         self.checkpoints = self.path / "checkpoints"
+        self.anomalies = self.path / "anomalies"
 
     def create(self) -> None:
         """Make the folders and clear what an interrupted write or removal left.

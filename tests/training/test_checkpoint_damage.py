@@ -18,6 +18,7 @@ from neobert_train.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from neobert_train.config.schema import CheckpointConfig
 from neobert_train.errors import InputError
 from neobert_train.run_directory import RunDirectory
 
@@ -112,7 +113,24 @@ def test_a_write_that_fails_leaves_no_checkpoint_and_no_leftover(
     assert not [name for name in left if name.startswith(".")]
 
 
-def test_pruning_keeps_the_newest(run, make_config, tokenizer):
-    save_checkpoint(run, make(3), make_config(), tokenizer)
-    prune_checkpoints(run, 2)
-    assert [step for step, _ in run.list_checkpoints()] == [2, 3]
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [
+        ({"keep_last": 2, "keep_best": False}, [7, 8]),
+        ({"keep_last": 1, "keep_best": True}, [5, 8]),
+        ({"keep_last": 1, "keep_best": False, "keep_every_steps": 3}, [3, 6, 8]),
+        ({"keep_last": 2, "keep_best": True, "keep_every_steps": 4}, [4, 5, 7, 8]),
+        ({"keep_last": 99}, [1, 2, 3, 4, 5, 6, 7, 8]),
+    ],
+)
+def test_pruning_keeps_the_newest_the_best_and_every_so_many(
+    run, make_config, tokenizer, keep, expected
+):
+    losses = {4: 3.0, 5: 1.5, 6: 1.5001, 7: float("nan")}
+    for step in range(3, 9):
+        checkpoint = make(step)
+        checkpoint.state.heldout_loss = losses.get(step)
+        save_checkpoint(run, checkpoint, make_config(), tokenizer)
+    prune_checkpoints(run, CheckpointConfig(**keep))
+    assert [step for step, _ in run.list_checkpoints()] == expected
+    assert find_checkpoint(run) == run.checkpoint(8)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import time
 import warnings
@@ -18,7 +19,7 @@ from neobert_train.checkpoint import (
     load_state,
     load_weights,
 )
-from neobert_train.config.derived import compute_num_lanes
+from neobert_train.config.derived import compute_num_lanes, parse_duration
 from neobert_train.config.saved import dump_config, find_differences, load_train_config
 from neobert_train.config.schema import Resume, TrainConfig
 from neobert_train.data.corpus import find_changed_files, list_source_files, open_corpus
@@ -31,9 +32,9 @@ from neobert_train.data.lanes import initial_states
 from neobert_train.data.loader import StepLoader
 from neobert_train.data.sources import Unit
 from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
-from neobert_train.distributed import Collectives, find_device
+from neobert_train.distributed import Collectives, find_device, is_lost_connection
 from neobert_train.environment import describe_environment
-from neobert_train.errors import EXIT_STOPPED, InputError
+from neobert_train.errors import EXIT_FAILED, EXIT_STOPPED, InputError
 from neobert_train.model import (
     build_model,
     choose_attention,
@@ -46,10 +47,12 @@ from neobert_train.report.refresh import ReportRefresher
 from neobert_train.run_directory import RunDirectory, write_atomically, write_json
 from neobert_train.training.checkpointing import CheckpointWriter
 from neobert_train.training.console import Console, format_duration
+from neobert_train.training.divergence import DivergedError, Guard
 from neobert_train.training.engine import EngineState, build_engine, write_optimizer_state
 from neobert_train.training.metrics import MetricsLog, start_wandb
 from neobert_train.training.preemption import StopRequest
-from neobert_train.training.trainer import StoppedError, Trainer
+from neobert_train.training.trainer import StoppedError, Trainer, is_complete
+from neobert_train.training.watchdog import Watchdog
 from neobert_train.world import World
 
 logger = logging.getLogger(__name__)
@@ -63,21 +66,29 @@ def run(config: TrainConfig, world: World) -> None:
         SystemExit: with code 3 after a stop signal, the state being saved.
     """
     _quieten()
-    stop = StopRequest()
+    limit = config.trainer.time_limit
+    stop = StopRequest(None if limit is None else parse_duration(limit), time.monotonic())
     stop.listen()
     device = find_device(world)
     collectives = Collectives(world, device)
     try:
         _train(config, world, device, collectives, stop)
-    except StoppedError as signal_name:
+    except StoppedError as reason:
         if world.is_main:
-            print(
-                f"stopped by {signal_name} with a checkpoint; the same command continues",
-                file=sys.stderr,
-            )
+            print(describe_stop(config, str(reason)), file=sys.stderr)
         sys.exit(EXIT_STOPPED)
-    finally:
-        collectives.close()
+    except DivergedError as error:
+        if world.is_main:
+            print(f"neobert_train: {error}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+    except RuntimeError as error:
+        if world.world_size == 1 or not is_lost_connection(error):
+            raise
+        # Another process died first, and its error is the one to be seen last.
+        print(f"rank {world.rank}: ends, since another process of the run did", file=sys.stderr)
+        os._exit(EXIT_FAILED)
+    # After an error the processes part by ending, since to part in order needs all of them.
+    collectives.close()
 
 
 def _train(
@@ -97,9 +108,9 @@ def _train(
     units = collectives.on_all(lambda: open_corpus(config, tokenizer))
     collectives.on_main(lambda: check_source_files(run, units, checkpoint is not None))
     state, weights = collectives.on_all(lambda: load_starting_point(config, checkpoint))
-    if state.step >= config.trainer.max_steps:
+    if is_complete(config.trainer, state):
         if world.is_main:
-            print(f"{run.path} is complete: all {state.step} steps are done")
+            print(f"{run.path} is complete after {state.step} steps, {state.tokens:,} tokens")
         return
     model = build_model(config, tokenizer)
     if weights is not None:
@@ -113,13 +124,14 @@ def _train(
     if config.model.compile:
         compile_blocks(model, device)
     engine = build_engine(config, MaskedLanguageModelling(model), world, device)
-    if checkpoint is not None and state.step:
+    if checkpoint is not None and state.updates:
         assert weights is not None
-        write_optimizer_state(engine, EngineState(weights, load_moments(checkpoint), state.step))
+        write_optimizer_state(engine, EngineState(weights, load_moments(checkpoint), state.updates))
     state.lanes = {lane: state.lanes[lane] for lane in world.lanes(len(state.lanes))}
     report = ReportRefresher(run.path)
     on_checkpoint = report.refresh if config.logging.report else None
     is_main, max_steps = world.is_main, config.trainer.max_steps
+    watchdog = Watchdog(world.rank, config.trainer.step_timeout_seconds)
     trainer = Trainer(
         config=config,
         engine=engine,
@@ -127,9 +139,12 @@ def _train(
         collectives=collectives,
         state=state,
         evaluation_batches=build_heldout_batches(config, sample, tokenizer),
+        run=run,
+        guard=Guard(config, collectives, run, tokenizer),
         writer=CheckpointWriter(run, config, tokenizer, on_checkpoint) if is_main else None,
         metrics=start_metrics(config, run, state.step) if is_main else None,
         console=Console(max_steps, state.step, is_main, config.logging.progress),
+        watchdog=watchdog,
         stop=stop,
     )
     first_tokens = state.tokens
@@ -137,10 +152,19 @@ def _train(
         trainer.fit()
     finally:
         trainer.close()
+    watchdog.close()
+    collectives.on_main(lambda: check_last_checkpoint(trainer))
     if is_main:
         report.finish()
         seconds = time.monotonic() - started
         print(format_summary(run, trainer, sample, state.tokens - first_tokens, seconds))
+
+
+def describe_stop(config: TrainConfig, reason: str) -> str:
+    """What a stop on request leaves, and how to go on."""
+    newest = [step for step, _ in RunDirectory(config.output_dir).list_checkpoints()][-1:]
+    left = f"with the checkpoint of step {newest[0]}" if newest else "without a checkpoint"
+    return f"stopped by {reason}, {left}; the same command continues"
 
 
 def find_resume_point(config: TrainConfig, run: RunDirectory) -> Path | None:
@@ -265,6 +289,15 @@ def build_heldout_batches(
         config.evaluation.max_tokens,
         config.seed,
     )
+
+
+def check_last_checkpoint(trainer: Trainer) -> None:
+    """Raises InputError when the work of a finished run is not all on the disk."""
+    if trainer.writer is not None and trainer.writer.failure:
+        raise InputError(
+            f"{trainer.writer.failure}: make room or mend the permissions; the same command goes on "
+            f"from the last checkpoint"
+        )
 
 
 def format_summary(

@@ -10,6 +10,7 @@ from neobert_train.config.derived import (
     compute_num_lanes,
     compute_weights,
     find_divisors,
+    parse_duration,
     resolve_sources,
 )
 from neobert_train.config.schema import (
@@ -177,6 +178,14 @@ def _iter_source_problems(prefix: str, source: SourceConfig) -> Iterator[str]:
 def _iter_training_problems(config: TrainConfig) -> Iterator[str]:
     if not config.output_dir.strip():
         yield "output_dir is empty: write output_dir=runs/NAME"
+    if config.trainer.time_limit is not None:
+        try:
+            parse_duration(config.trainer.time_limit)
+        except ValueError:
+            yield (
+                f"trainer.time_limit={config.trainer.time_limit} is no duration: write "
+                f"trainer.time_limit='23:50:00' (hours:minutes:seconds)"
+            )
     if len(config.optimizer.betas) != 2:
         yield "optimizer.betas needs two values: write optimizer.betas=[0.9,0.95]"
     warmup_steps, decay_end = config.scheduler.warmup_steps, compute_decay_end(config)

@@ -1,11 +1,13 @@
 """Values that follow from a configuration and can therefore not be set."""
 
 import dataclasses
+import re
 from typing import Any
 
 from neobert_train.config.data_schema import DataConfig, MixtureWeights, SourceConfig
 from neobert_train.config.schema import ModelConfig, TrainConfig
 
+_DURATION = re.compile(r"((?P<d>\d+)-)?((?P<h>\d+):)?(?P<m>\d+):(?P<s>\d+)")
 # What the only source is called where there is no mixture.
 SINGLE_SOURCE = "corpus"
 
@@ -57,6 +59,19 @@ def compute_masking_rate(config: TrainConfig, step: int) -> float:
         return masking.rate
     share = min(1.0, step / (masking.rate_steps or config.trainer.max_steps))
     return masking.rate + (masking.final_rate - masking.rate) * share
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `hours:minutes:seconds`, `minutes:seconds` or `days-hours:minutes:seconds`.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(text)
+    days, hours, minutes, seconds = (int(match[name] or 0) for name in ("d", "h", "m", "s"))
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 def compute_decay_end(config: TrainConfig) -> int:

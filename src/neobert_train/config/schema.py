@@ -51,6 +51,28 @@ class Precision(Enum):
     fp32 = "fp32"
 
 
+class OnDivergence(Enum):
+    """What to do when step after step has no finite loss or gradient."""
+
+    stop = "stop"
+    rewind = "rewind"
+
+
+class OnSpike(Enum):
+    """What to do with a step whose loss is far above those before it."""
+
+    warn = "warn"
+    skip = "skip"
+    rewind = "rewind"
+
+
+class OnWriteError(Enum):
+    """What a checkpoint that cannot be written does to the run."""
+
+    go_on = "go_on"
+    stop = "stop"
+
+
 class WandbMode(Enum):
     """Whether metrics also go to Weights & Biases."""
 
@@ -140,14 +162,49 @@ class TrainerConfig:
     """How long to train and what to report."""
 
     max_steps: int = setting(1_000_000, "Optimiser steps of the whole run.", at_least=1)
+    max_tokens: int | None = setting(
+        None, "The run also ends once it has trained on this many tokens.", at_least=1
+    )
+    max_seconds: float | None = setting(
+        None, "The run also ends once it has trained this long, all its starts together.", above=0.0
+    )
+    time_limit: str | None = setting(
+        None, "Stop with a checkpoint before this start has taken so long, as in 23:50:00 (h:m:s)."
+    )
     precision: Precision = setting(
         Precision.bf16, "bf16 or fp32 for the forward and backward pass."
     )
+    step_timeout_seconds: float | None = setting(
+        1800.0, "A step, evaluation or collection of the state that takes longer ends the run, "
+        "with the stacks of all processes; null waits for ever.", above=0.0,
+    )  # fmt: skip
     log_every_steps: int = setting(10, "Steps between two lines of metrics.", at_least=1)
     evaluate_every_steps: int = setting(
         2000, "Steps between two evaluations on held-out documents; 0 evaluates at the end only.",
         at_least=0,
     )  # fmt: skip
+
+
+@dataclass
+class DivergenceConfig:
+    """Steps that do harm: without a finite loss or gradient, or with a loss far too high."""
+
+    max_skipped_steps: int = setting(
+        10, "Steps in a row without a finite loss or gradient, each of them skipped, before `action`.",
+        at_least=1,
+    )  # fmt: skip
+    action: OnDivergence = setting(
+        OnDivergence.stop, "stop, or rewind: weights of the last checkpoint, documents after these."
+    )
+    spike_factor: float = setting(
+        2.0, "A loss above this many times the running median is a spike; 0 looks for none.",
+        at_least=0.0,
+    )  # fmt: skip
+    spike_window: int = setting(100, "Steps that the running median is taken over.", at_least=2)
+    on_spike: OnSpike = setting(
+        OnSpike.warn, "warn (looks at logged steps alone), skip the step, or rewind."
+    )
+    max_rewinds: int = setting(5, "Rewinds of one start, after which the run stops.", at_least=0)
 
 
 @dataclass
@@ -168,6 +225,14 @@ class CheckpointConfig:
 
     save_every_steps: int = setting(1000, "Steps between two checkpoints.", at_least=1)
     keep_last: int = setting(3, "Newest checkpoints to keep.", at_least=1)
+    keep_every_steps: int = setting(
+        0, "Checkpoints of multiples of this step are kept for good; 0 keeps none for good.",
+        at_least=0,
+    )  # fmt: skip
+    keep_best: bool = setting(True, "Keep the one with the lowest held-out loss as well.")
+    on_error: OnWriteError = setting(
+        OnWriteError.go_on, "A checkpoint that cannot be written: go_on (and warn) or stop (exit 3)."
+    )  # fmt: skip
 
 
 @dataclass
@@ -215,6 +280,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = setting(OptimizerConfig, "")
     scheduler: SchedulerConfig = setting(SchedulerConfig, "")
     trainer: TrainerConfig = setting(TrainerConfig, "")
+    divergence: DivergenceConfig = setting(DivergenceConfig, "")
     evaluation: EvaluationConfig = setting(EvaluationConfig, "")
     checkpoint: CheckpointConfig = setting(CheckpointConfig, "")
     deepspeed: DeepSpeedConfig = setting(DeepSpeedConfig, "")

@@ -77,7 +77,7 @@ def render_report(run: RunDirectory) -> str:
 def _draw(plot: Plot, records: Sequence[dict[str, Any]], entropy: float | None) -> str:
     figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
     for key in plot.keys:
-        points = [(record["step"], record[key]) for record in records if key in record]
+        points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
         if points:
             marker = "o" if key.startswith("eval/") else None
             axes.plot(*zip(*points, strict=True), label=_LABELS[key.split("/")[0]], marker=marker)
@@ -97,7 +97,7 @@ def _summarise(records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """The latest value of what a reader asks for first."""
     latest: dict[str, Any] = {}
     for record in records:
-        latest.update(record)
+        latest.update({key: value for key, value in record.items() if value is not None})
     wanted = {
         "step": ",d",
         "train/tokens": ",d",
@@ -107,6 +107,8 @@ def _summarise(records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
         "eval/perplexity": ",.1f",
         "data/packing_efficiency": ".2%",
         "data/bad_records": ",d",
+        "train/skipped_steps": ",d",
+        "train/rewinds": ",d",
     }
     return [(key, format(latest[key], spec)) for key, spec in wanted.items() if key in latest]
 

@@ -1,7 +1,10 @@
 """Writing checkpoints in the background, one at a time."""
 
 import threading
+import time
 from collections.abc import Callable
+
+from safetensors import SafetensorError
 
 from neobert_train.checkpoint import Checkpoint, prune_checkpoints, save_checkpoint
 from neobert_train.config.schema import TrainConfig
@@ -16,6 +19,10 @@ class CheckpointWriter:
         run: the run directory.
         config, tokenizer: written into every checkpoint.
         on_written: called in the writing thread after each checkpoint.
+
+    Attributes:
+        failure: why the last attempt failed, for a full disk or the like; None once one succeeds.
+        write_seconds: how long the last one took.
     """
 
     def __init__(
@@ -29,23 +36,17 @@ class CheckpointWriter:
         self._on_written = on_written
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self.failure: str | None = None
+        self.write_seconds = 0.0
 
     def write(self, checkpoint: Checkpoint) -> None:
-        """Begin to write; waits for the one before.
-
-        Raises:
-            OSError: the one before could not be written.
-        """
+        """Begin to write; waits for the one before."""
         self.join()
         self._thread = threading.Thread(target=self._write, args=(checkpoint,), name="checkpoint")
         self._thread.start()
 
     def join(self) -> None:
-        """Wait until nothing is being written.
-
-        Raises:
-            OSError: the last one could not be written.
-        """
+        """Wait until nothing is being written; what failed but for the disk is raised here."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -54,10 +55,17 @@ class CheckpointWriter:
             raise error
 
     def _write(self, checkpoint: Checkpoint) -> None:
+        started = time.monotonic()
         try:
             save_checkpoint(self._run, checkpoint, self._config, self._tokenizer)
-            prune_checkpoints(self._run, self._config.checkpoint.keep_last)
+            self.failure = None
+            prune_checkpoints(self._run, self._config.checkpoint)
             if self._on_written is not None:
                 self._on_written()
+        except (OSError, SafetensorError) as error:  # what safetensors makes of a full disk
+            self.failure = (
+                f"the checkpoint of step {checkpoint.state.step} cannot be written: {error}"
+            )
         except BaseException as error:  # handed to the training thread by `join`
             self._error = error
+        self.write_seconds = time.monotonic() - started

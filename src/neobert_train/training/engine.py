@@ -87,7 +87,7 @@ class EngineState:
     Attributes:
         weights: by parameter name, as in the state dict of `NeoBERTLMHead`.
         moments: exp_avg and exp_avg_sq by `MOMENT.PARAMETER`; empty before the first step.
-        step: optimiser steps taken, the t of AdamW's bias correction.
+        step: updates made by the optimiser, the t of AdamW's bias correction.
     """
 
     weights: dict[str, Tensor]
@@ -107,7 +107,7 @@ def read_engine_state(engine: Any, step: int, keep: bool) -> EngineState | None:
 
     Args:
         engine: the DeepSpeed engine.
-        step: optimiser steps taken.
+        step: updates made by the optimiser.
         keep: whether this process wants the state.
     """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
@@ -129,6 +129,18 @@ def read_engine_state(engine: Any, step: int, keep: bool) -> EngineState | None:
             weights[name] = copies.pop(name)
             moments.update(copies)
     return EngineState(weights, moments, step) if keep else None
+
+
+def restore_engine(engine: Any, state: EngineState) -> None:
+    """Put weights and moments of another step into an engine that has trained on."""
+    import deepspeed
+
+    write_optimizer_state(engine, state)
+    for name, parameter in iter_parameters(engine):
+        # The low-precision copies; of ZeRO 3 every process holds a part.
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            if parameter.numel() == state.weights[name].numel():
+                parameter.data.copy_(state.weights[name])
 
 
 def write_optimizer_state(engine: Any, state: EngineState) -> None:
@@ -175,15 +187,22 @@ def step_engine(engine: Any, max_grad_norm: float) -> float:
         max_grad_norm: as the engine was configured with; 0 is off.
 
     Returns:
-        Norm of the global batch's gradient before clipping; NaN before the last micro step.
+        Norm of the global batch's gradient before clipping; NaN before the last micro step, and
+        where the weights were not updated because the gradient is not finite.
     """
+    is_last = engine.is_gradient_accumulation_boundary()
     if not isinstance(engine.optimizer, torch.optim.Optimizer):
         engine.step()
-        norm = engine.get_global_grad_norm()
-        return math.nan if norm is None else float(norm)
+        if not is_last or not engine.was_step_applied():
+            return math.nan  # DeepSpeed keeps the norm of the step before
+        return float(engine.get_global_grad_norm())
     norm = math.nan
-    if engine.is_gradient_accumulation_boundary():
+    if is_last:
         norm = _clip_gradients(engine, max_grad_norm)
+        if not math.isfinite(norm):
+            # An optimiser passes over parameters without a gradient, and so over the whole step.
+            for _, parameter in iter_parameters(engine):
+                parameter.grad = None
     engine.step()
     return norm
 

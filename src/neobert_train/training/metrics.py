@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ class MetricsLog:
         self._wandb_run = wandb_run
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record with a `step` key."""
-        self._file.write(json.dumps(record) + "\n")
+        """Append a record with a `step` key; JSON knows no NaN, so it is written as null."""
+        finite = {key: None if _is_not_finite(value) else value for key, value in record.items()}
+        self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
         if self._wandb_run is not None:
             self._wandb_run.log(record, step=record["step"])
@@ -41,6 +43,10 @@ class MetricsLog:
         self._file.close()
         if self._wandb_run is not None:
             self._wandb_run.finish()
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def start_wandb(config: TrainConfig, folder: Path) -> Any:

@@ -1,16 +1,28 @@
-"""Requests to stop, noted in a signal handler and acted on at the next step boundary."""
+"""Requests to stop, by a signal or by the clock, acted on at the next step boundary."""
 
 import signal
+import time
 from types import FrameType
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# Ending takes some seconds beside the write of the checkpoint; of a short limit, a share of it.
+_MARGIN_SECONDS = 30.0
+_MARGIN_SHARE = 0.05
 
 
 class StopRequest:
-    """Remembers that SIGTERM, SIGINT or SIGUSR1 came; a second SIGINT ends at once."""
+    """Remembers that SIGTERM, SIGINT or SIGUSR1 came, and looks at the clock.
 
-    def __init__(self) -> None:
-        self.signal_name: str | None = None
+    Args:
+        limit_seconds: after `started`, when the process has to be gone; None for no limit.
+        started: on the monotonic clock.
+    """
+
+    def __init__(self, limit_seconds: float | None = None, started: float = 0.0) -> None:
+        self._signal_name: str | None = None
+        self._limit_seconds, self._started = limit_seconds, started
+        # Kept up to date by the training loop: what a stop takes beside the margin.
+        self.seconds_to_stop = 0.0
 
     def listen(self) -> None:
         """Install the handlers; only in the main thread of a process."""
@@ -18,11 +30,18 @@ class StopRequest:
             signal.signal(number, self._note)
 
     @property
-    def requested(self) -> bool:
-        """Whether a signal came."""
-        return self.signal_name is not None
+    def reason(self) -> str | None:
+        """What asks to stop; None while nothing does."""
+        if self._signal_name is None and self._limit_seconds is not None:
+            margin = min(_MARGIN_SECONDS, _MARGIN_SHARE * self._limit_seconds)
+            gone = time.monotonic() - self._started
+            if gone + margin + self.seconds_to_stop >= self._limit_seconds:
+                return "trainer.time_limit"
+        return self._signal_name
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal_name = signal.Signals(number).name
+        if self._signal_name is not None and number == signal.SIGINT:
+            # A second Ctrl-C means now: the handler's default ends the process at once.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
+        self._signal_name = signal.Signals(number).name

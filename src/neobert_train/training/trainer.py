@@ -1,5 +1,6 @@
 """The training loop."""
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -9,28 +10,46 @@ from typing import Any
 import torch
 
 from neobert_train.batch import Batch
-from neobert_train.checkpoint import Checkpoint, TrainingState
+from neobert_train.checkpoint import (
+    Checkpoint,
+    TrainingState,
+    find_checkpoint,
+    load_moments,
+    load_state,
+    load_weights,
+)
 from neobert_train.config.derived import compute_num_lanes, resolve_sources
-from neobert_train.config.schema import TrainConfig
+from neobert_train.config.schema import (
+    OnWriteError,
+    TrainConfig,
+    TrainerConfig,
+)
 from neobert_train.data.lanes import SourceProgress, sum_progress
 from neobert_train.data.loader import StepLoader
 from neobert_train.distributed import Collectives
 from neobert_train.errors import InputError
 from neobert_train.evaluation.masked_lm import MaskedLMResult, evaluate_masked_lm
 from neobert_train.optim.schedule import compute_learning_rate
+from neobert_train.run_directory import RunDirectory
 from neobert_train.training.checkpointing import CheckpointWriter
 from neobert_train.training.console import Console
-from neobert_train.training.engine import read_engine_state, set_learning_rate, step_engine
+from neobert_train.training.divergence import DivergedError, Guard, reduce_loss
+from neobert_train.training.engine import (
+    EngineState,
+    read_engine_state,
+    restore_engine,
+    set_learning_rate,
+    step_engine,
+)
 from neobert_train.training.metrics import MetricsLog
 from neobert_train.training.preemption import StopRequest
+from neobert_train.training.watchdog import Watchdog
 
-
-class DivergedError(RuntimeError):
-    """The loss is no longer a number."""
+logger = logging.getLogger(__name__)
 
 
 class StoppedError(Exception):
-    """A signal asked to stop; a checkpoint was written."""
+    """Training was asked to stop, or must; says by what."""
 
 
 @dataclass
@@ -38,20 +57,22 @@ class StepResult:
     """What one optimiser step did on this process, and what all processes know of it.
 
     Attributes:
-        loss_sum: summed cross-entropy of this process's masked tokens, on the device.
+        losses: summed cross-entropy of each of this process's micro-batches, on the device.
         num_correct: right predictions of this process, on the device.
         tokens: tokens of documents in the global batch.
         masked_tokens: masked tokens in the global batch.
         seconds: duration of the step, data included.
         data_wait_seconds: part of it that waited for data.
+        grad_norm: of the global batch, before clipping; NaN where the weights were not updated.
     """
 
-    loss_sum: torch.Tensor
+    losses: list[torch.Tensor]
     num_correct: torch.Tensor
     tokens: int
     masked_tokens: int
     seconds: float
     data_wait_seconds: float
+    grad_norm: float
 
 
 @dataclass
@@ -65,8 +86,11 @@ class Trainer:
         collectives: sums over processes.
         state: how far the run has come; of `lanes`, those this process serves.
         evaluation_batches: held-out documents, the same on every process; empty for none.
+        run: the run directory.
+        guard: decides what to do about steps that do harm.
         writer, metrics: on the main process only, None elsewhere.
         console: shows progress.
+        watchdog: ends this process when it hangs.
         stop: requests to stop.
         latest_evaluation: what the last evaluation of this process's life gave.
     """
@@ -77,27 +101,32 @@ class Trainer:
     collectives: Collectives
     state: TrainingState
     evaluation_batches: Sequence[Batch]
+    run: RunDirectory
+    guard: Guard
     writer: CheckpointWriter | None
     metrics: MetricsLog | None
     console: Console
+    watchdog: Watchdog
     stop: StopRequest
     latest_evaluation: MaskedLMResult | None = None
     _since_log: list[StepResult] = field(default_factory=list, init=False)
-    _grad_norm: float = field(default=math.nan, init=False)
     _saved_step: int | None = field(default=None, init=False)
+    _slowest_step: float = field(default=0.0, init=False)
+    _collect_seconds: float = field(default=0.0, init=False)
 
     def fit(self) -> None:
-        """Train until `trainer.max_steps`.
+        """Train until the run is complete.
 
         Raises:
-            StoppedError: a signal came; the state is saved.
+            StoppedError: a signal or the time limit; the state is saved.
             InputError: the data cannot be read on; the state is saved.
-            DivergedError: the loss is not finite.
+            DivergedError: step after step had to be skipped.
         """
-        trainer, max_steps = self.config.trainer, self.config.trainer.max_steps
-        while self.state.step < max_steps:
+        trainer = self.config.trainer
+        while not is_complete(trainer, self.state):
             result = self._take_step()
-            step, last = self.state.step, self.state.step == max_steps
+            step, last = self.state.step, is_complete(trainer, self.state)
+            self.state.heldout_loss = None
             saves = last or step % self.config.checkpoint.save_every_steps == 0
             record: dict[str, Any] = {}
             if last or step % trainer.log_every_steps == 0:
@@ -107,12 +136,12 @@ class Trainer:
             if record and self.metrics is not None:
                 self.metrics.write({"step": step, **record})
             if saves:
-                self._check_finite(result)
                 self._save()
             self.console.advance()
 
     def close(self) -> None:
         """Finish what is being written and end the worker processes."""
+        self.watchdog.begin("ending the run")
         self.console.close()
         self.loader.close()
         if self.metrics is not None:
@@ -121,13 +150,15 @@ class Trainer:
             self.writer.join()
 
     def _take_step(self) -> StepResult:
+        self.watchdog.begin(f"step {self.state.step + 1}")
         start = time.perf_counter()
         batches, failure = self._next_batches()
         data_wait = time.perf_counter() - start
         tokens = sum(batch.num_tokens for batch in batches)
         masked = sum(batch.num_masked for batch in batches)
+        reason = self._find_reason_to_stop()
         tokens, masked, failures, stops = self.collectives.sum(
-            [tokens, masked, failure is not None, self.stop.requested]
+            [tokens, masked, failure is not None, reason is not None]
         )
         if failures:
             self._save()
@@ -135,17 +166,36 @@ class Trainer:
             raise InputError.from_problems(list(dict.fromkeys(str(m) for m in messages if m)))
         if stops:
             self._save()
-            names = self.collectives.gather_objects(self.stop.signal_name)
-            raise StoppedError(next(name for name in names if name))
-        loss_sum, num_correct = self._forward_backward(batches, masked)
+            reasons = self.collectives.gather_objects(reason)
+            raise StoppedError(next(reason for reason in reasons if reason))
+        losses, num_correct, grad_norm = self._forward_backward(batches, masked)
         self.state.step += 1
+        if math.isfinite(grad_norm):
+            self.state.updates += 1
+            self.guard.note_update()
+        elif self.guard.note_skipped(self.state.step, batches, losses):
+            self._rewind()
         self.state.tokens += tokens
         self.state.masked_tokens += masked
         self.state.lanes.update({batch.lane: batch.lane_state for batch in batches})
-        seconds = time.perf_counter() - start
-        result = StepResult(loss_sum, num_correct, tokens, masked, seconds, data_wait)
+        # All processes count the seconds of the main one, so that they end together.
+        (milliseconds,) = self.collectives.broadcast([round(1000 * (time.perf_counter() - start))])
+        seconds = milliseconds / 1000
+        self.state.seconds += seconds
+        self._slowest_step = max(0.9 * self._slowest_step, seconds)
+        result = StepResult(losses, num_correct, tokens, masked, seconds, data_wait, grad_norm)
         self._since_log.append(result)
         return result
+
+    def _find_reason_to_stop(self) -> str | None:
+        if self.writer is not None:
+            # A step, collecting the state, and writing it, as long as the last ones took.
+            self.stop.seconds_to_stop = 2 * (
+                self._slowest_step + self._collect_seconds + self.writer.write_seconds
+            )
+            if self.writer.failure and self.config.checkpoint.on_error is OnWriteError.stop:
+                return f"checkpoint.on_error=stop ({self.writer.failure})"
+        return self.stop.reason
 
     def _next_batches(self) -> tuple[list[Batch], str | None]:
         try:
@@ -155,36 +205,69 @@ class Trainer:
 
     def _forward_backward(
         self, batches: Sequence[Batch], masked_tokens: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[list[torch.Tensor], torch.Tensor, float]:
         """Accumulate the gradient of the mean loss over the global batch, and step.
 
         DeepSpeed averages gradients over processes; times their number over the masked tokens of
         all, the sum over micro-batches is the gradient of one big batch.
+
+        Returns:
+            The summed loss of each micro-batch, right predictions, and the gradient's norm. A norm
+            that is not finite says that the weights were not updated.
         """
         engine = self.engine
         set_learning_rate(engine, compute_learning_rate(self.config, self.state.step + 1))
         scale = self.collectives.world.world_size / max(1, masked_tokens)
-        loss_sum = torch.zeros((), device=engine.device)
+        losses: list[torch.Tensor] = []
         num_correct = torch.zeros((), device=engine.device, dtype=torch.int64)
-        for batch in batches:
+        grad_norm = math.nan
+        for index, batch in enumerate(batches):
             loss, correct = engine(batch.to(engine.device))
-            engine.backward(loss * scale, scale_wrt_gas=False)
-            self._grad_norm = step_engine(engine, self.config.optimizer.max_grad_norm)
-            loss_sum += loss.detach()
+            losses.append(loss.detach())
             num_correct += correct
-        return loss_sum, num_correct
+            is_last = index == len(batches) - 1
+            if is_last and self.guard.must_skip(losses, masked_tokens):
+                # A gradient that is not finite is what every ZeRO stage skips by itself.
+                loss = loss * math.nan
+            engine.backward(loss * scale, scale_wrt_gas=False)
+            grad_norm = step_engine(engine, self.config.optimizer.max_grad_norm)
+        return losses, num_correct, grad_norm
+
+    def _rewind(self) -> None:
+        """Go on with the weights and moments of the last sound checkpoint, and the next documents.
+
+        Raises:
+            DivergedError: there is none.
+        """
+        if self.writer is not None:
+            self.writer.join()
+        checkpoint = self.collectives.on_main(lambda: find_checkpoint(self.run))
+        if checkpoint is None:
+            raise DivergedError("the run diverges, and has no checkpoint to go back to")
+        state = load_state(checkpoint)
+        weights, moments = load_weights(checkpoint), load_moments(checkpoint)
+        restore_engine(self.engine, EngineState(weights, moments, state.updates))
+        self.state.updates = state.updates
+        if self.collectives.world.is_main:
+            logger.warning(
+                "went back to the weights of step %d; goes on after step %d with the documents that "
+                "follow", state.step, self.state.step,
+            )  # fmt: skip
 
     def _compute_metrics(self, result: StepResult) -> dict[str, Any]:
         """Metrics of the step just taken; speeds are means since the last logged step."""
         recent, self._since_log = self._since_log, []
         loss, accuracy = self._reduce(result)
+        self.guard.look_at(self.state.step, loss)
         seconds = sum(step.seconds for step in recent)
         tokens = sum(step.tokens for step in recent)
         record: dict[str, Any] = {
             "train/loss": loss,
             "train/accuracy": accuracy,
             "train/learning_rate": compute_learning_rate(self.config, self.state.step),
-            "train/grad_norm": float(self._grad_norm),
+            "train/grad_norm": result.grad_norm,
+            "train/skipped_steps": self.guard.num_skipped,
+            "train/rewinds": self.guard.num_rewinds,
             "train/tokens": self.state.tokens,
             "train/masked_tokens": self.state.masked_tokens,
             "train/tokens_per_second": tokens / seconds,
@@ -193,6 +276,8 @@ class Trainer:
             "data/packing_efficiency": tokens / len(recent) / self.config.batch.global_batch_tokens,
             **self._count_records(),
         }
+        if self.writer is not None and self.writer.failure:
+            logger.warning("%s; training goes on, and tries again", self.writer.failure)
         steps_left = self.config.trainer.max_steps - self.state.step
         self.console.show(
             {"step": self.state.step, **record}, steps_left * record["train/step_seconds"]
@@ -225,13 +310,14 @@ class Trainer:
 
     def _reduce(self, result: StepResult) -> tuple[float, float]:
         """Loss and accuracy of the global batch."""
-        local = [result.loss_sum.item(), float(result.num_correct.item())]
-        loss_sum, num_correct = self.collectives.sum_floats(local)
-        return loss_sum / result.masked_tokens, num_correct / result.masked_tokens
+        (num_correct,) = self.collectives.sum([int(result.num_correct)])
+        loss = reduce_loss(self.collectives, result.losses, result.masked_tokens)
+        return loss, num_correct / max(1, result.masked_tokens)
 
     def _evaluate(self) -> dict[str, float]:
         if not self.evaluation_batches:
             return {}
+        self.watchdog.begin(f"the evaluation after step {self.state.step}")
         world = self.collectives.world
         self.engine.eval()
         self.latest_evaluation = evaluate_masked_lm(
@@ -244,32 +330,36 @@ class Trainer:
         )
         self.engine.train()
         evaluation = self.latest_evaluation
+        self.state.heldout_loss = evaluation.loss
         self.console.say(
             f"step {self.state.step}: held-out loss {evaluation.loss:.4f}, "
             f"accuracy {evaluation.accuracy:.1%}"
         )
         return evaluation.to_metrics()
 
-    def _check_finite(self, result: StepResult) -> None:
-        loss, _ = self._reduce(result)
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"the loss is {loss} at step {self.state.step}; the last checkpoint is from before: "
-                f"lower optimizer.lr or lengthen scheduler.warmup_steps, and start again"
-            )
-
     def _save(self) -> None:
         """Collect the whole state and hand it to the writer; every process takes part."""
         if self._saved_step == self.state.step:
             return
-        self._saved_step = self.state.step
+        self.watchdog.begin(f"collecting the state of step {self.state.step}")
+        self._saved_step, started = self.state.step, time.perf_counter()
         lanes: dict[int, dict[str, Any]] = {}
         for part in self.collectives.gather_objects(self.state.lanes):
             lanes.update(part)  # type: ignore[call-overload]
-        model = read_engine_state(self.engine, self.state.step, keep=self.writer is not None)
+        model = read_engine_state(self.engine, self.state.updates, keep=self.writer is not None)
         if self.writer is not None and model is not None:
             state = replace(self.state, lanes=lanes)
             self.writer.write(Checkpoint(state, model.weights, model.moments))
+        self._collect_seconds = time.perf_counter() - started
+
+
+def is_complete(trainer: TrainerConfig, state: TrainingState) -> bool:
+    """Whether a run has come to the end of its steps, tokens or seconds."""
+    return (
+        state.step >= trainer.max_steps
+        or (trainer.max_tokens is not None and state.tokens >= trainer.max_tokens)
+        or (trainer.max_seconds is not None and state.seconds >= trainer.max_seconds)
+    )
 
 
 def _is_due(step: int, every: int) -> bool:
