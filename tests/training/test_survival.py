@@ -117,6 +117,7 @@ def test_too_many_skipped_steps_stop_the_run_with_advice(tmp_path):
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_spike_is_skipped_when_asked_and_else_a_warning(tmp_path):
     found = ["divergence.spike_window=3", "divergence.spike_factor=3"]
     output = run(tmp_path / "warned", *found, fault="huge", steps="6")
@@ -184,6 +185,7 @@ def test_a_run_ends_with_its_tokens_and_stays_complete(tmp_path):
     assert "is complete after 4 steps" in run(tmp_path / "run", "trainer.max_tokens=7000")
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_seconds(tmp_path):
     output = run(tmp_path / "run", "trainer.max_seconds=0.001")
     assert "Done: 1 steps" in output

@@ -175,8 +175,8 @@ class TrainerConfig:
         Precision.bf16, "bf16 or fp32 for the forward and backward pass."
     )
     step_timeout_seconds: float | None = setting(
-        1800.0, "A step, evaluation or collection of the state that takes longer ends the run, "
-        "with the stacks of all processes; null waits for ever.", above=0.0,
+        1800.0, "A step or evaluation that takes longer ends the run and shows where it hangs; null is off.",
+        above=0.0,
     )  # fmt: skip
     log_every_steps: int = setting(10, "Steps between two lines of metrics.", at_least=1)
     evaluate_every_steps: int = setting(
