@@ -27,19 +27,33 @@ class MetricsLog:
     def __init__(self, path: Path, step: int, wandb_run: Any = None) -> None:
         kept = [record for record in read_metrics(path) if record["step"] <= step]
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+        self._unwritten = ""
         self._wandb_run = wandb_run
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record with a `step` key; JSON knows no NaN, so it is written as null."""
+        """Append a record with a `step` key; JSON knows no NaN, so it is written as null.
+
+        What a full disk does not take is written with a later record.
+        """
         finite = {key: None if _is_not_finite(value) else value for key, value in record.items()}
-        self._file.write(json.dumps(finite) + "\n")
-        self._file.flush()
+        self._unwritten += json.dumps(finite) + "\n"
+        self._flush()
         if self._wandb_run is not None:
             self._wandb_run.log(record, step=record["step"])
 
+    def _flush(self) -> None:
+        data = self._unwritten.encode()
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            logger.warning("%s cannot be written (%s); tried again later", self._file.name, error)
+        self._unwritten = data.decode()
+
     def close(self) -> None:
         """Finish writing."""
+        self._flush()
         self._file.close()
         if self._wandb_run is not None:
             self._wandb_run.finish()

@@ -242,9 +242,9 @@ class Trainer:
         if self.writer is not None:
             self.writer.join()
         checkpoint = self.collectives.on_main(lambda: find_checkpoint(self.run))
-        if checkpoint is None:
-            raise DivergedError("the run diverges, and has no checkpoint to go back to")
-        state = load_state(checkpoint)
+        state = load_state(checkpoint) if checkpoint is not None else None
+        if checkpoint is None or state is None or not state.updates:
+            raise DivergedError("the run diverges, and has no trained checkpoint to go back to")
         weights, moments = load_weights(checkpoint), load_moments(checkpoint)
         restore_engine(self.engine, EngineState(weights, moments, state.updates))
         self.state.updates = state.updates
