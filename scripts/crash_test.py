@@ -30,7 +30,10 @@ SETTINGS = [
     "logging.report=false", "logging.progress=false",
 ]  # fmt: skip
 # Which differ between runs that are the same.
-TIMES = ("train/tokens_per_second", "train/step_seconds", "train/data_wait_seconds")
+TIMES = (
+    "train/tokens_per_second", "train/step_seconds", "train/data_wait_seconds",
+    "train/flops_per_second", "train/mfu",
+)  # fmt: skip
 
 
 def start(output_dir: Path, num_processes: int) -> subprocess.Popen:

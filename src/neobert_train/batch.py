@@ -36,6 +36,11 @@ class Batch:
         return int(self.cu_seqlens[-1])
 
     @property
+    def squared_lengths(self) -> int:
+        """Sum of the squared lengths of the documents, which attention's work grows with."""
+        return int(self.cu_seqlens.diff().long().square().sum())
+
+    @property
     def num_masked(self) -> int:
         """Tokens to predict."""
         return self.labels.numel()

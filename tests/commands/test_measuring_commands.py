@@ -1,18 +1,35 @@
 """`evaluate` and `plan`: their numbers against independent ones."""
 
+import itertools
+import json
 import re
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from commands.conftest import run_command
-from neobert_train.accounting import compute_model_size, compute_state_bytes
+from neobert_train.accounting import (
+    DEVICES,
+    compute_model_size,
+    compute_state_bytes,
+    find_device,
+)
+from neobert_train.batch import Batch
+from neobert_train.commands.train import find_run_peak_flops
 from neobert_train.config.schema import ModelConfig
+from neobert_train.data.corpus import open_corpus
+from neobert_train.data.lanes import initial_states
+from neobert_train.data.loader import StepLoader
+from neobert_train.hardware import find_peak_flops
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
+from neobert_train.objective import MaskedLanguageModelling
+from neobert_train.world import World
 
 
 def read_loss(output):
@@ -39,7 +56,8 @@ def test_evaluate_says_what_is_missing(finished_run):
     assert "give either run_dir" in run_command("evaluate", code=2)
 
 
-def test_flops_per_token_equal_those_that_torch_counts():
+@pytest.mark.parametrize("lengths", [[128], [1, 60, 7, 60], [64, 32, 32]])
+def test_flops_equal_those_that_torch_counts(lengths):
     shape = ModelConfig(
         hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96
     )
@@ -53,18 +71,104 @@ def test_flops_per_token_equal_those_that_torch_counts():
     assert size.parameters == sum(parameter.numel() for parameter in model.parameters())
     tokens, masked = 128, 32
     ids = torch.randint(0, 200, (tokens,))
+    starts = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    batch = Batch(
+        ids, torch.zeros(tokens, dtype=torch.int32), starts, max(lengths), torch.arange(masked),
+        ids[:masked], 0, {},
+    )  # fmt: skip
+    assert (batch.num_tokens, batch.num_masked) == (tokens, masked)
+    assert batch.squared_lengths == sum(length**2 for length in lengths)
     # The plain matrix products of attention, which the counter knows on every device.
     with (
         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
     ):
-        output = model(
-            ids, cu_seqlens=torch.tensor([0, tokens]), masked_positions=torch.arange(masked),
-            labels=ids[:masked],
-        )  # fmt: skip
-        output.loss.backward()
-    expected = size.flops_per_token(attended=tokens, masked_share=masked / tokens) * tokens
-    assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
+        loss, _ = MaskedLanguageModelling(model)(batch)
+        loss.backward()
+    assert counter.get_total_flops() == size.compute_flops(tokens, batch.squared_lengths, masked)
+    if len(lengths) == 1:
+        per_token = size.flops_per_token(attended=tokens, masked_share=masked / tokens)
+        assert per_token * tokens == size.compute_flops(tokens, tokens**2, masked)
+
+
+def test_the_operations_of_a_run_are_those_of_its_documents(finished_run, make_config, tokenizer):
+    lines = (finished_run / "metrics.jsonl").read_text().splitlines()
+    environment = json.loads((finished_run / "environment.json").read_text())
+    config = make_config()
+    loader = StepLoader(config, open_corpus(config, tokenizer), initial_states(range(8)))
+    size = compute_model_size(config.model, tokenizer.vocab_size)
+    for record in map(json.loads, lines):
+        batches = loader.next_step()
+        bounds = [itertools.pairwise(batch.cu_seqlens.tolist()) for batch in batches]
+        squares = sum((end - start) ** 2 for pairs in bounds for start, end in pairs)
+        flops = size.compute_flops(
+            sum(b.num_tokens for b in batches), squares, sum(b.num_masked for b in batches)
+        )
+        rate = flops / record["train/step_seconds"]
+        assert record["train/flops_per_second"] == pytest.approx(rate, rel=1e-9)
+        assert record["train/mfu"] == pytest.approx(rate / environment["peak_flops"], rel=1e-9)
+        assert 0 < record["train/mfu"] < 1
+    report = (finished_run / "report.html").read_text()
+    assert re.search(r"<td>train/mfu</td><td>\d+\.\d%</td>", report)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A100 80GB PCIe", "a100"),
+        ("NVIDIA A100-PCIE-40GB", "a100-40"),
+        ("A100-SXM4-40GB", "a100-40"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA H100 NVL", "h100-nvl"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA GH200 480GB", "gh200"),
+        ("NVIDIA B200", "b200"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA L40", "l40"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA A10", "a10"),
+        ("NVIDIA A10G", "a10g"),
+        ("NVIDIA RTX A6000", "a6000"),
+        ("NVIDIA RTX 6000 Ada Generation", "rtx6000-ada"),
+        ("NVIDIA GeForce RTX 3090", "rtx3090"),
+        ("NVIDIA GeForce RTX 3090 Ti", "rtx3090ti"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("AMD Instinct MI300X", "mi300x"),
+        ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("Tesla V100-SXM2-32GB", None),
+    ],
+)
+def test_devices_are_known_by_the_names_of_their_drivers(name, key):
+    assert find_device(name) == (DEVICES[key] if key else None)
+
+
+def test_the_rate_of_a_cpu_is_measured_in_a_moment():
+    begin = time.perf_counter()
+    rate = find_peak_flops(torch.device("cpu"), torch.float32)
+    assert time.perf_counter() - begin < 5  # 0.4 s where nothing else runs
+    assert 1e8 < rate < 1e14
+
+
+def test_an_unknown_gpu_has_no_peak_and_a_known_one_that_of_its_precision(monkeypatch):
+    names = iter(["NVIDIA Abacus", "NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB HBM3"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: next(names))
+    device = torch.device("cuda", 0)
+    assert find_peak_flops(device, torch.bfloat16) is None
+    assert find_peak_flops(device, torch.bfloat16) == 989.4e12
+    assert find_peak_flops(device, torch.float32) == 66.9e12
+
+
+def test_a_run_with_one_unknown_gpu_has_no_peak_and_says_so_once(make_config, monkeypatch, caplog):
+    monkeypatch.setattr("neobert_train.commands.train.find_peak_flops", lambda *_: None)
+    others = SimpleNamespace(world=World(), sum_floats=lambda own: [own[0] + 989.4e12, own[1]])
+    assert find_run_peak_flops(make_config(), others, torch.device("cuda")) is None
+    assert caplog.text.count("train/mfu is left out") == 1
+    monkeypatch.setattr("neobert_train.commands.train.find_peak_flops", lambda *_: 1e12)
+    assert find_run_peak_flops(make_config(), others, torch.device("cuda")) == 990.4e12
 
 
 @pytest.mark.parametrize(

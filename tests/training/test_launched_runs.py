@@ -25,7 +25,10 @@ DEEPSPEED = [
     str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", "29731",
     "--module", "neobert_train",
 ]  # fmt: skip
-TIMES = ("train/tokens_per_second", "train/step_seconds", "train/data_wait_seconds")
+TIMES = (
+    "train/tokens_per_second", "train/step_seconds", "train/data_wait_seconds",
+    "train/flops_per_second", "train/mfu",
+)  # fmt: skip
 
 
 def start(launcher, output_dir, *overrides):

@@ -39,10 +39,11 @@ def format_plan(config: PlanConfig) -> str:
     device, batch = DEVICES[config.device], config.batch
     size = compute_model_size(config.model, load_tokenizer(config.tokenizer.path).vocab_size)
     bf16 = config.trainer.precision is Precision.bf16
+    peak = device.get_flops(bf16)
     # Documents that fill the context are the most expensive ones; shorter ones cost less attention.
     flops = size.flops_per_token(batch.context_length, config.masking.rate)
     tokens = config.trainer.max_steps * batch.global_batch_tokens
-    speed = config.mfu * device.flops / flops
+    speed = config.mfu * peak / flops
     hours = tokens / (speed * config.num_devices) / 3600
     activations = estimate_activation_bytes(
         size,
@@ -68,7 +69,7 @@ def format_plan(config: PlanConfig) -> str:
             f"step        {lanes} lanes on {config.num_devices} devices: "
             f"{lanes // config.num_devices} micro-batches of {batch.micro_batch_tokens:,} tokens each",
             f"time        {hours:,.1f} hours, {hours * config.num_devices:,.1f} device hours, at "
-            f"{speed:,.0f} tokens/s a device (mfu={config.mfu:g} of {device.flops / 1e12:,.0f} "
+            f"{speed:,.0f} tokens/s a device (mfu={config.mfu:g} of {peak / 1e12:,.0f} "
             f"TFLOP/s, {device.name})",
             f"memory of one device by ZeRO stage (deepspeed=zero{config.deepspeed.zero_stage} is set)",
             *memory,

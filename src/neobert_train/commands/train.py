@@ -8,9 +8,11 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from neobert_train.accounting import compute_model_size
 from neobert_train.batch import Batch
 from neobert_train.checkpoint import (
     TrainingState,
@@ -35,7 +37,9 @@ from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
 from neobert_train.distributed import Collectives, find_device, is_lost_connection
 from neobert_train.environment import describe_environment
 from neobert_train.errors import EXIT_FAILED, EXIT_STOPPED, InputError
+from neobert_train.hardware import find_peak_flops
 from neobert_train.model import (
+    DTYPES,
     build_model,
     choose_attention,
     compile_blocks,
@@ -117,10 +121,12 @@ def _train(
         origin = str(checkpoint or config.init_from)
         collectives.on_all(lambda: load_into(model, weights, origin))
     attention = collectives.on_all(lambda: choose_attention(config, model, device))
+    peak_flops = find_run_peak_flops(config, collectives, device)
     resumes = checkpoint is not None
     sample = collectives.on_main(lambda: find_sample(config, run, units, tokenizer, resumes))
 
-    collectives.on_main(lambda: open_run_directory(config, run, world, attention, sample, units))
+    environment = describe_environment(world, attention) | {"peak_flops": peak_flops}
+    collectives.on_main(lambda: open_run_directory(config, run, environment, sample, units))
     if config.model.compile:
         compile_blocks(model, device)
     engine = build_engine(config, MaskedLanguageModelling(model), world, device)
@@ -138,6 +144,8 @@ def _train(
         loader=StepLoader(config, units, state.lanes, pin_memory=device.type == "cuda"),
         collectives=collectives,
         state=state,
+        size=compute_model_size(config.model, tokenizer.vocab_size),
+        peak_flops=peak_flops,
         evaluation_batches=build_heldout_batches(config, sample, tokenizer),
         run=run,
         guard=Guard(config, collectives, run, tokenizer),
@@ -223,6 +231,22 @@ def load_starting_point(
     return state, load_initial_weights(config.init_from) if config.init_from else None
 
 
+def find_run_peak_flops(
+    config: TrainConfig, collectives: Collectives, device: torch.device
+) -> float | None:
+    """Peak FLOP/s of the devices of all processes together; None, with a warning, if unknown."""
+    own = find_peak_flops(device, DTYPES[config.trainer.precision])
+    total, unknown = collectives.sum_floats([own or 0.0, own is None])
+    if not unknown:
+        return total
+    if collectives.world.is_main:
+        logger.warning(
+            "train/mfu is left out: the peak rate of this kind of GPU is not known (the known ones "
+            "are in accounting.DEVICES)"
+        )
+    return None
+
+
 def find_sample(
     config: TrainConfig,
     run: RunDirectory,
@@ -251,8 +275,7 @@ def find_sample(
 def open_run_directory(
     config: TrainConfig,
     run: RunDirectory,
-    world: World,
-    attention: str,
+    environment: Mapping[str, Any],
     sample: CorpusSample,
     units: Mapping[str, Sequence[Unit]],
 ) -> None:
@@ -264,7 +287,7 @@ def open_run_directory(
     run.create()
     run.claim()
     write_atomically(run.config_file, dump_config(config))
-    write_json(run.environment_file, describe_environment(world, attention))
+    write_json(run.environment_file, environment)
     if not run.holds_run():
         write_atomically(run.sources_file, json.dumps(list_source_files(units)))
     if sample.heldout:

@@ -106,6 +106,8 @@ def _summarise(records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
         "eval/masked_lm_accuracy": ".1%",
         "eval/perplexity": ",.1f",
         "data/packing_efficiency": ".2%",
+        "train/tokens_per_second": ",.0f",
+        "train/mfu": ".1%",
         "data/bad_records": ",d",
         "train/skipped_steps": ",d",
         "train/rewinds": ",d",

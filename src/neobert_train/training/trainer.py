@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from neobert_train.accounting import ModelSize
 from neobert_train.batch import Batch
 from neobert_train.checkpoint import (
     Checkpoint,
@@ -61,6 +62,7 @@ class StepResult:
         num_correct: right predictions of this process, on the device.
         tokens: tokens of documents in the global batch.
         masked_tokens: masked tokens in the global batch.
+        squared_lengths: sum of the squared lengths of its documents.
         seconds: duration of the step, data included.
         data_wait_seconds: part of it that waited for data.
         grad_norm: of the global batch, before clipping; NaN where the weights were not updated.
@@ -70,6 +72,7 @@ class StepResult:
     num_correct: torch.Tensor
     tokens: int
     masked_tokens: int
+    squared_lengths: int
     seconds: float
     data_wait_seconds: float
     grad_norm: float
@@ -85,6 +88,8 @@ class Trainer:
         loader: the batches of this process.
         collectives: sums over processes.
         state: how far the run has come; of `lanes`, those this process serves.
+        size: of the model.
+        peak_flops: of the devices of all processes together; None where that is not known.
         evaluation_batches: held-out documents, the same on every process; empty for none.
         run: the run directory.
         guard: decides what to do about steps that do harm.
@@ -100,6 +105,8 @@ class Trainer:
     loader: StepLoader
     collectives: Collectives
     state: TrainingState
+    size: ModelSize
+    peak_flops: float | None
     evaluation_batches: Sequence[Batch]
     run: RunDirectory
     guard: Guard
@@ -156,9 +163,10 @@ class Trainer:
         data_wait = time.perf_counter() - start
         tokens = sum(batch.num_tokens for batch in batches)
         masked = sum(batch.num_masked for batch in batches)
+        squares = sum(batch.squared_lengths for batch in batches)
         reason = self._find_reason_to_stop()
-        tokens, masked, failures, stops = self.collectives.sum(
-            [tokens, masked, failure is not None, reason is not None]
+        tokens, masked, squares, failures, stops = self.collectives.sum(
+            [tokens, masked, squares, failure is not None, reason is not None]
         )
         if failures:
             self._save()
@@ -183,7 +191,9 @@ class Trainer:
         seconds = milliseconds / 1000
         self.state.seconds += seconds
         self._slowest_step = max(0.9 * self._slowest_step, seconds)
-        result = StepResult(losses, num_correct, tokens, masked, seconds, data_wait, grad_norm)
+        result = StepResult(
+            losses, num_correct, tokens, masked, squares, seconds, data_wait, grad_norm
+        )
         self._since_log.append(result)
         return result
 
@@ -271,6 +281,7 @@ class Trainer:
             "train/tokens": self.state.tokens,
             "train/masked_tokens": self.state.masked_tokens,
             "train/tokens_per_second": tokens / seconds,
+            **self._measure_work(recent, seconds),
             "train/step_seconds": seconds / len(recent),
             "train/data_wait_seconds": sum(step.data_wait_seconds for step in recent) / len(recent),
             "data/packing_efficiency": tokens / len(recent) / self.config.batch.global_batch_tokens,
@@ -283,6 +294,15 @@ class Trainer:
             {"step": self.state.step, **record}, steps_left * record["train/step_seconds"]
         )
         return record
+
+    def _measure_work(self, steps: Sequence[StepResult], seconds: float) -> dict[str, float]:
+        """Operations that the model needs for its documents, by the second and of the peak."""
+        tokens = sum(step.tokens for step in steps)
+        squares = sum(step.squared_lengths for step in steps)
+        masked = sum(step.masked_tokens for step in steps)
+        rate = self.size.compute_flops(tokens, squares, masked) / seconds
+        work = {"train/flops_per_second": rate}
+        return work if self.peak_flops is None else {**work, "train/mfu": rate / self.peak_flops}
 
     def _count_records(self) -> dict[str, Any]:
         """What the lanes have read so far and given of each source, summed over all of them."""
