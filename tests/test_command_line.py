@@ -59,6 +59,7 @@ def test_help_names_commands_choices_settings_defaults_and_ranges(tmp_path):
         "evaluate ",
         "export ",
         "plan ",
+        "doctor ",
         "experiment: extend_4096, pretrain_base",
         "deepspeed: zero0, zero1, zero2, zero3",
         "trainer.max_steps=1000000 (at least 1)",

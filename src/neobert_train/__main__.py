@@ -42,6 +42,7 @@ COMMAND_SUMMARIES = {
     "evaluate": "held-out loss, accuracy and perplexity of a run or an exported model",
     "export": "write a folder that transformers loads, and push it to the Hub",
     "plan": "parameters, FLOPs, memory and hours of an experiment on named hardware",
+    "doctor": "what this machine has, what a run would use, and what would stop it",
 }
 
 

@@ -67,7 +67,7 @@ DEVICES = {
 _OTHER_KINDS = {"mig", "laptop", "mobile", "max", "d"}
 
 
-def find_device(name: str) -> Device | None:
+def find_known_device(name: str) -> Device | None:
     """The entry for a device as its driver calls it, such as `NVIDIA A100-SXM4-80GB`."""
     words = set(re.findall(r"[a-z0-9]+", name.lower()))
     if words & _OTHER_KINDS:

@@ -26,7 +26,7 @@ def describe_environment(world: World, attention_backend: str) -> dict[str, Any]
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _find_version(name) for name in _PACKAGES},
+        "packages": find_versions(),
         "git_revision": _find_git_revision(),
         "world_size": world.world_size,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -34,6 +34,11 @@ def describe_environment(world: World, attention_backend: str) -> dict[str, Any]
         "cpu_cores": os.cpu_count(),
         "attention": attention_backend,
     }
+
+
+def find_versions() -> dict[str, str | None]:
+    """Versions of the packages that a run may use; None for those that are not installed."""
+    return {name: _find_version(name) for name in _PACKAGES}
 
 
 def _find_version(package: str) -> str | None:

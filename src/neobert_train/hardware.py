@@ -18,7 +18,7 @@ def find_peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """
     if device.type == "cpu":
         return measure_matmul_flops(dtype)
-    entry = accounting.find_device(torch.cuda.get_device_name(device))
+    entry = accounting.find_known_device(torch.cuda.get_device_name(device))
     return None if entry is None else entry.get_flops(dtype is torch.bfloat16)
 
 

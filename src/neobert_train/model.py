@@ -1,5 +1,6 @@
 """From the typed configuration to a NeoBERT with its first weights."""
 
+import importlib.util
 import logging
 import os
 import shutil
@@ -64,6 +65,23 @@ def choose_attention(config: TrainConfig, model: NeoBERTLMHead, device: torch.de
     return backend
 
 
+def find_compiler_obstacle(device: torch.device) -> str | None:
+    """Why torch.compile cannot make code for this device; None when it can.
+
+    For GPUs Triton does most of it, and needs a C compiler for what calls its kernels.
+    """
+    if device.type == "cpu":
+        if not any(map(shutil.which, _COMPILERS)):
+            return f"needs a C++ compiler, and there is none ({', '.join(_COMPILERS)})"
+        return None
+    if importlib.util.find_spec("triton") is None:
+        return "needs triton, and it is not installed (pip install triton)"
+    compilers = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
+    if not any(map(shutil.which, compilers)):
+        return f"needs a C compiler, and there is none ({', '.join(compilers)})"
+    return None
+
+
 def compile_blocks(model: NeoBERTLMHead, device: torch.device) -> bool:
     """Compile what surrounds attention in every block, where there is a compiler.
 
@@ -73,11 +91,9 @@ def compile_blocks(model: NeoBERTLMHead, device: torch.device) -> bool:
     Returns:
         Whether anything is compiled; otherwise a warning said why not.
     """
-    if device.type == "cpu" and not any(map(shutil.which, _COMPILERS)):
-        logger.warning(
-            "model.compile=true needs a C++ compiler, and there is none (%s): running uncompiled",
-            ", ".join(_COMPILERS),
-        )
+    obstacle = find_compiler_obstacle(device)
+    if obstacle is not None:
+        logger.warning("model.compile=true %s: running uncompiled", obstacle)
         return False
     for block in model.model.transformer_encoder:
         block.project = torch.compile(block.project, dynamic=False)  # type: ignore[assignment, arg-type]

@@ -17,7 +17,7 @@ from neobert_train.accounting import (
     DEVICES,
     compute_model_size,
     compute_state_bytes,
-    find_device,
+    find_known_device,
 )
 from neobert_train.batch import Batch
 from neobert_train.commands.train import find_run_peak_flops
@@ -143,7 +143,7 @@ def test_the_operations_of_a_run_are_those_of_its_documents(finished_run, make_c
     ],
 )
 def test_devices_are_known_by_the_names_of_their_drivers(name, key):
-    assert find_device(name) == (DEVICES[key] if key else None)
+    assert find_known_device(name) == (DEVICES[key] if key else None)
 
 
 def test_the_rate_of_a_cpu_is_measured_in_a_moment():

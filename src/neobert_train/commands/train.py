@@ -181,12 +181,22 @@ def find_resume_point(config: TrainConfig, run: RunDirectory) -> Path | None:
     Raises:
         InputError: `resume` forbids what was found, or the directory holds another run.
     """
+    check_run_directory(config, run)
+    return find_checkpoint(run) if run.holds_run() else None
+
+
+def check_run_directory(config: TrainConfig, run: RunDirectory) -> None:
+    """Warn of settings that differ from those of the run that a directory holds.
+
+    Raises:
+        InputError: `resume` forbids what was found, or it holds another run.
+    """
     if not run.holds_run():
         if config.resume is Resume.must:
             raise InputError(
                 f"resume=must, but {run.path} holds no run: check output_dir, or leave resume out"
             )
-        return None
+        return
     if config.resume is Resume.never:
         raise InputError(
             f"resume=never, but {run.path} already holds a run: write output_dir=... to choose "
@@ -201,7 +211,6 @@ def find_resume_point(config: TrainConfig, run: RunDirectory) -> Path | None:
             )
         for difference in notable:
             logger.warning("continuing with a changed setting: %s", difference)
-    return find_checkpoint(run)
 
 
 def check_source_files(

@@ -14,6 +14,7 @@ from neobert_train.config.derived import (
     resolve_sources,
 )
 from neobert_train.config.schema import (
+    DoctorConfig,
     EvaluateConfig,
     ExportConfig,
     ModelConfig,
@@ -34,16 +35,25 @@ def find_problems(config: Any, world_size: int = 1) -> list[str]:
     problems = find_range_problems(config)
     if problems:
         return problems  # the checks below divide by values that must be in range
+    if isinstance(config, DoctorConfig):
+        return problems  # it lists the others itself, behind what it found
     if isinstance(config, TrainConfig):
-        problems += _iter_batch_problems(config, world_size)
-        problems += _iter_model_problems(config)
-        problems += _iter_data_problems(config)
-        problems += _iter_training_problems(config)
+        problems += find_experiment_problems(config, world_size)
     elif isinstance(config, EvaluateConfig):
         problems += _iter_evaluate_problems(config)
     elif isinstance(config, ExportConfig) and not config.run_dir:
         problems.append("run_dir is not set: write run_dir=runs/NAME")
     return problems
+
+
+def find_experiment_problems(config: TrainConfig, world_size: int = 1) -> list[str]:
+    """The problems of an experiment whose settings are all in range."""
+    return [
+        *_iter_batch_problems(config, world_size),
+        *_iter_model_problems(config),
+        *_iter_data_problems(config),
+        *_iter_training_problems(config),
+    ]
 
 
 def find_range_problems(config: Any) -> list[str]:

@@ -299,6 +299,11 @@ class PlanConfig(TrainConfig):
 
 
 @dataclass
+class DoctorConfig(TrainConfig):
+    """What this machine has, and what an experiment would use of it."""
+
+
+@dataclass
 class PrepareConfig(TrainConfig):
     """Tokenise once what an experiment reads, into data.prepared_dir."""
 
@@ -395,4 +400,5 @@ SCHEMAS: dict[str, type[Any]] = {
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
     "plan": PlanConfig,
+    "doctor": DoctorConfig,
 }

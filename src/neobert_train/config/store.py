@@ -20,7 +20,7 @@ from neobert_train.config.schema import SCHEMAS
 from neobert_train.config.setting import ANY_NAME, iter_default_settings
 from neobert_train.errors import InputError
 
-COMMANDS_WITH_GROUPS = ("train", "prepare", "inspect_data", "train_tokenizer", "plan")
+COMMANDS_WITH_GROUPS = ("train", "prepare", "inspect_data", "train_tokenizer", "plan", "doctor")
 
 # Hydra composes and does nothing else: no dated folders (they differ from rank to rank), no logs.
 _QUIET_HYDRA = {

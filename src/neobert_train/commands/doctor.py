@@ -1,0 +1,274 @@
+"""What this machine has, what a run would use of it, and what would stop the run."""
+
+import os
+import platform
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from neobert_train.accounting import compute_model_size, find_known_device
+from neobert_train.commands.train import check_run_directory
+from neobert_train.config.checks import find_experiment_problems
+from neobert_train.config.derived import compute_num_lanes, find_divisors
+from neobert_train.config.schema import DoctorConfig, Precision
+from neobert_train.data.corpus import list_source_files, open_corpus
+from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
+from neobert_train.distributed import find_device
+from neobert_train.environment import find_versions
+from neobert_train.errors import InputError
+from neobert_train.hardware import measure_matmul_flops
+from neobert_train.model import DTYPES, find_compiler_obstacle
+from neobert_train.modeling.attention import BACKENDS, choose_backend, find_obstacle
+from neobert_train.run_directory import RunDirectory
+from neobert_train.training.engine import import_deepspeed
+from neobert_train.world import World
+
+Result = TypeVar("Result")
+
+_LAUNCHERS = ("deepspeed", "torchrun", "srun")
+# A run is more patient; here one short attempt says enough.
+_NETWORK_SECONDS = 10.0
+_BYTES_PER_PARAMETER = 12  # fp32 weight and two moments
+
+
+@dataclass
+class Findings:
+    """What was found so far.
+
+    Attributes:
+        lines: of the report.
+        notes: what does not stop a run, and is good to know.
+        problems: what stops it, each with its mend.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def tell(self, name: str, text: str) -> None:
+        """A line of the report."""
+        self.lines.append(f"{name:11} {text}")
+
+    def attempt(self, function: Callable[[], Result]) -> Result | None:
+        """What a function returns; None when it finds a problem, which is kept."""
+        try:
+            return function()
+        except InputError as error:
+            self.problems.append(str(error))
+            return None
+
+
+def run(config: DoctorConfig, world: World) -> None:
+    """Print what was found, problems last.
+
+    Raises:
+        InputError: listing what would stop a run.
+    """
+    if not world.is_main:
+        return
+    findings = examine(config, world)
+    print("\n".join([*findings.lines, *(f"note: {note}" for note in findings.notes)]), flush=True)
+    if findings.problems:
+        raise InputError.from_problems(findings.problems)
+    print("no problems: a run can start")
+
+
+def examine(config: DoctorConfig, world: World) -> Findings:
+    """Everything that can be known in some seconds."""
+    findings = Findings(problems=find_experiment_problems(config))
+    settings_are_sound = not findings.problems
+    device = find_device(world)
+    _examine_software(findings, device)
+    _examine_device(findings, config, device)
+    _examine_kernels(findings, config, device)
+    if settings_are_sound:
+        _examine_launch(findings, config)
+    _examine_run_directory(findings, config)
+    tokenizer = findings.attempt(lambda: load_tokenizer(config.tokenizer.path))
+    if tokenizer is None:
+        return findings
+    findings.tell("tokenizer", f"{config.tokenizer.path}, {tokenizer.vocab_size:,} entries")
+    _examine_disk(findings, config, tokenizer)
+    if settings_are_sound:
+        findings.attempt(lambda: _examine_data(findings, config, tokenizer))
+    return findings
+
+
+def _examine_software(findings: Findings, device: torch.device) -> None:
+    versions = find_versions()
+    present = [f"{name} {version}" for name, version in versions.items() if version]
+    findings.tell("python", f"{platform.python_version()} on {platform.platform()}")
+    findings.tell("packages", ", ".join(present))
+    findings.tell("", f"not installed: {', '.join(n for n, v in versions.items() if not v) or '-'}")
+    try:
+        import_deepspeed(device)
+    except Exception as error:  # a broken build raises OSError, RuntimeError, ...
+        findings.problems.append(
+            f"deepspeed cannot be imported ({type(error).__name__}: {error}): "
+            f"reinstall it with DS_BUILD_OPS=0 pip install --force-reinstall --no-deps deepspeed"
+        )
+    path = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
+    found = {name: shutil.which(name, path=path) or "-" for name in _LAUNCHERS}
+    findings.tell("launchers", ", ".join(f"{name} {place}" for name, place in found.items()))
+
+
+def _examine_device(findings: Findings, config: DoctorConfig, device: torch.device) -> None:
+    precision = config.trainer.precision
+    if device.type == "cpu":
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        findings.tell(
+            "device",
+            f"cpu, {torch.get_num_threads()} threads on {os.cpu_count()} cores, "
+            f"{memory / 1e9:.1f} GB of memory",
+        )
+        rates = {precision: measure_matmul_flops(dtype) for precision, dtype in DTYPES.items()}
+        findings.tell("peak", f"{_show_rates(rates)}, measured")
+        other = Precision.fp32
+        if rates[precision] < rates[other]:
+            findings.notes.append(
+                f"this CPU is slower in {precision.value} than in {other.value}: write "
+                f"trainer.precision={other.value}"
+            )
+        return
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        findings.tell(
+            "device",
+            f"cuda:{index} {torch.cuda.get_device_name(index)}, {total / 1e9:.1f} GB of memory, "
+            f"{free / 1e9:.1f} GB free",
+        )
+    entry = find_known_device(torch.cuda.get_device_name(device))
+    if entry is None:
+        findings.notes.append("the peak rate of this kind of GPU is not known: no train/mfu")
+    else:
+        rates = {precision: entry.get_flops(precision is Precision.bf16) for precision in DTYPES}
+        findings.tell("peak", f"{_show_rates(rates)}, as the data sheet of {entry.name} says")
+    if precision is Precision.bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        findings.notes.append(
+            "this GPU has no bf16 units and computes it slowly: write trainer.precision=fp32"
+        )
+
+
+def _show_rates(rates: dict[Precision, float]) -> str:
+    return ", ".join(f"{name.value} {rate / 1e12:,.2f} TFLOP/s" for name, rate in rates.items())
+
+
+def _examine_kernels(findings: Findings, config: DoctorConfig, device: torch.device) -> None:
+    precision, wanted = config.trainer.precision, config.model.attention.value
+    dtype = DTYPES[precision]
+    try:
+        backend = choose_backend(wanted, device, dtype)
+        findings.tell("attention", f"model.attention={wanted} takes {backend} in {precision.value}")
+    except ValueError as error:
+        findings.tell("attention", f"model.attention={wanted} cannot be had")
+        findings.problems.append(f"{error}; write model.attention=auto to take one that can")
+    for name in BACKENDS:
+        findings.tell("", f"{name}: {find_obstacle(name, device, dtype) or 'can run'}")
+    obstacle = find_compiler_obstacle(device)
+    findings.tell("compile", f"torch.compile {obstacle or 'can run'}; {_show_compile(config)}")
+    if config.model.compile and obstacle:
+        findings.notes.append(f"model.compile=true {obstacle}: a run goes on uncompiled")
+    try:
+        parameter = torch.nn.Parameter(torch.ones(8, device=device))
+        parameter.grad = torch.ones_like(parameter)
+        torch.optim.AdamW([parameter], fused=True).step()
+        findings.tell("optimizer", f"AdamW, torch's fused kernel on {device.type}")
+    except RuntimeError as error:
+        findings.problems.append(
+            f"torch's fused AdamW does not run on {device.type} ({error}): install another build "
+            f"of torch, 2.10 or newer"
+        )
+
+
+def _show_compile(config: DoctorConfig) -> str:
+    return f"model.compile={str(config.model.compile).lower()} is set"
+
+
+def _examine_launch(findings: Findings, config: DoctorConfig) -> None:
+    lanes, num_devices = compute_num_lanes(config), max(1, torch.cuda.device_count())
+    num_processes = max(n for n in find_divisors(lanes) if n <= num_devices)
+    if num_processes < num_devices:
+        findings.notes.append(
+            f"{lanes} lanes (batch.global_batch_tokens / batch.micro_batch_tokens) go evenly to "
+            f"{num_processes} of the {num_devices} devices and to no more"
+        )
+    launcher = (
+        f"deepspeed --num_gpus {num_processes} --module" if num_processes > 1 else "python -m"
+    )
+    findings.tell("launch", shlex.join([*launcher.split(), "neobert_train", *sys.argv[1:]]))
+    findings.tell(
+        "step",
+        f"{lanes} lanes: {lanes // num_processes} micro-batches of "
+        f"{config.batch.micro_batch_tokens:,} tokens on each of {num_processes} processes, "
+        f"ZeRO {config.deepspeed.zero_stage}",
+    )
+
+
+def _examine_run_directory(findings: Findings, config: DoctorConfig) -> None:
+    run = RunDirectory(config.output_dir)
+    checkpoints = run.list_checkpoints()
+    state = f"goes on from step {checkpoints[-1][0]}" if checkpoints else "a run begins"
+    findings.tell("output_dir", f"{run.path}: {state}")
+    findings.attempt(lambda: check_run_directory(config, run))
+    if (run.path / ".lock").exists():
+        findings.attempt(run.claim)
+    folder = _find_existing_folder(run)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        findings.problems.append(
+            f"{folder} cannot be written to ({error.strerror}): write output_dir=... to choose "
+            f"another run directory"
+        )
+
+
+def _find_existing_folder(run: RunDirectory) -> Path:
+    """The run directory, or the nearest of those above it that is there."""
+    path = run.path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _examine_disk(findings: Findings, config: DoctorConfig, tokenizer: TextTokenizer) -> None:
+    run, checkpoint = RunDirectory(config.output_dir), config.checkpoint
+    folder = _find_existing_folder(run)
+    free = shutil.disk_usage(folder).free
+    parameters = compute_model_size(config.model, tokenizer.vocab_size).parameters
+    size = _BYTES_PER_PARAMETER * parameters
+    # One more is there while it is being written.
+    kept = checkpoint.keep_last + checkpoint.keep_best + 1
+    needed = max(1, kept - len(run.list_checkpoints())) * size
+    findings.tell(
+        "disk",
+        f"{free / 1e9:,.1f} GB free; a checkpoint of {parameters:,} parameters takes "
+        f"{size / 1e9:,.2f} GB, and up to {kept} are there at a time",
+    )
+    if free < size:
+        findings.problems.append(
+            f"{folder} has no room for a checkpoint: make some, or write output_dir=... to choose "
+            f"another disk"
+        )
+    elif free < needed:
+        findings.notes.append(
+            f"{folder} has no room for {kept} checkpoints: lower checkpoint.keep_last, or write "
+            f"output_dir=... to choose another disk"
+        )
+
+
+def _examine_data(findings: Findings, config: DoctorConfig, tokenizer: TextTokenizer) -> None:
+    seconds = min(_NETWORK_SECONDS, config.data.timeout_seconds)
+    data = replace(config.data, max_retries=0, timeout_seconds=seconds)
+    units = open_corpus(replace(config, data=data), tokenizer)
+    for name, files in list_source_files(units).items():
+        size = sum(num_bytes or 0 for _, num_bytes in files)
+        text = f"{name}: {len(files):,} files or shards"
+        text += f", {size / 1e6:,.1f} MB" if size else ""
+        next(iter(units[name][0].iter_records(0)), None)
+        findings.tell("data", f"{text}; the first record can be read")

@@ -1,0 +1,154 @@
+"""`doctor`: what it finds on this machine, and on machines with one thing wrong."""
+
+import errno
+import shutil
+import tempfile
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from commands.conftest import run_command
+from neobert_train.commands import doctor
+from neobert_train.config.schema import DoctorConfig
+from neobert_train.config.store import compose_config, to_typed
+from neobert_train.world import World
+
+FALSE_FILES = {
+    "none.jsonl": (None, "no such file"),
+    "empty.jsonl": (b"", "is empty"),
+    "key.jsonl": (b'{"body": "x"}\n', "data.column=... with one of body"),
+    "fake.parquet": (b"PAR1 no parquet", "cannot be read as parquet"),
+}
+
+
+@pytest.fixture
+def examine(tmp_path, monkeypatch):
+    """Examine `+experiment=smoke` with overrides; without the measuring, which has a test."""
+    monkeypatch.setattr(doctor, "measure_matmul_flops", lambda dtype: 1e12 * dtype.itemsize)
+
+    def run(*overrides: str) -> doctor.Findings:
+        base = ["+experiment=smoke", f"output_dir={tmp_path / 'run'}"]
+        config = to_typed("doctor", compose_config("doctor", [*base, *overrides]))
+        assert isinstance(config, DoctorConfig)
+        return doctor.examine(config, World())
+
+    return run
+
+
+def test_it_tells_what_the_machine_has_and_what_a_run_would_use(tmp_path):
+    output = run_command(
+        "doctor", "+experiment=smoke", f"output_dir={tmp_path / 'run'}", CUDA_VISIBLE_DEVICES=""
+    )
+    for words in (
+        f"torch {torch.__version__}",
+        "deepspeed 0",
+        "launchers",
+        "TFLOP/s, measured",
+        "model.attention=auto takes sdpa in fp32",
+        "flash_attn: it runs on CUDA devices only, and this is cpu",
+        "sdpa: can run",
+        "torch's fused kernel on cpu",
+        "neobert_train +experiment=smoke",
+        "8 lanes: 8 micro-batches of 512 tokens",
+        "a run begins",
+        "bert-base-uncased, 30,522 entries",
+        "GB free; a checkpoint of 4,004,218 parameters",
+        "corpus: 1 files or shards, 0.7 MB; the first record can be read",
+    ):
+        assert words in output
+    assert output.endswith("no problems: a run can start\n")
+    assert "WARNING" not in output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_problems_come_last_with_their_mends_and_code_2(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    output = run_command(
+        "doctor", "+experiment=smoke", f"output_dir={tmp_path / 'file' / 'run'}",
+        "batch.context_length=1024", "model.attention=xformers", "tokenizer.path=nobody/nothing",
+        code=2, CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1",
+    )  # fmt: skip
+    report, problems = output.split("neobert_train: ")
+    assert "launchers" in report
+    assert problems.startswith("5 problems were found")
+    for mend in (
+        "batch.micro_batch_tokens=1024",
+        "model.max_length=1024",
+        "write model.attention=auto",
+        f"{tmp_path / 'file'} cannot be written to (Not a directory): write output_dir=...",
+        "tokenizer.path=bert-base-uncased",
+    ):
+        assert mend in problems
+    assert "Traceback" not in output
+
+
+def test_settings_out_of_range_are_told_at_once():
+    assert "masking.rate=2.0 is out of range" in run_command("doctor", "masking.rate=2", code=2)
+
+
+@pytest.mark.parametrize("name", FALSE_FILES)
+def test_data_that_cannot_be_read(examine, tmp_path, name):
+    content, words = FALSE_FILES[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    (problem,) = examine("data=files", f"data.paths=[{tmp_path / name}]").problems
+    assert words in problem
+
+
+def test_a_run_directory_that_holds_another_run(examine, finished_run):
+    shown = examine(f"output_dir={finished_run}")
+    assert shown.problems == []
+    assert any("goes on from step 3" in line for line in shown.lines)
+    (problem,) = examine(f"output_dir={finished_run}", "seed=7").problems
+    assert "holds another run; write output_dir=..." in problem
+    (problem,) = examine("resume=must").problems
+    assert "resume=must, but" in problem
+
+
+def test_a_disk_that_is_full_or_not_writable(examine, monkeypatch):
+    # 4,004,218 parameters of 12 bytes are 48 MB a checkpoint.
+    for free, problems, notes in ((40e6, 1, 0), (100e6, 0, 1), (1e9, 0, 0)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        found = examine()
+        assert (len(found.problems), len(found.notes)) == (problems, notes)
+        assert all("has no room for" in text for text in [*found.problems, *found.notes])
+
+    def refuse(dir):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    (problem,) = examine().problems
+    assert "cannot be written to (Read-only file system): write output_dir=..." in problem
+
+
+def test_without_a_compiler_only_a_note_says_that_nothing_is_compiled(examine, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
+    assert examine().notes == []
+    found = examine("model.compile=true")
+    assert found.problems == []
+    assert "model.compile=true needs a C++ compiler" in found.notes[0]
+
+
+def test_a_cpu_that_is_slow_in_bf16(examine, monkeypatch):
+    assert "slower in bf16 than in fp32" in examine("trainer.precision=bf16").notes[0]
+    monkeypatch.setattr(doctor, "measure_matmul_flops", lambda dtype: 1e12 / dtype.itemsize)
+    assert examine("trainer.precision=bf16").notes == []
+    assert examine().notes == []
+
+
+def test_a_broken_deepspeed(examine, monkeypatch):
+    def fail(device):
+        raise OSError("undefined symbol")
+
+    monkeypatch.setattr(doctor, "import_deepspeed", fail)
+    (problem,) = examine().problems
+    assert "deepspeed cannot be imported (OSError: undefined symbol): reinstall" in problem
+
+
+def test_devices_that_cannot_share_the_lanes(examine, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    found = examine()
+    assert any("deepspeed --num_gpus 2 --module neobert_train" in line for line in found.lines)
+    assert "8 lanes" in found.notes[0]
+    assert "2 of the 3 devices" in found.notes[0]
