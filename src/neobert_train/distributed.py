@@ -1,5 +1,6 @@
 """Collectives among the processes of a run, on small numbers held by the host."""
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -44,23 +45,29 @@ class Collectives:
         dist.broadcast(tensor, src=0, group=self._group)
         return tensor.tolist()
 
-    def gather_objects(self, value: object) -> list[object]:
-        """One value of each process, by rank, on every process."""
-        gathered: list[object] = [None] * self.world.world_size
-        dist.all_gather_object(gathered, value, group=self._group)
-        return gathered
+    def gather(self, value: Any) -> list[Any]:
+        """One JSON value of each process, by rank, on every process."""
+        data = _encode(value)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world.world_size)]
+        dist.all_gather(sizes, torch.tensor([data.numel()]), group=self._group)
+        longest = max(int(size) for size in sizes)
+        parts = [torch.empty(longest, dtype=torch.uint8) for _ in sizes]
+        padding = torch.zeros(longest - data.numel(), dtype=torch.uint8)
+        dist.all_gather(parts, torch.cat([data, padding]), group=self._group)
+        return [_decode(part[: int(size)]) for part, size in zip(parts, sizes, strict=True)]
 
     def on_main(self, function: Callable[[], Result]) -> Result:
-        """Call a function on the main process and give its result to all.
+        """Call a function on the main process and give its result, a JSON value, to all.
 
         Raises:
             InputError: it raised one; on every process.
         """
-        outcome: list[Any] = [None]
-        if self.world.is_main:
-            outcome = [_try(function)]
-        dist.broadcast_object_list(outcome, src=0, group=self._group)
-        result, error = outcome[0]
+        outcome = _encode(_try(function)) if self.world.is_main else torch.empty(0)
+        (size,) = self.broadcast([outcome.numel()])
+        if not self.world.is_main:
+            outcome = torch.empty(size, dtype=torch.uint8)
+        dist.broadcast(outcome, src=0, group=self._group)
+        result, error = _decode(outcome)
         if error is not None:
             raise InputError(error)
         return result
@@ -72,7 +79,7 @@ class Collectives:
             InputError: it raised one somewhere; on every process, with all distinct messages.
         """
         result, error = _try(function)
-        errors = [str(message) for message in self.gather_objects(error) if message is not None]
+        errors = [str(message) for message in self.gather(error) if message is not None]
         if errors:
             raise InputError.from_problems(list(dict.fromkeys(errors)))
         return result
@@ -89,6 +96,15 @@ class Collectives:
     def _reduce(self, values: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(values, group=self._group)
         return values
+
+
+def _encode(value: Any) -> torch.Tensor:
+    # JSON where torch's object collectives would pickle.
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def _decode(data: torch.Tensor) -> Any:
+    return json.loads(bytes(data.numpy()))
 
 
 def _try(function: Callable[[], Any]) -> tuple[Any, str | None]:
