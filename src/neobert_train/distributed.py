@@ -1,5 +1,6 @@
 """Collectives among the processes of a run, on small numbers held by the host."""
 
+import ctypes
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -120,11 +121,25 @@ def is_lost_connection(error: RuntimeError) -> bool:
     return any(sign in text for sign in ("Connection closed", "Connection reset", "Broken pipe"))
 
 
+def _keep_freed_memory() -> None:
+    """Let the C library keep what is freed, which the next step asks for again.
+
+    glibc gives large blocks back to the system at once, and every new one costs a page fault each
+    4 KiB: elementwise operations on fresh tensors take a third of the time without that.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc's malloc.h
+        mmap_threshold, trim_threshold = -3, -1
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, (1 << 31) - 1)
+
+
 def find_device(world: World) -> torch.device:
     """The accelerator of this process, or its share of the CPU's cores."""
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)
         return torch.device("cuda", world.local_rank)
+    _keep_freed_memory()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // world.local_world_size))
     return torch.device("cpu")
