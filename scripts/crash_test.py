@@ -1,6 +1,6 @@
 """Kill a run again and again at random moments; it must end as if nothing had happened.
 
-    python scripts/crash_test.py                 # 50 kills on one process, 50 on two: about an hour
+    python scripts/crash_test.py                 # 50 kills on one process, 50 on two: about half an hour
     python scripts/crash_test.py --kills 5 --processes 1
 
 A small run is started, and after a random time one of its processes (the launcher, a rank, or a data
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-STEPS = 300
+STEPS = 240
 SETTINGS = [
     "+experiment=smoke", f"trainer.max_steps={STEPS}", "batch.global_batch_tokens=2048",
     "checkpoint.save_every_steps=1", "checkpoint.keep_last=2", "trainer.evaluate_every_steps=20",
@@ -83,10 +83,16 @@ def find_step(output_dir: Path) -> int:
     return max((int(name.split("-")[1]) for name in names), default=0)
 
 
-def run_to_the_end(output_dir: Path, num_processes: int) -> None:
+def run_to_the_end(output_dir: Path, num_processes: int) -> tuple[float, float]:
+    """Seconds until the first checkpoint, and from there to the end."""
+    began = time.monotonic()
     process = start(output_dir, num_processes)
-    _, errors = process.communicate(timeout=600)
+    while find_step(output_dir) == 0 and process.poll() is None:
+        time.sleep(0.05)
+    first = time.monotonic()
+    _, errors = process.communicate(timeout=1200)
     assert process.returncode == 0, errors.decode()
+    return first - began, time.monotonic() - first
 
 
 def read_result(output_dir: Path) -> tuple[dict, dict, list]:
@@ -102,14 +108,15 @@ def read_result(output_dir: Path) -> tuple[dict, dict, list]:
 def crash(num_kills: int, num_processes: int, folder: Path) -> int:
     """One run killed up to `num_kills` times; returns how often it was before it was complete."""
     expected, disturbed = folder / "expected", folder / "disturbed"
-    began = time.monotonic()
-    run_to_the_end(expected, num_processes)
-    whole = time.monotonic() - began
+    starting, training = run_to_the_end(expected, num_processes)
     steps = []
     for number in range(num_kills):
         process = start(disturbed, num_processes)
+        # One in five while it starts, the others while it trains and writes.
+        in_training = random.random() < 0.8
+        delay = random.uniform(0, training / 6) if in_training else -random.uniform(0, starting)
         try:
-            process.wait(timeout=random.uniform(0.2, 0.6) * whole)
+            process.wait(timeout=starting + delay)
             break  # complete
         except subprocess.TimeoutExpired:
             kill_one(process)

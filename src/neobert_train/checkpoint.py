@@ -9,12 +9,12 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -32,7 +32,25 @@ STATE_FILE = "state.json"
 CONFIG_FILE = "config.yaml"
 TOKENIZER_FOLDER = "tokenizer"
 MANIFEST_FILE = "manifest.json"
-FORMAT_VERSION = 2
+_NEEDED_FILES = (WEIGHTS_FILE, MOMENTS_FILE, STATE_FILE, CONFIG_FILE)
+FORMAT_VERSION = 3
+
+
+@dataclass
+class DivergenceState:
+    """What decides whether the next step is skipped, so that a resumed run decides alike.
+
+    Attributes:
+        skipped_steps: steps that did not change the weights, of the whole run.
+        rewinds: how often the run went back to a checkpoint.
+        skipped_in_a_row: steps skipped since the last one that counted.
+        recent_losses: those that the next loss is compared with, oldest first.
+    """
+
+    skipped_steps: int = 0
+    rewinds: int = 0
+    skipped_in_a_row: int = 0
+    recent_losses: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -47,6 +65,7 @@ class TrainingState:
         updates: of those steps, the ones that changed the weights; the others were skipped.
         seconds: spent in steps, all starts of the run together.
         heldout_loss: of the evaluation after `step`, in nats; None where there was none.
+        divergence: skipped steps, and what decides about the next ones.
     """
 
     step: int
@@ -56,6 +75,7 @@ class TrainingState:
     updates: int = 0
     seconds: float = 0.0
     heldout_loss: float | None = None
+    divergence: DivergenceState = field(default_factory=DivergenceState)
 
 
 @dataclass
@@ -131,24 +151,63 @@ def _read_heldout_loss(folder: Path) -> float | None:
 def find_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files; None when all are as they were written."""
     try:
-        files = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
+        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        if folder.name != f"step-{manifest['step']:08d}":
+            return f"{MANIFEST_FILE} is that of step {manifest['step']}"
+        files = manifest["files"]
+        for name in _NEEDED_FILES:
+            if name not in files:
+                return f"{MANIFEST_FILE} does not list {name}"
         for name, expected in files.items():
+            if not _lies_below(name):
+                return f"{MANIFEST_FILE} lists {name}, which is not in the folder"
             path = folder / name
             if not path.is_file():
                 return f"{name} is missing"
             if path.stat().st_size != expected["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
             if _hash_file(path) != expected["sha256"]:
-                return f"{name} does not have the content that was written (sha256)"
+                return f"{name} is not the file that {MANIFEST_FILE} was written for (sha256)"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST_FILE} cannot be read ({error})"
     return None
 
 
-def find_checkpoint(run: RunDirectory, step: int | None = None) -> Path | None:
+def find_misfit(
+    folder: Path, shapes: Mapping[str, Sequence[int]], is_same_run: Callable[[Path], bool]
+) -> str | None:
+    """Why a sound checkpoint is not one of a run; None when it is.
+
+    Args:
+        folder: of the checkpoint.
+        shapes: of the model's weights, by name.
+        is_same_run: whether a configuration file is one that the run could have written.
+    """
+    if not is_same_run(folder / CONFIG_FILE):
+        return f"{CONFIG_FILE} is that of another run"
+    for file, prefixes in ((WEIGHTS_FILE, ("",)), (MOMENTS_FILE, ("exp_avg.", "exp_avg_sq."))):
+        expected = {f"{prefix}{name}": list(shapes[name]) for prefix in prefixes for name in shapes}
+        with safe_open(folder / file, "pt") as tensors:
+            found = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+        for name in expected.keys() | found.keys() if found else ():  # no moments before a step
+            if expected.get(name) != found.get(name):
+                return f"{file} has {name} as {found.get(name)}, the model as {expected.get(name)}"
+    return None
+
+
+def find_checkpoint(
+    run: RunDirectory,
+    step: int | None = None,
+    find_misfit: Callable[[Path], str | None] | None = None,
+) -> Path | None:
     """The newest sound checkpoint, or the one of `step`; None when the run has none.
 
     A damaged one is named in a warning and passed over.
+
+    Args:
+        run: the run directory.
+        step: of the one wanted; None for the newest.
+        find_misfit: says what else is wrong with one whose files are sound.
 
     Raises:
         InputError: the checkpoint of `step` is missing or damaged, or all are damaged.
@@ -159,6 +218,8 @@ def find_checkpoint(run: RunDirectory, step: int | None = None) -> Path | None:
     damages = []
     for _, folder in reversed(available):
         damage = find_damage(folder)
+        if damage is None and find_misfit is not None:
+            damage = find_misfit(folder)
         if damage is None:
             return folder
         logger.warning("the checkpoint %s is damaged and passed over: %s", folder, damage)
@@ -190,16 +251,10 @@ def load_state(folder: Path) -> TrainingState:
             f"{folder} was written in format {raw['format_version']}; this version of "
             f"neobert_train reads format {FORMAT_VERSION}"
         )
-    lanes = {int(lane): state for lane, state in raw["lanes"].items()}
-    return TrainingState(
-        raw["step"],
-        raw["tokens"],
-        raw["masked_tokens"],
-        lanes,
-        raw["updates"],
-        raw["seconds"],
-        raw["heldout_loss"],
-    )
+    del raw["format_version"]
+    raw["lanes"] = {int(lane): state for lane, state in raw["lanes"].items()}
+    raw["divergence"] = DivergenceState(**raw["divergence"])
+    return TrainingState(**raw)
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
@@ -220,16 +275,13 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _state_to_dict(state: TrainingState) -> dict[str, Any]:
-    return {
-        "format_version": FORMAT_VERSION,
-        "step": state.step,
-        "tokens": state.tokens,
-        "masked_tokens": state.masked_tokens,
-        "updates": state.updates,
-        "seconds": state.seconds,
-        "heldout_loss": state.heldout_loss,
-        "lanes": {str(lane): state.lanes[lane] for lane in sorted(state.lanes)},
-    }
+    lanes = {str(lane): state.lanes[lane] for lane in sorted(state.lanes)}
+    return {"format_version": FORMAT_VERSION, **asdict(state), "lanes": lanes}
+
+
+def _lies_below(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def _describe_files(folder: Path) -> Mapping[str, Any]:

@@ -41,6 +41,23 @@ def find_versions() -> dict[str, str | None]:
     return {name: _find_version(name) for name in _PACKAGES}
 
 
+# Of which a difference may change results in the last bits.
+_COMPARED = ("python", "packages", "git_revision", "device", "cpu_threads", "attention")
+
+
+def find_environment_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two starts of a run, each as `name: old -> new`."""
+    old, new = _flatten(before), _flatten(now)
+    return [
+        f"{key}: {old[key]} -> {new[key]}" for key in old if key in new and old[key] != new[key]
+    ]
+
+
+def _flatten(environment: dict[str, Any]) -> dict[str, Any]:
+    values = {key: environment.get(key) for key in _COMPARED}
+    return values | (values.pop("packages") or {})
+
+
 def _find_version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

@@ -1,7 +1,5 @@
 """Masked language modelling on one packed micro-batch, as the module that DeepSpeed runs."""
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neobert_train.batch import Batch
@@ -17,17 +15,10 @@ class MaskedLanguageModelling(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The summed cross-entropy (nats, float32) and the number of right predictions."""
-        output = self.model(
+        hidden = self.model.model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             cu_seqlens=batch.cu_seqlens,
             max_seqlen=batch.max_seqlen,
-            masked_positions=batch.masked_positions,
-        )
-        logits = output.logits
-        loss = F.cross_entropy(logits.float(), batch.labels, reduction="sum")
-        with torch.no_grad():
-            # A label that reaches the largest logit; several times faster than argmax on a CPU.
-            label_logits = logits.gather(-1, batch.labels[:, None])[:, 0]
-            num_correct = (label_logits >= logits.amax(dim=-1)).sum()
-        return loss, num_correct
+        ).last_hidden_state
+        return self.model.decoder(hidden[batch.masked_positions], batch.labels)

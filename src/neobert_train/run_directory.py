@@ -41,10 +41,14 @@ class RunDirectory:
             for leftover in self.checkpoints.glob(f"{_TEMPORARY_PREFIX}*"):
                 shutil.rmtree(leftover)
         except OSError as error:
-            raise InputError(
-                f"the run directory {self.path} cannot be written to ({error.strerror}): "
-                f"write output_dir=... to choose another"
-            ) from error
+            raise self.explain(error) from error
+
+    def explain(self, error: OSError) -> InputError:
+        """What a user is told when a write into the directory has failed."""
+        return InputError(
+            f"the run directory {self.path} cannot be written to ({error.strerror}): make room or "
+            f"mend its permissions, or write output_dir=... to choose another"
+        )
 
     def claim(self) -> None:
         """Keep other processes from training here, until this one ends in whatever way.
@@ -52,7 +56,10 @@ class RunDirectory:
         Raises:
             InputError: another process holds the lock.
         """
-        file: IO[str] = open(self.path / ".lock", "w", encoding="utf-8")  # noqa: SIM115
+        try:
+            file: IO[str] = open(self.path / ".lock", "w", encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            raise self.explain(error) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -66,6 +73,14 @@ class RunDirectory:
     def holds_run(self) -> bool:
         """Whether there is a run to continue: one that came to a checkpoint."""
         return bool(self.list_checkpoints())
+
+    def read_environments(self) -> list[dict[str, Any]]:
+        """With what the run was carried out, one entry for each of its starts."""
+        if not self.environment_file.exists():
+            return []
+        starts = json.loads(self.environment_file.read_text(encoding="utf-8"))
+        assert isinstance(starts, list)
+        return starts
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint after `step` steps."""

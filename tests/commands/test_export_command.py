@@ -79,8 +79,9 @@ def test_a_process_without_this_package_loads_it_and_gives_the_same_logits(
 
 def test_the_folder_holds_what_the_hub_needs(export):
     assert {path.name for path in export.iterdir()} == {
-        "README.md", "attention.py", "config.json", "configuration_neobert.py",
-        "model.safetensors", "modeling_neobert.py", "tokenizer.json", "tokenizer_config.json",
+        "README.md", "attention.py", "config.json", "configuration_neobert.py", "cpu_attention.py",
+        "cross_entropy.py", "model.safetensors", "modeling_neobert.py", "tokenizer.json",
+        "tokenizer_config.json",
     }  # fmt: skip
     config = json.loads((export / "config.json").read_text())
     assert config["auto_map"]["AutoModelForMaskedLM"] == "modeling_neobert.NeoBERTLMHead"

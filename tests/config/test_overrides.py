@@ -14,7 +14,7 @@ from neobert_train.world import World, strip_launcher_arguments
 PROMISED = [
     "output_dir=runs/mine",
     "seed=3",
-    *[f"resume={word}" for word in ("auto", "never", "must")],
+    *[f"resume={word}" for word in ("auto", "never", "must", "changed")],
     "init_from=runs/other",
     "trainer.max_steps=7",
     *[f"trainer.precision={word}" for word in ("bf16", "fp32")],
@@ -113,7 +113,7 @@ MISTAKES = [
     ("optimizer.betas=[a,b]", "optimizer.betas", "Float"),
     ("optimizer.betas=0.9", "optimizer.betas=0.9", "list"),
     ("model.compile=maybe", "model.compile=maybe", "bool"),
-    ("resume=perhaps", "resume=perhaps", r"\[auto, never, must\]"),
+    ("resume=perhaps", "resume=perhaps", r"\[auto, never, must, changed\]"),
     ("trainer.precision=fp16", "trainer.precision=fp16", r"\[bf16, fp32\]"),
     ("model.attention=fast", "model.attention=fast", "flash_attn"),
     ("logging.wandb=yes", "logging.wandb", r"\[disabled, offline, online\]"),

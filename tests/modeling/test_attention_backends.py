@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from neobert_train.modeling.attention import BACKENDS, attend, choose_backend, find_obstacle
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
+from neobert_train.modeling.cpu_attention import plan_documents
 from neobert_train.modeling.modeling_neobert import NeoBERT
 
 CPU = torch.device("cpu")
@@ -56,6 +57,58 @@ def test_sdpa_equals_an_explicit_softmax_per_document_with_gradients(lengths):
     for mine, theirs in zip(ours, exact, strict=True):
         scale = theirs.grad.abs().max().clamp_min(1.0)
         assert (mine.grad.double() - theirs.grad).abs().max() < 2e-5 * scale
+
+
+# Around every length at which the CPU changes its way of computing, and documents alike and unlike.
+PACKED = (
+    [1],
+    [1, 5, 0, 16, 17, 33, 127, 128, 129],
+    [1] * 40 + [3] * 20,
+    [129, 255, 256, 257],
+    [600, 1024, 1025, 2],
+    [4096],
+)
+
+
+@pytest.mark.parametrize("lengths", PACKED, ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 0.015)])
+def test_packed_documents_on_a_cpu_agree_with_float64_forward_and_backward(
+    lengths, dtype, tolerance
+):
+    ours = [x.requires_grad_() for x in random_qkv(sum(lengths), 2, 64, dtype)]
+    exact = [x.detach().double().requires_grad_() for x in ours]
+    output = attend(*ours, bounds_of(lengths), max(lengths), "sdpa")
+    reference = explicit_attention(*exact, lengths)
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    (output * weights).sum().backward()
+    (reference * weights.double()).sum().backward()
+    pairs = [(output, reference), *((a.grad, b.grad) for a, b in zip(ours, exact, strict=True))]
+    for mine, theirs in pairs:
+        assert (mine.double() - theirs).norm() < tolerance * theirs.norm() + 1e-9
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    lengths=st.lists(st.integers(0, 300), min_size=1, max_size=30),
+    longest=st.sampled_from([0, 128, 200, 1000]),
+)
+def test_a_plan_covers_every_token_once_with_little_padding(lengths, longest):
+    bounds = bounds_of(lengths)
+    plan = plan_documents(bounds.tolist(), longest)
+    tokens = torch.arange(sum(lengths))[:, None, None].float()
+    found = torch.zeros_like(tokens) - 1
+    slots = 0
+    for group in plan.groups:
+        stacked = group.gather(tokens)
+        assert stacked.shape == (group.num_documents, group.length, 1)
+        slots += stacked.numel()
+        group.scatter(stacked, found)
+    for document in plan.long:
+        assert document.stop - document.start > longest
+        found[document] = tokens[document]
+        slots += document.stop - document.start
+    assert found.equal(tokens)
+    assert slots <= sum(-(-length // 16) * 16 for length in lengths)
 
 
 @pytest.mark.gpu

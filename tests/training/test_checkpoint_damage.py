@@ -1,6 +1,8 @@
 """Every damaged file of a checkpoint is noticed, and the checkpoint before it is taken."""
 
+import json
 import logging
+import re
 import shutil
 
 import pytest
@@ -19,8 +21,9 @@ from neobert_train.checkpoint import (
     save_checkpoint,
 )
 from neobert_train.config.schema import CheckpointConfig
+from neobert_train.config.store import compose_config, to_typed
 from neobert_train.errors import InputError
-from neobert_train.run_directory import RunDirectory
+from neobert_train.run_directory import RunDirectory, write_json
 
 FILES = (
     "model.safetensors", "optimizer.safetensors", "state.json", "config.yaml",
@@ -34,7 +37,16 @@ def flip(path):
     path.write_bytes(content)
 
 
+def replace(path):
+    """By the file of another run's checkpoint of the same step."""
+    step, root = path.relative_to(path.parents[2 if path.parent.name == "tokenizer" else 1]), path
+    while root.name != "run":
+        root = root.parent
+    shutil.copy(root.parent / "another" / "checkpoints" / step, path)
+
+
 DAMAGES = {
+    "replaced": replace,
     "missing": lambda path: path.unlink(),
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-3]),
     "one bit flipped": flip,
@@ -49,13 +61,38 @@ def make(step):
     return Checkpoint(state, weights, moments)
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory, tokenizer):
+    """A run with the checkpoints of steps 1 and 2, and beside it another run with step 2."""
+    folder = tmp_path_factory.mktemp("template")
+
+    def save(name, step, tokens, *overrides):
+        config = to_typed("train", compose_config("train", ["+experiment=smoke", *overrides]))
+        run = RunDirectory(folder / name)
+        run.create()
+        checkpoint = make(step)
+        checkpoint.state.tokens = tokens
+        return save_checkpoint(run, checkpoint, config, tokenizer)
+
+    save("run", 1, 2**53 + 1)
+    save("run", 2, 2**53 + 1)
+    other = save("another", 2, 7, "seed=1", "model.max_length=256")
+    vocabulary = other / "tokenizer" / "tokenizer.json"
+    vocabulary.write_text(vocabulary.read_text().replace("king", "gink"))
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path, make_config, tokenizer):
-    run = RunDirectory(tmp_path / "run")
-    run.create()
-    for step in (1, 2):
-        save_checkpoint(run, make(step), make_config(), tokenizer)
-    return run
+def run(template, tmp_path):
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
+    return RunDirectory(tmp_path / "run")
+
+
+SHAPES = {"a.weight": (3, 5), "a.bias": (3,)}
+
+
+def find_misfit(folder, shapes=SHAPES, is_same_run=lambda path: True):
+    return module.find_misfit(folder, shapes, is_same_run)
 
 
 def test_what_is_read_is_what_was_written(run, make_config, tokenizer):
@@ -91,6 +128,55 @@ def test_nothing_sound_is_an_error_that_names_everything(run):
         find_checkpoint(run)
     assert "step-00000001" in str(error.value)
     assert "step-00000002" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        ({"a.weight": (5, 3), "a.bias": (3,)}, r"has a.weight as \[3, 5\], the model as \[5, 3\]"),
+        ({"a.weight": (3, 5)}, "has a.bias as .3., the model as None"),
+        (SHAPES | {"b": (1,)}, "has b as None, the model as .1."),
+    ],
+)
+def test_tensors_of_another_model_are_noticed(run, shapes, words):
+    assert find_misfit(run.checkpoint(2)) is None
+    assert re.search(words, find_misfit(run.checkpoint(2), shapes))
+    with pytest.raises(InputError, match="no checkpoint of the run is sound"):
+        find_checkpoint(run, find_misfit=lambda folder: find_misfit(folder, shapes))
+
+
+def test_a_checkpoint_before_the_first_update_has_no_moments(run, make_config, tokenizer):
+    first = make(3)
+    first.moments = {}
+    assert find_misfit(save_checkpoint(run, first, make_config(), tokenizer)) is None
+
+
+def test_a_whole_checkpoint_of_another_run_or_step_is_noticed(run, tmp_path, caplog):
+    def is_same_run(config_file):
+        return "seed: 0" in config_file.read_text()
+
+    shutil.copytree(
+        tmp_path / "another/checkpoints/step-00000002", run.checkpoint(2), dirs_exist_ok=True
+    )
+    shutil.copytree(run.checkpoint(1), run.checkpoint(3))
+    vocabulary = run.checkpoint(2) / "tokenizer" / "tokenizer.json"
+    vocabulary.write_text(vocabulary.read_text().replace("gink", "king"))
+    find = lambda folder: find_misfit(folder, is_same_run=is_same_run)  # noqa: E731
+    assert find_checkpoint(run, find_misfit=find) == run.checkpoint(1)
+    assert "manifest.json is that of step 1" in caplog.text
+    assert "config.yaml is that of another run" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["../step-00000001/model.safetensors", "/etc/hostname"])
+def test_a_manifest_cannot_name_files_outside(run, name):
+    file = run.checkpoint(2) / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["files"][name] = {"bytes": 1, "sha256": ""}
+    write_json(file, manifest)
+    assert "which is not in the folder" in find_damage(run.checkpoint(2))
+    manifest["files"] = {}
+    write_json(file, manifest)
+    assert "does not list model.safetensors" in find_damage(run.checkpoint(2))
 
 
 def test_files_of_another_checkpoint_are_noticed(run):

@@ -80,6 +80,8 @@ def test_a_step_without_a_finite_loss_changes_nothing_but_the_documents(skipped)
     assert records[-1]["train/skipped_steps"] == 2
     state = json.loads((output_dir / "checkpoints/step-00000008/state.json").read_text())
     assert (state["step"], state["updates"]) == (8, 6)
+    assert state["divergence"]["skipped_steps"] == 2
+    assert state["divergence"]["skipped_in_a_row"] == 0
 
 
 def test_the_documents_of_a_skipped_step_are_written_down(skipped):
@@ -130,12 +132,15 @@ def test_a_spike_is_skipped_when_asked_and_else_a_warning(tmp_path):
 
 
 def test_a_spike_stands_out_of_the_median_and_is_not_counted():
-    detector = SpikeDetector(2.0, 3)
+    losses = []
+    detector = SpikeDetector(2.0, 3, losses)
     assert [detector.is_spike(loss) for loss in (9.0, 1.0, 4.0)] == [False] * 3
     assert detector.is_spike(8.1)
     assert detector.median == 4.0
     assert not detector.is_spike(7.9)
-    assert not SpikeDetector(0.0, 2).is_spike(1e9)
+    assert losses == [1.0, 4.0, 7.9]
+    assert not SpikeDetector(0.0, 2, []).is_spike(1e9)
+    assert SpikeDetector(2.0, 3, losses).is_spike(8.1)  # as a resumed run does
 
 
 def test_a_hanging_process_ends_with_its_stack(tmp_path):

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 
 from neobert_train.accounting import compute_model_size, find_known_device
-from neobert_train.commands.train import check_run_directory
+from neobert_train.commands.train import check_resume
 from neobert_train.config.checks import find_experiment_problems
 from neobert_train.config.derived import compute_num_lanes, find_divisors
 from neobert_train.config.schema import DoctorConfig, Precision
@@ -216,7 +216,7 @@ def _examine_run_directory(findings: Findings, config: DoctorConfig) -> None:
     checkpoints = run.list_checkpoints()
     state = f"goes on from step {checkpoints[-1][0]}" if checkpoints else "a run begins"
     findings.tell("output_dir", f"{run.path}: {state}")
-    findings.attempt(lambda: check_run_directory(config, run))
+    findings.attempt(lambda: check_resume(config, run))
     if (run.path / ".lock").exists():
         findings.attempt(run.claim)
     folder = _find_existing_folder(run)

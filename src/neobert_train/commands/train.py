@@ -17,11 +17,12 @@ from neobert_train.batch import Batch
 from neobert_train.checkpoint import (
     TrainingState,
     find_checkpoint,
+    find_misfit,
     load_moments,
     load_state,
     load_weights,
 )
-from neobert_train.config.derived import compute_num_lanes, parse_duration
+from neobert_train.config.derived import compute_num_lanes, parse_duration, resolve_sources
 from neobert_train.config.saved import dump_config, find_differences, load_train_config
 from neobert_train.config.schema import Resume, TrainConfig
 from neobert_train.data.corpus import find_changed_files, list_source_files, open_corpus
@@ -35,17 +36,19 @@ from neobert_train.data.loader import StepLoader
 from neobert_train.data.sources import Unit
 from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
 from neobert_train.distributed import Collectives, find_device, is_lost_connection
-from neobert_train.environment import describe_environment
+from neobert_train.environment import describe_environment, find_environment_changes
 from neobert_train.errors import EXIT_FAILED, EXIT_STOPPED, InputError
 from neobert_train.hardware import find_peak_flops
 from neobert_train.model import (
     DTYPES,
     build_model,
+    build_model_config,
     choose_attention,
     compile_blocks,
     load_initial_weights,
     load_into,
 )
+from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
 from neobert_train.objective import MaskedLanguageModelling
 from neobert_train.report.refresh import ReportRefresher
 from neobert_train.run_directory import RunDirectory, write_atomically, write_json
@@ -107,10 +110,14 @@ def _train(
         logger.warning("the run ends within the warm-up (scheduler.warmup_steps)")
     # Everything that can be wrong with what the user gave comes first, and leaves nothing behind.
     run = RunDirectory(config.output_dir)
-    checkpoint = collectives.on_main(lambda: find_resume_point(config, run))
+    resumes = collectives.on_main(lambda: check_resume(config, run))
     tokenizer = collectives.on_all(lambda: load_tokenizer(config.tokenizer.path))
     units = collectives.on_all(lambda: open_corpus(config, tokenizer))
-    collectives.on_main(lambda: check_source_files(run, units, checkpoint is not None))
+    checkpoint = None
+    if resumes:
+        collectives.on_main(lambda: check_source_files(config, run, units))
+        found = collectives.on_main(lambda: str(find_resume_point(config, run, tokenizer)))
+        checkpoint = Path(found)
     state, weights = collectives.on_all(lambda: load_starting_point(config, checkpoint))
     if is_complete(config.trainer, state):
         if world.is_main:
@@ -121,10 +128,10 @@ def _train(
         origin = str(checkpoint or config.init_from)
         collectives.on_all(lambda: load_into(model, weights, origin))
     attention = collectives.on_all(lambda: choose_attention(config, model, device))
+    sample = CorpusSample.from_dict(
+        collectives.on_main(lambda: find_sample(config, run, units, tokenizer, resumes).to_dict())
+    )
     peak_flops = find_run_peak_flops(config, collectives, device)
-    resumes = checkpoint is not None
-    sample = collectives.on_main(lambda: find_sample(config, run, units, tokenizer, resumes))
-
     environment = describe_environment(world, attention) | {"peak_flops": peak_flops}
     collectives.on_main(lambda: open_run_directory(config, run, environment, sample, units))
     if config.model.compile:
@@ -148,7 +155,7 @@ def _train(
         peak_flops=peak_flops,
         evaluation_batches=build_heldout_batches(config, sample, tokenizer),
         run=run,
-        guard=Guard(config, collectives, run, tokenizer),
+        guard=Guard(config, collectives, run, tokenizer, state.divergence),
         writer=CheckpointWriter(run, config, tokenizer, on_checkpoint) if is_main else None,
         metrics=start_metrics(config, run, state.step) if is_main else None,
         console=Console(max_steps, state.step, is_main, config.logging.progress),
@@ -175,28 +182,18 @@ def describe_stop(config: TrainConfig, reason: str) -> str:
     return f"stopped by {reason}, {left}; the same command continues"
 
 
-def find_resume_point(config: TrainConfig, run: RunDirectory) -> Path | None:
-    """The checkpoint to continue from; None for a run that begins.
+def check_resume(config: TrainConfig, run: RunDirectory) -> bool:
+    """Whether there is a run to continue.
 
     Raises:
         InputError: `resume` forbids what was found, or the directory holds another run.
-    """
-    check_run_directory(config, run)
-    return find_checkpoint(run) if run.holds_run() else None
-
-
-def check_run_directory(config: TrainConfig, run: RunDirectory) -> None:
-    """Warn of settings that differ from those of the run that a directory holds.
-
-    Raises:
-        InputError: `resume` forbids what was found, or it holds another run.
     """
     if not run.holds_run():
         if config.resume is Resume.must:
             raise InputError(
                 f"resume=must, but {run.path} holds no run: check output_dir, or leave resume out"
             )
-        return
+        return False
     if config.resume is Resume.never:
         raise InputError(
             f"resume=never, but {run.path} already holds a run: write output_dir=... to choose "
@@ -204,20 +201,22 @@ def check_run_directory(config: TrainConfig, run: RunDirectory) -> None:
         )
     if run.config_file.exists():
         fatal, notable = find_differences(load_train_config(run.config_file), config)
-        if fatal:
+        if fatal and config.resume is not Resume.changed:
             raise InputError(
                 f"{run.path} holds another run; write output_dir=... to start a new one, or give "
-                f"the settings it was started with:\n  " + "\n  ".join(fatal)
+                f"the settings it was started with (resume=changed goes on with these):\n  "
+                + "\n  ".join(fatal)
             )
-        for difference in notable:
+        for difference in fatal + notable:
             logger.warning("continuing with a changed setting: %s", difference)
+    return True
 
 
 def check_source_files(
-    run: RunDirectory, units: Mapping[str, Sequence[Unit]], resumes: bool
+    config: TrainConfig, run: RunDirectory, units: Mapping[str, Sequence[Unit]]
 ) -> None:
     """Raises InputError when a run that goes on would read other files than before."""
-    if not resumes or not run.sources_file.exists():
+    if not run.sources_file.exists() or config.resume is Resume.changed:
         return
     before = json.loads(run.sources_file.read_text(encoding="utf-8"))
     changes = find_changed_files(before, list_source_files(units))
@@ -225,9 +224,30 @@ def check_source_files(
         shown = [*changes[:5], *([f"and {len(changes) - 5} more"] if changes[5:] else [])]
         raise InputError(
             f"the files of {run.path} have changed since it began, so that it cannot go on with "
-            f"the same documents; restore them, or write output_dir=... to start a new run:\n  "
-            + "\n  ".join(shown)
+            f"the same documents; restore them, write output_dir=... to start a new run, or "
+            f"resume=changed to go on with these files:\n  " + "\n  ".join(shown)
         )
+
+
+def find_resume_point(config: TrainConfig, run: RunDirectory, tokenizer: TextTokenizer) -> Path:
+    """The newest sound checkpoint that is one of this run.
+
+    Raises:
+        InputError: there is none.
+    """
+    with torch.device("meta"):
+        model = NeoBERTLMHead(build_model_config(config.model, tokenizer))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+    def is_same_run(config_file: Path) -> bool:
+        same = not find_differences(load_train_config(config_file), config)[0]
+        return same or config.resume is Resume.changed
+
+    checkpoint = find_checkpoint(
+        run, find_misfit=lambda folder: find_misfit(folder, shapes, is_same_run)
+    )
+    assert checkpoint is not None
+    return checkpoint
 
 
 def load_starting_point(
@@ -235,9 +255,24 @@ def load_starting_point(
 ) -> tuple[TrainingState, dict[str, torch.Tensor] | None]:
     """Where training begins: at a checkpoint, at given weights, or (None) at random ones."""
     if checkpoint is not None:
-        return load_state(checkpoint), load_weights(checkpoint)
+        state = load_state(checkpoint)
+        check_lanes(config, state, checkpoint)
+        return state, load_weights(checkpoint)
     state = TrainingState(0, 0, 0, initial_states(range(compute_num_lanes(config))))
     return state, load_initial_weights(config.init_from) if config.init_from else None
+
+
+def check_lanes(config: TrainConfig, state: TrainingState, checkpoint: Path) -> None:
+    """Raises InputError when the places in the data are not those of the configured data."""
+    num_lanes, names = compute_num_lanes(config), set(resolve_sources(config.data))
+    read = {name for lane in state.lanes.values() for name in lane["streams"]}
+    if len(state.lanes) != num_lanes or read - names:
+        raise InputError(
+            f"{checkpoint} has places for {len(state.lanes)} lanes in the sources "
+            f"{', '.join(sorted(read))}, the configuration {num_lanes} lanes and "
+            f"{', '.join(sorted(names))}: write output_dir=... and init_from={checkpoint.parents[1]} "
+            f"to train on with its weights"
+        )
 
 
 def find_run_peak_flops(
@@ -284,7 +319,7 @@ def find_sample(
 def open_run_directory(
     config: TrainConfig,
     run: RunDirectory,
-    environment: Mapping[str, Any],
+    environment: dict[str, Any],
     sample: CorpusSample,
     units: Mapping[str, Sequence[Unit]],
 ) -> None:
@@ -295,12 +330,19 @@ def open_run_directory(
     """
     run.create()
     run.claim()
-    write_atomically(run.config_file, dump_config(config))
-    write_json(run.environment_file, environment)
-    if not run.holds_run():
-        write_atomically(run.sources_file, json.dumps(list_source_files(units)))
-    if sample.heldout:
-        write_atomically(run.heldout_file, json.dumps(sample.to_dict()))
+    before = run.read_environments() if run.holds_run() else []
+    if before:
+        for difference in find_environment_changes(before[-1], environment):
+            logger.warning("continuing in another environment: %s", difference)
+    try:
+        write_atomically(run.config_file, dump_config(config))
+        write_json(run.environment_file, [*before, environment])
+        if not run.holds_run() or config.resume is Resume.changed:
+            write_atomically(run.sources_file, json.dumps(list_source_files(units)))
+        if sample.heldout:
+            write_atomically(run.heldout_file, json.dumps(sample.to_dict()))
+    except OSError as error:
+        raise run.explain(error) from error
 
 
 def start_metrics(config: TrainConfig, run: RunDirectory, step: int) -> MetricsLog:

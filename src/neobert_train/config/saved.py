@@ -24,7 +24,15 @@ _FREE_WITHIN_IDENTITY = (
     "model.compile",
 )
 # Where and how a run is carried out says nothing about its results.
-_UNREMARKABLE = ("output_dir", "resume", "init_from", "logging.", *_FREE_WITHIN_IDENTITY)
+_UNREMARKABLE = (
+    "output_dir",
+    "resume",
+    "init_from",
+    "logging.",
+    "trainer.time_limit",
+    "trainer.step_timeout_seconds",
+    *_FREE_WITHIN_IDENTITY,
+)
 
 
 def dump_config(config: Any) -> str:

@@ -24,6 +24,7 @@ class Resume(Enum):
     auto = "auto"
     never = "never"
     must = "must"
+    changed = "changed"
 
 
 class AttentionBackend(Enum):
@@ -267,7 +268,8 @@ class TrainConfig:
         0, "Decides the initial weights, the order of documents and the masks.", at_least=0
     )
     resume: Resume = setting(
-        Resume.auto, "auto continues a run that exists, never refuses one, must requires one."
+        Resume.auto,
+        "auto continues a run that exists, must needs one, never refuses it, changed takes new settings.",
     )
     init_from: str | None = setting(
         None, "Start from these weights: an exported folder, a Hub name or a run directory."

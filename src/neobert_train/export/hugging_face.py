@@ -10,7 +10,13 @@ from neobert_train import modeling
 from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
 
-REMOTE_CODE = ("configuration_neobert.py", "modeling_neobert.py", "attention.py")
+REMOTE_CODE = (
+    "configuration_neobert.py",
+    "modeling_neobert.py",
+    "attention.py",
+    "cpu_attention.py",
+    "cross_entropy.py",
+)
 AUTO_MAP = {
     "AutoConfig": "configuration_neobert.NeoBERTConfig",
     "AutoModel": "modeling_neobert.NeoBERT",

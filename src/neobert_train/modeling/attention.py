@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cpu_attention import LONGEST_BATCHED, attend_on_cpu
+
 HALF_PRECISION = (torch.bfloat16, torch.float16)
 
 
@@ -42,7 +44,11 @@ def attention_weights(q: Tensor, k: Tensor, num_tokens: int) -> Tensor:
 
 
 def _attend_sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-    """Document by document with torch's own kernel: no mask, no padding, any device and dtype."""
+    """Without a mask or padding, on any device in any dtype: document by document, and on a CPU
+    short ones together.
+    """
+    if q.device.type == "cpu" and q.dtype in LONGEST_BATCHED:
+        return attend_on_cpu(q, k, v, cu_seqlens)
     lengths = cu_seqlens.diff().tolist()
     documents = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
     outputs = [

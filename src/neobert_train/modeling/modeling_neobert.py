@@ -20,31 +20,36 @@ from transformers.modeling_outputs import (
 
 from .attention import attend, attention_weights, choose_backend
 from .configuration_neobert import NeoBERTConfig
+from .cross_entropy import sum_cross_entropy
 
 ROPE_THETA = 10_000.0
 
 
-def rotary_factors(position_ids: Tensor, head_size: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines that turn pairs of channels by their position (RoFormer, equation 15).
+def rotary_factors(position_ids: Tensor, head_size: int) -> Tensor:
+    """By what to turn pairs of channels for their position (RoFormer, equation 15).
 
     Args:
         position_ids: [T] integers.
         head_size: channels of a head.
 
     Returns:
-        Two tensors [T, 1, head_size / 2] float32. They are computed at every forward, since a
-        buffer would be left uninitialised when the model is built on the meta device.
+        Cosine and sine, [T, 1, head_size / 2, 2] float32. They are computed at every forward,
+        since a buffer would be left uninitialised when the model is built on the meta device.
     """
     channels = torch.arange(0, head_size, 2, device=position_ids.device, dtype=torch.float32)
     frequencies = ROPE_THETA ** (-channels / head_size)
     angles = (position_ids.float()[:, None] * frequencies)[:, None, :]
-    return angles.cos(), angles.sin()
+    return torch.stack((angles.cos(), angles.sin()), dim=-1)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
     """Turn interleaved channel pairs (x0, x1), (x2, x3), ... of x [T, num_heads, head_size]."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # it fuses real operations, and has no complex ones
+        (even, odd), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
+        turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    else:  # one product instead of six
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns))
     return turned.flatten(-2).to(x.dtype)
 
 
@@ -75,20 +80,20 @@ class EncoderBlock(GradientCheckpointingLayer):
         self.ffn_norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor, max_seqlen: int, backend: str
+        self, x: Tensor, turns: Tensor, cu_seqlens: Tensor, max_seqlen: int, backend: str
     ) -> Tensor:
         """[T, hidden_size] to the same shape; the other arguments as in `attend`."""
-        q, k, v = self.project(x, cos, sin)
+        q, k, v = self.project(x, turns)
         return self.combine(x, attend(q, k, v, cu_seqlens, max_seqlen, backend))
 
-    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [T, num_heads, head_size], the first two with positions.
 
         The rows of the weight lie head by head: q, k and v of head 0, then of head 1, ...
         """
         heads = self.qkv(self.attention_norm(x)).unflatten(-1, (self.num_heads, -1))
         q, k, v = heads.chunk(3, dim=-1)
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+        return rotate(q, turns), rotate(k, turns), v
 
     def combine(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add what was attended to, and the feed-forward layer, to the residual stream."""
@@ -196,15 +201,15 @@ class NeoBERT(NeoBERTPreTrainedModel):
         x = self.encoder(input_ids) if inputs_embeds is None else inputs_embeds
         packing = _Packing.build(x, attention_mask, position_ids, cu_seqlens, max_seqlen)
         x = packing.flatten(x)
-        cos, sin = rotary_factors(packing.position_ids, self.config.dim_head)
+        turns = rotary_factors(packing.position_ids, self.config.dim_head)
         backend = choose_backend(self.attention_backend, x.device, _compute_dtype(x))
 
         states, attentions = [x], []
         for block in self.transformer_encoder:
             if want_attentions:
-                q, k, _ = block.project(x, cos, sin)  # type: ignore[operator]
+                q, k, _ = block.project(x, turns)  # type: ignore[operator]
                 attentions.append(packing.attention_weights(q, k))
-            x = block(x, cos, sin, packing.cu_seqlens, packing.max_seqlen, backend)
+            x = block(x, turns, packing.cu_seqlens, packing.max_seqlen, backend)
             if want_states:
                 states.append(x)
         output = BaseModelOutput(
@@ -316,20 +321,30 @@ class _Packing:
         return weights
 
 
+class VocabularyProjection(nn.Linear):
+    """Hidden states to scores of the vocabulary, or straight to the loss of given labels."""
+
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Any:
+        """Scores [..., vocab_size]; with labels what `sum_cross_entropy` gives of [M, hidden]."""
+        if labels is None:
+            return super().forward(hidden)
+        return sum_cross_entropy(hidden, self.weight, self.bias, labels)
+
+
 class NeoBERTLMHead(NeoBERTPreTrainedModel):
     """The encoder with a vocabulary projection: predicts masked tokens."""
 
     def __init__(self, config: NeoBERTConfig) -> None:
         super().__init__(config)
         self.model = NeoBERT(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder = VocabularyProjection(config.hidden_size, config.vocab_size)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:
         """The vocabulary projection; its weights are not tied to the embeddings."""
         return self.decoder
 
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+    def set_output_embeddings(self, new_embeddings: VocabularyProjection) -> None:
         """Replace the vocabulary projection."""
         self.decoder = new_embeddings
 

@@ -55,7 +55,7 @@ def render_report(run: RunDirectory) -> str:
     entropy = _read_json(run.heldout_file).get("unigram_entropy")
     plots = "\n".join(_draw(plot, records, entropy) for plot in PLOTS)
     config = run.config_file.read_text(encoding="utf-8") if run.config_file.exists() else ""
-    rows = [*_summarise(records), *_flatten(_read_json(run.environment_file))]
+    rows = [*_summarise(records), *_flatten(_describe_starts(run))]
     table = "\n".join(
         f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>" for key, value in rows
     )
@@ -124,6 +124,12 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
             text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
             rows.append((prefix + key, text))
     return rows
+
+
+def _describe_starts(run: RunDirectory) -> dict[str, Any]:
+    """With what the run was carried out last, and in how many starts."""
+    starts = run.read_environments()
+    return {**starts[-1], "starts": len(starts)} if starts else {}
 
 
 def _read_json(path: Any) -> dict[str, Any]:

@@ -4,13 +4,13 @@ import itertools
 import logging
 import math
 import statistics
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from neobert_train.batch import Batch
+from neobert_train.checkpoint import DivergenceState
 from neobert_train.config.schema import OnDivergence, OnSpike, TrainConfig
 from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.distributed import Collectives
@@ -29,18 +29,20 @@ class SpikeDetector:
     Args:
         factor: a loss above this many times the median is a spike; 0 finds none.
         window: losses that the median is taken over; before so many are seen, none is a spike.
+        losses: seen before, oldest first; extended and cut in place.
     """
 
-    def __init__(self, factor: float, window: int) -> None:
-        self._factor = factor
-        self._losses: deque[float] = deque(maxlen=window)
+    def __init__(self, factor: float, window: int, losses: list[float]) -> None:
+        self._factor, self._window = factor, window
+        self._losses = losses
 
     def is_spike(self, loss: float) -> bool:
         """Whether a loss stands out. It is not counted among those to compare with if it does."""
-        full = len(self._losses) == self._losses.maxlen
-        if self._factor and full and loss > self._factor * statistics.median(self._losses):
+        full = len(self._losses) >= self._window
+        if self._factor and full and loss > self._factor * self.median:
             return True
         self._losses.append(loss)
+        del self._losses[: -self._window]
         return False
 
     @property
@@ -57,9 +59,7 @@ class Guard:
         collectives: of its processes, which all come to the same decisions.
         run: where `anomalies/` lies.
         tokenizer: turns tokens back into text.
-
-    Attributes:
-        num_skipped, num_rewinds: since this start.
+        state: what happened so far; kept up to date in place.
     """
 
     def __init__(
@@ -68,13 +68,14 @@ class Guard:
         collectives: Collectives,
         run: RunDirectory,
         tokenizer: TextTokenizer,
+        state: DivergenceState,
     ) -> None:
         self._config, self._collectives = config.divergence, collectives
-        self._run, self._tokenizer = run, tokenizer
-        self._spikes = SpikeDetector(self._config.spike_factor, self._config.spike_window)
-        self._in_a_row = 0
+        self._run, self._tokenizer, self._state = run, tokenizer, state
+        self._spikes = SpikeDetector(
+            self._config.spike_factor, self._config.spike_window, state.recent_losses
+        )
         self._spike: float | None = None
-        self.num_skipped = self.num_rewinds = 0
 
     def must_skip(self, losses: Sequence[torch.Tensor], masked_tokens: int) -> bool:
         """Whether a step has to be skipped for its loss, which is known before its update.
@@ -93,7 +94,7 @@ class Guard:
 
     def note_update(self) -> None:
         """The weights were updated."""
-        self._in_a_row = 0
+        self._state.skipped_in_a_row = 0
 
     def note_skipped(
         self, step: int, batches: Sequence[Batch], losses: Sequence[torch.Tensor]
@@ -107,8 +108,9 @@ class Guard:
             DivergedError: it was one too many.
         """
         reason = self._find_reason(losses)
-        self.num_skipped += 1
-        self._in_a_row += 1
+        state = self._state
+        state.skipped_steps += 1
+        state.skipped_in_a_row += 1
         self._write_anomaly(step, reason, batches, losses)
         if self._collectives.world.is_main:
             logger.warning(
@@ -118,19 +120,19 @@ class Guard:
                 self._run.anomalies,
             )
         rewinds = self._spike is not None and self._config.on_spike is OnSpike.rewind
-        if not rewinds and self._in_a_row >= self._config.max_skipped_steps:
+        if not rewinds and state.skipped_in_a_row >= self._config.max_skipped_steps:
             rewinds = self._config.action is OnDivergence.rewind
             if not rewinds:
                 raise DivergedError(
-                    f"{self._in_a_row} steps in a row were skipped, the last one, {step}, because "
+                    f"{state.skipped_in_a_row} steps in a row were skipped, the last one, {step}, because "
                     f"{reason}: look at {self._run.anomalies}, lower optimizer.lr or lengthen "
                     f"scheduler.warmup_steps; divergence.action=rewind goes back to the last "
                     f"checkpoint and on past these documents"
                 )
         if rewinds:
-            self._in_a_row = 0
-            self.num_rewinds += 1
-            if self.num_rewinds > self._config.max_rewinds:
+            state.skipped_in_a_row = 0
+            state.rewinds += 1
+            if state.rewinds > self._config.max_rewinds:
                 raise DivergedError(
                     f"the run went back {self._config.max_rewinds} times (divergence.max_rewinds), "
                     f"and diverges again because {reason}"
@@ -165,10 +167,10 @@ class Guard:
             _describe_micro_batch(batch, loss, self._tokenizer)
             for batch, loss in (blamed if num_blamed else found)
         ]
-        parts = self._collectives.gather_objects(described)
+        parts = self._collectives.gather(described)
         if not self._collectives.world.is_main:
             return
-        entries = [entry for part in parts for entry in part]  # type: ignore[attr-defined]
+        entries = [entry for part in parts for entry in part]
         try:
             self._run.anomalies.mkdir(exist_ok=True)
             write_json(

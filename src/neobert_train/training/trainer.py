@@ -1,10 +1,12 @@
 """The training loop."""
 
+import copy
 import logging
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -170,11 +172,11 @@ class Trainer:
         )
         if failures:
             self._save()
-            messages = self.collectives.gather_objects(failure)
+            messages = self.collectives.gather(failure)
             raise InputError.from_problems(list(dict.fromkeys(str(m) for m in messages if m)))
         if stops:
             self._save()
-            reasons = self.collectives.gather_objects(reason)
+            reasons = self.collectives.gather(reason)
             raise StoppedError(next(reason for reason in reasons if reason))
         losses, num_correct, grad_norm = self._forward_backward(batches, masked)
         self.state.step += 1
@@ -251,8 +253,9 @@ class Trainer:
         """
         if self.writer is not None:
             self.writer.join()
-        checkpoint = self.collectives.on_main(lambda: find_checkpoint(self.run))
-        state = load_state(checkpoint) if checkpoint is not None else None
+        found = self.collectives.on_main(lambda: str(find_checkpoint(self.run) or ""))
+        checkpoint = Path(found) if found else None
+        state = load_state(checkpoint) if checkpoint else None
         if checkpoint is None or state is None or not state.updates:
             raise DivergedError("the run diverges, and has no trained checkpoint to go back to")
         weights, moments = load_weights(checkpoint), load_moments(checkpoint)
@@ -276,8 +279,8 @@ class Trainer:
             "train/accuracy": accuracy,
             "train/learning_rate": compute_learning_rate(self.config, self.state.step),
             "train/grad_norm": result.grad_norm,
-            "train/skipped_steps": self.guard.num_skipped,
-            "train/rewinds": self.guard.num_rewinds,
+            "train/skipped_steps": self.state.divergence.skipped_steps,
+            "train/rewinds": self.state.divergence.rewinds,
             "train/tokens": self.state.tokens,
             "train/masked_tokens": self.state.masked_tokens,
             "train/tokens_per_second": tokens / seconds,
@@ -364,11 +367,13 @@ class Trainer:
         self.watchdog.begin(f"collecting the state of step {self.state.step}")
         self._saved_step, started = self.state.step, time.perf_counter()
         lanes: dict[int, dict[str, Any]] = {}
-        for part in self.collectives.gather_objects(self.state.lanes):
-            lanes.update(part)  # type: ignore[call-overload]
+        for part in self.collectives.gather(self.state.lanes):
+            lanes.update({int(lane): state for lane, state in part.items()})
         model = read_engine_state(self.engine, self.state.updates, keep=self.writer is not None)
         if self.writer is not None and model is not None:
-            state = replace(self.state, lanes=lanes)
+            # Training goes on while it is written.
+            divergence = copy.deepcopy(self.state.divergence)
+            state = replace(self.state, lanes=lanes, divergence=divergence)
             self.writer.write(Checkpoint(state, model.weights, model.moments))
         self._collect_seconds = time.perf_counter() - started
 
