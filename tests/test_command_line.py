@@ -120,7 +120,7 @@ def test_all_mistakes_come_in_one_message_without_a_traceback(tmp_path):
         "write batch.context_length=1000",
         "optimizer.lr=nan is out of range: it must be above 0",
         "neobert_base, neobert_mini",
-        "[auto, never, must]",
+        "[auto, never, must, ",
         "write seed=VALUE",
         "new.key",
     ):

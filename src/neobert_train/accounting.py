@@ -75,6 +75,10 @@ def find_known_device(name: str) -> Device | None:
     return next((device for device in DEVICES.values() if words.issuperset(device.words)), None)
 
 
+# Rows that the loss scores at a time: modeling.cross_entropy.CHUNK_ROWS, which needs torch.
+LOSS_CHUNK_ROWS = 2048
+
+
 @dataclass(frozen=True)
 class ModelSize:
     """Counts that follow from a model's shape.
@@ -150,21 +154,61 @@ def compute_state_bytes(parameters: int, zero_stage: int, num_devices: int, bf16
     return parameters * (whole + sum(shared[3 - divided :]) / num_devices)
 
 
-def estimate_activation_bytes(
-    size: ModelSize,
-    feed_forward_width: int,
-    micro_batch_tokens: int,
-    masked_share: float,
-    bf16: bool,
-) -> float:
-    """Bytes kept for the backward pass of one micro-batch; an estimate.
+def list_block_tensors(model: ModelConfig, bf16: bool) -> dict[str, int]:
+    """Bytes a token of what an uncompiled block keeps on a GPU for its backward pass.
 
-    A block keeps, per token, eight tensors of the hidden width (its input, both normalised inputs,
-    queries, keys, values, the attention's output and the residual between its halves) and four of
-    the feed-forward width (both halves of the gate's input, its activation and their product). The
-    logits are kept in the training precision and once more in fp32 with their gradient.
+    Two names for one storage count once, and a part of a storage keeps the whole: the values lie
+    among what `qkv` gives, the gate and its value among what `w12` gives.
+    """
+    hidden, width = model.hidden_size, compute_feed_forward_width(model)
+    element = 2 if bf16 else 4
+    tensors = {
+        "input of the block and its norm": element * hidden,
+        "normalised input of qkv": element * hidden,
+        "queries, keys and values as qkv gives them": element * 3 * hidden,
+        "turned queries and keys": element * 2 * hidden,
+        "output of attention, input of wo": element * hidden,
+        "log-sums of attention": 4 * model.num_attention_heads,
+        "residual stream between the halves": element * hidden,
+        "normalised input of w12": element * hidden,
+        "gate and value as w12 gives them": element * 2 * width,
+        "silu of the gate": element * width,
+        "its product with the value, input of w3": element * width,
+        "scales of both norms": 2 * 4,
+    }
+    if not bf16:  # no packed kernel takes fp32, so documents are attended to one by one
+        tensors["outputs of the documents before they are joined"] = element * hidden
+    return tensors
+
+
+def compute_kept_bytes(
+    model: ModelConfig, vocab_size: int, tokens: int, masked_tokens: int, bf16: bool
+) -> int:
+    """Bytes that one uncompiled micro-batch keeps on a GPU for its backward pass."""
+    element = 2 if bf16 else 4
+    head_size = model.hidden_size // model.num_attention_heads
+    block = sum(list_block_tensors(model, bf16).values())
+    last_norm = element * model.hidden_size + 4
+    rotary = 4 * head_size  # cosine and sine in fp32, once for all blocks
+    # The loss keeps gradients in the place of scores: of the masked tokens, the weight and the bias.
+    weight_element = element if masked_tokens <= LOSS_CHUNK_ROWS else 4
+    loss = element * masked_tokens * model.hidden_size
+    loss += vocab_size * (weight_element * model.hidden_size + 4)
+    return tokens * (model.num_hidden_layers * block + last_norm + rotary) + loss
+
+
+def estimate_activation_bytes(
+    model: ModelConfig, vocab_size: int, tokens: int, masked_share: float, bf16: bool
+) -> float:
+    """Bytes that one uncompiled micro-batch takes on a GPU beside the training state; an estimate.
+
+    To what is kept comes the larger of two that are never there together: the scores of one chunk of
+    the loss in the training precision and in fp32, and the gradients of one feed-forward layer (four
+    of its width, two of the hidden one).
     """
     element = 2 if bf16 else 4
-    block = element * (8 * size.hidden_size + 4 * feed_forward_width)
-    logits = masked_share * size.vocab_size * (element + 8)
-    return micro_batch_tokens * (size.num_layers * block + logits)
+    masked = round(masked_share * tokens)
+    scores = min(masked, LOSS_CHUNK_ROWS) * vocab_size * (element + 4)
+    width = compute_feed_forward_width(model)
+    gradients = tokens * element * (4 * width + 2 * model.hidden_size)
+    return compute_kept_bytes(model, vocab_size, tokens, masked, bf16) + max(scores, gradients)

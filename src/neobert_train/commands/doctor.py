@@ -14,6 +14,11 @@ from typing import TypeVar
 import torch
 
 from neobert_train.accounting import compute_model_size, find_known_device
+from neobert_train.commands.plan import (
+    USABLE_MEMORY,
+    estimate_memory,
+    find_largest_micro_batch,
+)
 from neobert_train.commands.train import check_resume
 from neobert_train.config.checks import find_experiment_problems
 from neobert_train.config.derived import compute_num_lanes, find_divisors
@@ -96,6 +101,8 @@ def examine(config: DoctorConfig, world: World) -> Findings:
         return findings
     findings.tell("tokenizer", f"{config.tokenizer.path}, {tokenizer.vocab_size:,} entries")
     _examine_disk(findings, config, tokenizer)
+    if settings_are_sound and device.type == "cuda":
+        _examine_memory(findings, config, device, tokenizer)
     if settings_are_sound:
         findings.attempt(lambda: _examine_data(findings, config, tokenizer))
     return findings
@@ -191,9 +198,15 @@ def _show_compile(config: DoctorConfig) -> str:
     return f"model.compile={str(config.model.compile).lower()} is set"
 
 
+def _find_num_processes(config: DoctorConfig) -> int:
+    """As many processes as have a device each and share the lanes evenly."""
+    num_devices = max(1, torch.cuda.device_count())
+    return max(n for n in find_divisors(compute_num_lanes(config)) if n <= num_devices)
+
+
 def _examine_launch(findings: Findings, config: DoctorConfig) -> None:
     lanes, num_devices = compute_num_lanes(config), max(1, torch.cuda.device_count())
-    num_processes = max(n for n in find_divisors(lanes) if n <= num_devices)
+    num_processes = _find_num_processes(config)
     if num_processes < num_devices:
         findings.notes.append(
             f"{lanes} lanes (batch.global_batch_tokens / batch.micro_batch_tokens) go evenly to "
@@ -260,6 +273,26 @@ def _examine_disk(findings: Findings, config: DoctorConfig, tokenizer: TextToken
             f"{folder} has no room for {kept} checkpoints: lower checkpoint.keep_last, or write "
             f"output_dir=... to choose another disk"
         )
+
+
+def _examine_memory(
+    findings: Findings, config: DoctorConfig, device: torch.device, tokenizer: TextTokenizer
+) -> None:
+    stage, num_processes = config.deepspeed.zero_stage, _find_num_processes(config)
+    _, total = torch.cuda.mem_get_info(device)
+    arguments = config, tokenizer.vocab_size, stage, num_processes
+    needed = sum(estimate_memory(*arguments, config.batch.micro_batch_tokens))
+    largest = find_largest_micro_batch(*arguments, total)
+    findings.tell(
+        "memory",
+        f"{needed / 1e9:,.1f} GB of {total / 1e9:,.1f} GB (estimate, uncompiled); the largest that "
+        f"fits: batch.micro_batch_tokens={largest}",
+    )
+    if needed > USABLE_MEMORY * total:
+        mend = (
+            f"batch.micro_batch_tokens={largest}" if largest else "deepspeed=zero3 or fewer layers"
+        )
+        findings.notes.append(f"the device's memory may not be enough: write {mend}")
 
 
 def _examine_data(findings: Findings, config: DoctorConfig, tokenizer: TextTokenizer) -> None:

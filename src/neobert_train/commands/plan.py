@@ -1,5 +1,7 @@
 """What an experiment needs before any of it is spent; imports neither torch nor deepspeed."""
 
+import statistics
+
 from neobert_train.accounting import (
     DEVICES,
     compute_model_size,
@@ -7,14 +9,17 @@ from neobert_train.accounting import (
     estimate_activation_bytes,
 )
 from neobert_train.config.derived import (
-    compute_feed_forward_width,
+    compute_masking_rate,
     compute_num_lanes,
     find_divisors,
 )
-from neobert_train.config.schema import PlanConfig, Precision
+from neobert_train.config.schema import PlanConfig, Precision, TrainConfig
 from neobert_train.data.tokenization import load_tokenizer
 from neobert_train.errors import InputError
 from neobert_train.world import World
+
+# The rest is for the driver, for kernels' own needs, and for what lies between tensors.
+USABLE_MEMORY = 0.95
 
 
 def run(config: PlanConfig, world: World) -> None:
@@ -37,33 +42,21 @@ def format_plan(config: PlanConfig) -> str:
             f"num_devices={config.num_devices} does not divide {lanes} lanes: one of {sizes}"
         )
     device, batch = DEVICES[config.device], config.batch
-    size = compute_model_size(config.model, load_tokenizer(config.tokenizer.path).vocab_size)
+    vocab_size = load_tokenizer(config.tokenizer.path).vocab_size
+    size = compute_model_size(config.model, vocab_size)
     bf16 = config.trainer.precision is Precision.bf16
     peak = device.get_flops(bf16)
+    rate = statistics.fmean(_sample_masking_rates(config))
     # Documents that fill the context are the most expensive ones; shorter ones cost less attention.
-    flops = size.flops_per_token(batch.context_length, config.masking.rate)
+    flops = size.flops_per_token(batch.context_length, rate)
     tokens = config.trainer.max_steps * batch.global_batch_tokens
     speed = config.mfu * peak / flops
     hours = tokens / (speed * config.num_devices) / 3600
-    activations = estimate_activation_bytes(
-        size,
-        compute_feed_forward_width(config.model),
-        batch.micro_batch_tokens,
-        config.masking.rate,
-        bf16,
-    )
-    memory = [
-        f"  ZeRO {stage}: {_gigabytes(state := _state_bytes(config, size.parameters, stage, bf16))} "
-        f"state + {_gigabytes(activations)} activations (estimate) = "
-        f"{_gigabytes(state + activations)} of {_gigabytes(device.memory_bytes)}"
-        + ("" if state + activations < device.memory_bytes else "  DOES NOT FIT")
-        for stage in range(1 if bf16 else 0, 4)
-    ]
     return "\n".join(
         [
             f"model       {size.parameters:,} parameters, {size.block_parameters:,} of them in blocks",
             f"compute     {flops / 1e9:.3f} GFLOP a token, forward and backward, documents of "
-            f"{batch.context_length} tokens, {config.masking.rate:.0%} of them predicted",
+            f"{batch.context_length} tokens, {rate:.0%} of them predicted",
             f"data        {config.trainer.max_steps:,} steps x {batch.global_batch_tokens:,} = "
             f"{tokens:,} tokens",
             f"step        {lanes} lanes on {config.num_devices} devices: "
@@ -72,14 +65,65 @@ def format_plan(config: PlanConfig) -> str:
             f"{speed:,.0f} tokens/s a device (mfu={config.mfu:g} of {peak / 1e12:,.0f} "
             f"TFLOP/s, {device.name})",
             f"memory of one device by ZeRO stage (deepspeed=zero{config.deepspeed.zero_stage} is set)",
-            *memory,
+            *(
+                _format_memory(config, vocab_size, stage, device.memory_bytes)
+                for stage in range(1 if bf16 else 0, 4)
+            ),
             f"devices     {', '.join(DEVICES)}",
         ]
     )
 
 
-def _state_bytes(config: PlanConfig, parameters: int, stage: int, bf16: bool) -> float:
-    return compute_state_bytes(parameters, stage, config.num_devices, bf16)
+def estimate_memory(
+    config: TrainConfig, vocab_size: int, zero_stage: int, num_devices: int, tokens: int
+) -> tuple[float, float]:
+    """Bytes of state and of activations on one device, for micro-batches of so many tokens."""
+    bf16 = config.trainer.precision is Precision.bf16
+    parameters = compute_model_size(config.model, vocab_size).parameters
+    masked_share = max(_sample_masking_rates(config))
+    return (
+        compute_state_bytes(parameters, zero_stage, num_devices, bf16),
+        estimate_activation_bytes(config.model, vocab_size, tokens, masked_share, bf16),
+    )
+
+
+def find_largest_micro_batch(
+    config: TrainConfig, vocab_size: int, zero_stage: int, num_devices: int, memory_bytes: float
+) -> int | None:
+    """The largest `batch.micro_batch_tokens` that fits and gives lanes for all devices.
+
+    Returns:
+        None when not even a micro-batch of one context fits.
+    """
+    share = config.batch.global_batch_tokens // num_devices
+    for tokens in reversed(find_divisors(share)):
+        if tokens < config.batch.context_length:
+            break
+        needed = sum(estimate_memory(config, vocab_size, zero_stage, num_devices, tokens))
+        if needed <= USABLE_MEMORY * memory_bytes:
+            return tokens
+    return None
+
+
+def _format_memory(
+    config: PlanConfig, vocab_size: int, zero_stage: int, memory_bytes: float
+) -> str:
+    arguments = config, vocab_size, zero_stage, config.num_devices
+    state, activations = estimate_memory(*arguments, config.batch.micro_batch_tokens)
+    largest = find_largest_micro_batch(*arguments, memory_bytes)
+    fits = state + activations <= USABLE_MEMORY * memory_bytes
+    return (
+        f"  ZeRO {zero_stage}: {_gigabytes(state)} state + {_gigabytes(activations)} activations "
+        f"(estimate) = {_gigabytes(state + activations)} of {_gigabytes(memory_bytes)}"
+        + ("" if fits else "  DOES NOT FIT")
+        + (f"; the largest that fits: batch.micro_batch_tokens={largest}" if largest else "")
+    )
+
+
+def _sample_masking_rates(config: TrainConfig) -> list[float]:
+    """The masking rate from the first step to the last, evenly."""
+    steps = (config.trainer.max_steps * index // 100 for index in range(101))
+    return [compute_masking_rate(config, step) for step in steps]
 
 
 def _gigabytes(number: float) -> str:

@@ -1,0 +1,147 @@
+"""The memory that `plan` foresees: its tensors against those that autograd keeps.
+
+There need be no GPU. Autograd keeps the same tensors on every device but for two operations, whose
+CUDA kernels are stood in for by functions that keep what these do (derivatives.yaml and
+nn/attention/varlen.py of torch): the norm its input and scale, attention its inputs, output and
+log-sums.
+"""
+
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from commands.conftest import run_command
+from neobert_train import accounting
+from neobert_train.accounting import compute_kept_bytes, estimate_activation_bytes
+from neobert_train.batch import Batch
+from neobert_train.commands.plan import estimate_memory, find_largest_micro_batch
+from neobert_train.config.schema import ModelConfig, PlanConfig
+from neobert_train.config.store import compose_config, to_typed
+from neobert_train.modeling import attention, cross_entropy
+from neobert_train.modeling.configuration_neobert import NeoBERTConfig
+from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
+from neobert_train.objective import MaskedLanguageModelling
+
+VOCAB_SIZE = 1000
+
+
+class FusedNorm(torch.autograd.Function):
+    """Keeps what torch's kernel for GPUs keeps."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        scale = (x.float().square().mean(-1, keepdim=True) + eps).rsqrt()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).to(x.dtype) * weight
+
+
+class PackedAttention(torch.autograd.Function):
+    """Keeps what the packed kernels keep; of what it computes nothing is looked at."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        output = torch.empty(q.shape, dtype=q.dtype)
+        ctx.save_for_backward(q, k, v, output, torch.empty(q.shape[1], len(q)))
+        return output
+
+
+def attend_as_on_a_gpu(q, k, v, cu_seqlens, max_seqlen):
+    if q.dtype is torch.bfloat16:
+        return PackedAttention.apply(q, k, v)
+    lengths = cu_seqlens.diff().tolist()
+    documents = zip(*(x.split(lengths) for x in (q, k, v)), lengths, strict=True)
+    return torch.cat([PackedAttention.apply(*document) for *document, n in documents if n])
+
+
+@pytest.fixture
+def gpu_kernels(monkeypatch):
+    """What the model runs keeps what it would keep on a GPU."""
+    monkeypatch.setattr(
+        nn.RMSNorm, "forward", lambda self, x: FusedNorm.apply(x, self.weight, self.eps)
+    )
+    backend = attention.Backend(attend_as_on_a_gpu, None, needs_cuda=False)
+    monkeypatch.setitem(attention.BACKENDS, "sdpa", backend)
+
+
+def measure_kept_bytes(module: nn.Module, batch: Batch) -> int:
+    """Bytes of all storages that a forward pass keeps, parameters and the batch not counted."""
+    given = [*module.parameters(), *(x for x in vars(batch).values() if isinstance(x, Tensor))]
+    known = {tensor.untyped_storage().data_ptr() for tensor in given}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.setdefault(
+            tensor.untyped_storage().data_ptr(), tensor
+        )  # held, so that none comes twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        module(batch)
+    return sum(x.untyped_storage().nbytes() for place, x in kept.items() if place not in known)
+
+
+def build_batch(tokens: int, masked: int) -> Batch:
+    lengths = [100, 60, 7, 1]
+    lengths *= tokens // sum(lengths)
+    bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    ids = torch.randint(0, VOCAB_SIZE, (tokens,))
+    positions = torch.zeros(tokens, dtype=torch.int32)
+    return Batch(ids, positions, bounds, 100, torch.arange(masked), ids[:masked], 0, {})
+
+
+@pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "fp32"])
+@pytest.mark.parametrize(
+    ("tokens", "masked", "layers"), [(512, 102, 4), (2048, 410, 4), (4096, 2600, 4), (1024, 205, 8)]
+)
+def test_the_tensors_that_a_micro_batch_keeps(gpu_kernels, tokens, masked, layers, bf16):
+    shape = {"num_hidden_layers": layers, "hidden_size": 256, "intermediate_size": 1024}
+    shape["num_attention_heads"] = 4
+    model = NeoBERTLMHead(NeoBERTConfig(**shape, vocab_size=VOCAB_SIZE))
+    objective = MaskedLanguageModelling(model.bfloat16() if bf16 else model)
+    measured = measure_kept_bytes(objective, build_batch(tokens, masked))
+    expected = compute_kept_bytes(ModelConfig(**shape), VOCAB_SIZE, tokens, masked, bf16)
+    assert measured == expected
+    estimate = estimate_activation_bytes(
+        ModelConfig(**shape), VOCAB_SIZE, tokens, masked / tokens, bf16
+    )
+    assert expected < estimate < 1.4 * expected
+
+
+def test_the_plan_knows_the_chunks_of_the_loss():
+    assert accounting.LOSS_CHUNK_ROWS == cross_entropy.CHUNK_ROWS
+
+
+def compose(*overrides: str) -> PlanConfig:
+    return to_typed("plan", compose_config("plan", ["+experiment=pretrain_base", *overrides]))
+
+
+@pytest.mark.parametrize("memory_bytes", [10e9, 24e9, 80e9, 141e9])
+def test_the_largest_micro_batch_fits_and_the_next_one_does_not(memory_bytes):
+    config, room = compose(), 0.95 * memory_bytes
+    largest = find_largest_micro_batch(config, 30_522, 1, 8, memory_bytes)
+    assert config.batch.global_batch_tokens % (8 * largest) == 0
+    assert sum(estimate_memory(config, 30_522, 1, 8, largest)) <= room
+    assert sum(estimate_memory(config, 30_522, 1, 8, 2 * largest)) > room
+    assert find_largest_micro_batch(config, 30_522, 1, 8, 1e9) is None
+
+
+def test_more_devices_than_micro_batches_of_what_would_fit_make_them_smaller():
+    assert find_largest_micro_batch(compose(), 30_522, 1, 256, 1e15) == 8192
+
+
+def test_a_masking_rate_that_changes_costs_memory_at_its_highest_and_work_in_the_mean():
+    def estimate(*overrides):
+        return sum(estimate_memory(compose(*overrides), 30_522, 1, 8, 65_536))
+
+    assert estimate("masking.final_rate=0.4") == estimate("masking.rate=0.4")
+    assert estimate("masking.rate=0.4", "masking.final_rate=0.1") == estimate("masking.rate=0.4")
+    output = run_command("plan", "+experiment=pretrain_base", "masking.final_rate=0.4")
+    assert "30% of them predicted" in output
+
+
+def test_the_plan_offers_what_fits_where_the_experiment_does_not():
+    output = run_command("plan", "+experiment=pretrain_base", "device=a100-40")
+    rows = re.findall(r"ZeRO \d.*DOES NOT FIT; the largest that fits: .*tokens=(\d+)", output)
+    assert rows == ["32768"] * 3
