@@ -50,7 +50,9 @@ def build_deepspeed_config(config: TrainConfig, world: World) -> dict[str, Any]:
         "zero_optimization": {"stage": config.deepspeed.zero_stage},
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": config.trainer.precision is Precision.bf16},
+        # Gradients are added up in fp32, over micro-batches and over processes.
         "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
         "steps_per_print": None,
         "wall_clock_breakdown": False,
     }
