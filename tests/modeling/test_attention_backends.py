@@ -2,13 +2,21 @@
 
 import math
 import sys
+import types
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neobert_train.modeling.attention import BACKENDS, attend, choose_backend, find_obstacle
+from neobert_train.modeling.attention import (
+    BACKENDS,
+    attend,
+    choose_backend,
+    find_flash_attention,
+    find_obstacle,
+    find_torch_varlen,
+)
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.cpu_attention import plan_documents
 from neobert_train.modeling.modeling_neobert import NeoBERT
@@ -195,26 +203,91 @@ def test_an_old_gpu_is_an_obstacle(name, monkeypatch):
     assert "Ampere" in find_obstacle(name, torch.device("cuda"), torch.bfloat16)
 
 
+MODULES = {
+    "flash_attn_interface": "flash_attn",
+    "flash_attn.cute": "flash_attn",
+    "flash_attn": "flash_attn",
+    "torch.nn.attention.varlen": "torch_varlen",
+    "xformers.ops": "xformers",
+}
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Stand-ins for the modules named, on a GPU of a generation; the others do not import."""
+
+    def install(names: tuple[str, ...], major: int = 9) -> dict[str, types.ModuleType]:
+        for function in (choose_backend, find_flash_attention, find_torch_varlen):
+            function.cache_clear()
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (major, 0))
+        modules = {name: types.ModuleType(name) for name in names}
+        for name in MODULES:
+            monkeypatch.setitem(sys.modules, name, modules.get(name))
+        for name in ("flash_attn_interface", "flash_attn.cute", "flash_attn"):
+            if name in modules:
+                modules[name].flash_attn_varlen_func = lambda *args, **kwargs: kwargs
+        # Importing a module inside a package asks for the package first.
+        if "flash_attn.cute" in names and "flash_attn" not in names:
+            monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
+        return modules
+
+    yield install
+    for function in (choose_backend, find_flash_attention, find_torch_varlen):
+        function.cache_clear()
+
+
 @pytest.mark.parametrize("name", FORCED)
-def test_a_library_that_does_not_import_is_an_obstacle_and_auto_goes_on(name, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    for other in FORCED:
-        monkeypatch.setitem(sys.modules, BACKENDS[other].module, None)
+def test_a_library_that_does_not_import_is_an_obstacle_and_auto_goes_on(name, install):
+    install(())
     device = torch.device("cuda")
     obstacle = find_obstacle(name, device, torch.bfloat16)
-    assert BACKENDS[name].module in obstacle
+    assert all(module in obstacle for module, backend in MODULES.items() if backend == name)
     assert "cannot be imported" in obstacle
     assert choose_backend("auto", device, torch.bfloat16) == "sdpa"
     with pytest.raises(ValueError, match="cannot be imported"):
         choose_backend(name, device, torch.bfloat16)
 
 
-def test_auto_takes_the_first_that_can_run(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+@pytest.mark.parametrize("module", MODULES)
+def test_auto_takes_the_first_that_can_run(module, install):
+    later = list(MODULES)[list(MODULES).index(module) :]
+    install(tuple(later))
+    assert choose_backend("auto", torch.device("cuda"), torch.bfloat16) == MODULES[module]
+
+
+@pytest.mark.parametrize(
+    ("major", "installed", "taken"),
+    [
+        (8, ("flash_attn_interface", "flash_attn.cute", "flash_attn"), "flash_attn"),
+        (9, ("flash_attn_interface", "flash_attn.cute", "flash_attn"), "flash_attn_interface"),
+        (9, ("flash_attn.cute",), "flash_attn.cute"),
+        (9, ("flash_attn",), "flash_attn"),
+        (10, ("flash_attn_interface", "flash_attn.cute", "flash_attn"), "flash_attn.cute"),
+        (10, ("flash_attn",), "flash_attn"),
+    ],
+)
+def test_the_release_of_flash_attention_that_suits_the_gpu(major, installed, taken, install):
+    modules = install(installed, major)
     device = torch.device("cuda")
-    for name in FORCED:
-        monkeypatch.setitem(sys.modules, BACKENDS[name].module, sys)
-    for name in FORCED:
-        choose_backend.cache_clear()
-        assert choose_backend("auto", device, torch.bfloat16) == name
-        monkeypatch.setitem(sys.modules, BACKENDS[name].module, None)
+    assert find_flash_attention(device) is modules[taken]
+    assert find_obstacle("flash_attn", device, torch.bfloat16) is None
+
+
+def test_the_empty_package_that_release_4_leaves_is_not_release_2(install):
+    install(("flash_attn.cute",), major=8)
+    obstacle = find_obstacle("flash_attn", torch.device("cuda"), torch.bfloat16)
+    assert "has no flash_attn_varlen_func" in obstacle
+
+
+@pytest.mark.parametrize(
+    ("module", "implementation"),
+    [("flash_attn_interface", "FA3"), ("flash_attn.cute", "FA4"), ("flash_attn", None)],
+)
+def test_torch_takes_over_the_newer_kernels(module, implementation, install, monkeypatch):
+    activated = [None]
+    monkeypatch.setattr(
+        torch.nn.attention, "activate_flash_attention_impl", activated.append, raising=False
+    )
+    install((module, "torch.nn.attention.varlen"))
+    assert find_obstacle("torch_varlen", torch.device("cuda"), torch.bfloat16) is None
+    assert activated[-1] == implementation

@@ -30,7 +30,12 @@ from neobert_train.environment import find_versions
 from neobert_train.errors import InputError
 from neobert_train.hardware import measure_matmul_flops
 from neobert_train.model import DTYPES, find_compiler_obstacle
-from neobert_train.modeling.attention import BACKENDS, choose_backend, find_obstacle
+from neobert_train.modeling.attention import (
+    BACKENDS,
+    choose_backend,
+    find_flash_attention,
+    find_obstacle,
+)
 from neobert_train.run_directory import RunDirectory
 from neobert_train.training.engine import import_deepspeed
 from neobert_train.world import World
@@ -177,7 +182,8 @@ def _examine_kernels(findings: Findings, config: DoctorConfig, device: torch.dev
         findings.tell("attention", f"model.attention={wanted} cannot be had")
         findings.problems.append(f"{error}; write model.attention=auto to take one that can")
     for name in BACKENDS:
-        findings.tell("", f"{name}: {find_obstacle(name, device, dtype) or 'can run'}")
+        obstacle = find_obstacle(name, device, dtype)
+        findings.tell("", f"{name}: {obstacle or 'can run' + _show_release(name, device)}")
     obstacle = find_compiler_obstacle(device)
     findings.tell("compile", f"torch.compile {obstacle or 'can run'}; {_show_compile(config)}")
     if config.model.compile and obstacle:
@@ -192,6 +198,10 @@ def _examine_kernels(findings: Findings, config: DoctorConfig, device: torch.dev
             f"torch's fused AdamW does not run on {device.type} ({error}): install another build "
             f"of torch, 2.10 or newer"
         )
+
+
+def _show_release(backend: str, device: torch.device) -> str:
+    return f" ({find_flash_attention(device).__name__})" if backend == "flash_attn" else ""
 
 
 def _show_compile(config: DoctorConfig) -> str:

@@ -4,6 +4,7 @@
 function; `find_obstacle` says why one cannot run, `choose_backend` takes the fastest that can.
 """
 
+import contextlib
 import importlib
 import math
 from collections.abc import Callable
@@ -59,22 +60,82 @@ def _attend_sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen
     return torch.cat([output[0].transpose(0, 1) for output in outputs])
 
 
+# Releases of FlashAttention by the generation of GPU (major compute capability), fastest first:
+# 4 is `flash_attn.cute`, 3 `flash_attn_interface`, 2 `flash_attn`; each is installed by itself.
+_FLASH_ATTENTION = {
+    9: ("flash_attn_interface", "flash_attn.cute", "flash_attn"),
+    10: ("flash_attn.cute", "flash_attn"),
+}
+
+
+@lru_cache(maxsize=8)
+def find_flash_attention(device: torch.device) -> Any:
+    """The module of the fastest release of FlashAttention for a GPU.
+
+    Raises:
+        ImportError: none is installed; says of each what is wrong with it.
+    """
+    major, _ = torch.cuda.get_device_capability(device)
+    problems = []
+    for name in _FLASH_ATTENTION.get(major, ("flash_attn",)):
+        try:
+            module = importlib.import_module(name)
+        except Exception as error:  # a broken build raises OSError, RuntimeError, ...
+            problems.append(f"{name}: {type(error).__name__}: {error}")
+            continue
+        # Release 4 alone leaves an empty `flash_attn` behind.
+        if hasattr(module, "flash_attn_varlen_func"):
+            return module
+        problems.append(f"{name}: has no flash_attn_varlen_func")
+    raise ImportError("; ".join(problems))
+
+
 def _attend_flash_attn(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int
 ) -> Tensor:
-    from flash_attn import flash_attn_varlen_func
+    output = find_flash_attention(q.device).flash_attn_varlen_func(
+        q,
+        k,
+        v,
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_k=cu_seqlens,
+        max_seqlen_q=max_seqlen,
+        max_seqlen_k=max_seqlen,
+    )
+    # Some releases give the log-sums of the scores as well.
+    return output[0] if isinstance(output, tuple) else output
 
-    return flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+
+@lru_cache(maxsize=8)
+def find_torch_varlen(device: torch.device) -> Any:
+    """torch's own packed attention, told to use FlashAttention 3 or 4 where that is installed.
+
+    Raises:
+        ImportError: torch is older than 2.10.
+    """
+    varlen = importlib.import_module("torch.nn.attention.varlen")
+    attention = importlib.import_module("torch.nn.attention")
+    implementations = {"flash_attn_interface": "FA3", "flash_attn.cute": "FA4"}
+    if hasattr(attention, "activate_flash_attention_impl"):  # torch 2.11
+        module = None
+        with contextlib.suppress(ImportError):
+            module = find_flash_attention(device).__name__
+        if module in implementations:
+            attention.activate_flash_attention_impl(implementations[module])
+    return varlen
 
 
 def _attend_torch_varlen(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int
 ) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
+    varlen_attn = find_torch_varlen(q.device).varlen_attn
     output = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
     assert isinstance(output, Tensor)
     return output
+
+
+def _load_xformers(device: torch.device) -> Any:
+    return importlib.import_module("xformers.ops")
 
 
 def _attend_xformers(
@@ -107,20 +168,20 @@ class Backend:
 
     Attributes:
         function: as `attend`, without the backend's name.
-        module: what has to be importable, None for torch alone.
+        load: imports what it needs for a device, or raises; None for torch alone.
         needs_cuda: whether it runs on NVIDIA GPUs in half precision only.
     """
 
     function: Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
-    module: str | None
+    load: Callable[[torch.device], Any] | None
     needs_cuda: bool
 
 
 # In order of preference.
 BACKENDS = {
-    "flash_attn": Backend(_attend_flash_attn, "flash_attn", needs_cuda=True),
-    "torch_varlen": Backend(_attend_torch_varlen, "torch.nn.attention.varlen", needs_cuda=True),
-    "xformers": Backend(_attend_xformers, "xformers.ops", needs_cuda=True),
+    "flash_attn": Backend(_attend_flash_attn, find_flash_attention, needs_cuda=True),
+    "torch_varlen": Backend(_attend_torch_varlen, find_torch_varlen, needs_cuda=True),
+    "xformers": Backend(_attend_xformers, _load_xformers, needs_cuda=True),
     "sdpa": Backend(_attend_sdpa, None, needs_cuda=False),
 }
 
@@ -134,11 +195,11 @@ def find_obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | 
         return f"it computes in bf16 and fp16 only, and this is {str(dtype).removeprefix('torch.')}"
     if backend.needs_cuda and torch.cuda.get_device_capability(device) < (8, 0):
         return "it needs an Ampere GPU or newer"
-    if backend.module is not None:
+    if backend.load is not None:
         try:
-            importlib.import_module(backend.module)
+            backend.load(device)
         except Exception as error:  # a broken build raises OSError, RuntimeError, ...
-            return f"{backend.module} cannot be imported ({type(error).__name__}: {error})"
+            return f"it cannot be imported ({type(error).__name__}: {error})"
     return None
 
 
