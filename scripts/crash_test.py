@@ -1,7 +1,7 @@
 """Kill a run again and again at random moments; it must end as if nothing had happened.
 
     python scripts/crash_test.py                 # 50 kills on one process, 50 on two: about half an hour
-    python scripts/crash_test.py --kills 5 --processes 1
+    python scripts/crash_test.py --kills 5 --processes 1 --steps 60
 
 A small run is started, and after a random time one of its processes (the launcher, a rank, or a data
 worker) is killed with SIGKILL, in whatever it does: importing, training, writing, pruning. The same
@@ -19,13 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file
 
-STEPS = 240
 SETTINGS = [
-    "+experiment=smoke", f"trainer.max_steps={STEPS}", "batch.global_batch_tokens=2048",
+    "+experiment=smoke", "batch.global_batch_tokens=2048",
     "checkpoint.save_every_steps=1", "checkpoint.keep_last=2", "trainer.evaluate_every_steps=20",
     "logging.report=false", "logging.progress=false",
 ]  # fmt: skip
@@ -36,16 +36,22 @@ TIMES = (
 )  # fmt: skip
 
 
-def start(output_dir: Path, num_processes: int) -> subprocess.Popen:
+@dataclass(frozen=True)
+class SmallRun:
+    """A run in a folder, and how it is started."""
+
+    output_dir: Path
+    num_processes: int
+    steps: int
+
+
+def start(run: SmallRun) -> subprocess.Popen:
     command = [sys.executable, "-m"]
-    if num_processes > 1:
-        command += [
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={num_processes}",
-            "-m",
-        ]
-    command += ["neobert_train", *SETTINGS, f"output_dir={output_dir}"]
+    if run.num_processes > 1:
+        launcher = ["torch.distributed.run", "--standalone"]
+        command += [*launcher, f"--nproc-per-node={run.num_processes}", "-m"]
+    command += ["neobert_train", *SETTINGS]
+    command += [f"trainer.max_steps={run.steps}", f"output_dir={run.output_dir}"]
     return subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL,
@@ -78,66 +84,76 @@ def kill_one(process: subprocess.Popen) -> None:
     process.communicate()
 
 
-def find_step(output_dir: Path) -> int:
-    names = [path.name for path in (output_dir / "checkpoints").glob("step-*")]
+def find_step(run: SmallRun) -> int:
+    names = [path.name for path in (run.output_dir / "checkpoints").glob("step-*")]
     return max((int(name.split("-")[1]) for name in names), default=0)
 
 
-def run_to_the_end(output_dir: Path, num_processes: int) -> tuple[float, float]:
-    """Seconds until the first checkpoint, and from there to the end."""
-    began = time.monotonic()
-    process = start(output_dir, num_processes)
-    while find_step(output_dir) == 0 and process.poll() is None:
-        time.sleep(0.05)
+def wait_for_step(run: SmallRun, process: subprocess.Popen, step: int) -> None:
+    """Until there is a checkpoint of a later step, or the run is over."""
+    while find_step(run) <= step and process.poll() is None:
+        time.sleep(0.02)
+
+
+def run_to_the_end(run: SmallRun) -> tuple[float, float]:
+    """Seconds until the first new checkpoint, and from there to the end."""
+    began, step = time.monotonic(), find_step(run)
+    process = start(run)
+    wait_for_step(run, process, step)
     first = time.monotonic()
     _, errors = process.communicate(timeout=1200)
     assert process.returncode == 0, errors.decode()
     return first - began, time.monotonic() - first
 
 
-def read_result(output_dir: Path) -> tuple[dict, dict, list]:
-    folder = output_dir / "checkpoints" / f"step-{STEPS:08d}"
+def read_result(run: SmallRun) -> tuple[dict, dict, list]:
+    folder = run.output_dir / "checkpoints" / f"step-{run.steps:08d}"
     tensors = load_file(folder / "model.safetensors") | load_file(folder / "optimizer.safetensors")
     state = json.loads((folder / "state.json").read_text())
     state.pop("seconds")
-    lines = (output_dir / "metrics.jsonl").read_text().splitlines()
+    lines = (run.output_dir / "metrics.jsonl").read_text().splitlines()
     metrics = [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
     return tensors, state, metrics
 
 
-def crash(num_kills: int, num_processes: int, folder: Path) -> int:
+def crash(num_kills: int, num_processes: int, steps: int, folder: Path) -> int:
     """One run killed up to `num_kills` times; returns how often it was before it was complete."""
-    expected, disturbed = folder / "expected", folder / "disturbed"
-    starting, training = run_to_the_end(expected, num_processes)
-    steps = []
-    for number in range(num_kills):
-        process = start(disturbed, num_processes)
-        # One in five while it starts, the others while it trains and writes.
-        in_training = random.random() < 0.8
-        delay = random.uniform(0, training / 6) if in_training else -random.uniform(0, starting)
+    undisturbed = SmallRun(folder / "undisturbed", num_processes, steps)
+    disturbed = SmallRun(folder / "disturbed", num_processes, steps)
+    starting, training = run_to_the_end(undisturbed)
+    kills = 0
+    while kills < num_kills and find_step(disturbed) < steps:
+        step = find_step(disturbed)
+        process = start(disturbed)
+        if random.random() < 0.2:  # while it starts
+            delay = random.uniform(0, starting)
+        else:  # while it trains and writes
+            wait_for_step(disturbed, process, step)
+            delay = random.uniform(0, training / 6)
         try:
-            process.wait(timeout=starting + delay)
+            process.wait(timeout=delay)
             break  # complete
         except subprocess.TimeoutExpired:
             kill_one(process)
-        steps.append(find_step(disturbed))
-        print(f"  kill {number + 1}: at step {steps[-1]}", flush=True)
-    run_to_the_end(disturbed, num_processes)
+        kills += 1
+        print(f"  kill {kills}: at step {find_step(disturbed)}", flush=True)
+    run_to_the_end(disturbed)
     (tensors, state, metrics), (others, other_state, other_metrics) = map(
-        read_result, (expected, disturbed)
+        read_result, (undisturbed, disturbed)
     )
     assert tensors.keys() == others.keys()
     assert all(tensors[name].equal(others[name]) for name in tensors), "weights or moments differ"
     assert state == other_state
     assert metrics == other_metrics
-    print(f"{num_processes} processes: {len(steps)} kills survived, bit for bit", flush=True)
-    return len(steps)
+    print(f"{num_processes} processes: {kills} kills survived, bit for bit", flush=True)
+    return kills
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--steps", type=int, default=240, help="of the run")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     random.seed(arguments.seed)
@@ -145,7 +161,7 @@ def main() -> None:
         left = arguments.kills
         while left > 0:  # a run that completes in between is followed by another
             with tempfile.TemporaryDirectory() as folder:
-                left -= crash(left, num_processes, Path(folder))
+                left -= crash(left, num_processes, arguments.steps, Path(folder))
 
 
 if __name__ == "__main__":
