@@ -184,10 +184,16 @@ def list_block_tensors(model: ModelConfig, bf16: bool) -> dict[str, int]:
 def compute_kept_bytes(
     model: ModelConfig, vocab_size: int, tokens: int, masked_tokens: int, bf16: bool
 ) -> int:
-    """Bytes that one uncompiled micro-batch keeps on a GPU for its backward pass."""
+    """Bytes that one uncompiled micro-batch keeps on a GPU for its backward pass.
+
+    With `activation_checkpointing` that is only the input of every block, and the most that is there
+    at a time, the tensors of one block as well, comes with `estimate_activation_bytes`.
+    """
     element = 2 if bf16 else 4
     head_size = model.hidden_size // model.num_attention_heads
     block = sum(list_block_tensors(model, bf16).values())
+    if model.activation_checkpointing:
+        block = element * model.hidden_size
     last_norm = element * model.hidden_size + 4
     rotary = 4 * head_size  # cosine and sine in fp32, once for all blocks
     # The loss keeps gradients in the place of scores: of the masked tokens, the weight and the bias.
@@ -204,11 +210,13 @@ def estimate_activation_bytes(
 
     To what is kept comes the larger of two that are never there together: the scores of one chunk of
     the loss in the training precision and in fp32, and the gradients of one feed-forward layer (four
-    of its width, two of the hidden one).
+    of its width, two of the hidden one), with the tensors of a block that is computed again.
     """
     element = 2 if bf16 else 4
     masked = round(masked_share * tokens)
     scores = min(masked, LOSS_CHUNK_ROWS) * vocab_size * (element + 4)
     width = compute_feed_forward_width(model)
     gradients = tokens * element * (4 * width + 2 * model.hidden_size)
+    if model.activation_checkpointing:
+        gradients += tokens * sum(list_block_tensors(model, bf16).values())
     return compute_kept_bytes(model, vocab_size, tokens, masked, bf16) + max(scores, gradients)

@@ -93,12 +93,25 @@ def compile_blocks(model: NeoBERTLMHead, device: torch.device) -> bool:
     """
     obstacle = find_compiler_obstacle(device)
     if obstacle is not None:
-        logger.warning("model.compile=true %s: running uncompiled", obstacle)
+        logger.warning("torch.compile %s: running uncompiled", obstacle)
         return False
     for block in model.model.transformer_encoder:
         block.project = torch.compile(block.project, dynamic=False)  # type: ignore[assignment, arg-type]
         block.combine = torch.compile(block.combine, dynamic=False)  # type: ignore[assignment, arg-type]
     return True
+
+
+def wants_compilation(config: ModelConfig, device: torch.device) -> bool:
+    """Whether `compile_blocks` is to be tried."""
+    return device.type == "cuda" if config.compile is None else config.compile
+
+
+def checkpoint_activations(model: NeoBERTLMHead) -> None:
+    """Keep only the input of every block, and compute the block again in the backward pass.
+
+    From Chen et al., arXiv 1604.06174. Nothing in a block is random, so no random state is kept.
+    """
+    model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
 
 
 def load_into(model: NeoBERTLMHead, weights: Mapping[str, Tensor], origin: str) -> None:

@@ -127,7 +127,7 @@ def test_without_a_compiler_only_a_note_says_that_nothing_is_compiled(examine, m
     assert examine().notes == []
     found = examine("model.compile=true")
     assert found.problems == []
-    assert "model.compile=true needs a C++ compiler" in found.notes[0]
+    assert "torch.compile needs a C++ compiler" in found.notes[0]
 
 
 def test_a_cpu_that_is_slow_in_bf16(examine, monkeypatch):

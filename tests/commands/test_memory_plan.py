@@ -19,6 +19,7 @@ from neobert_train.batch import Batch
 from neobert_train.commands.plan import estimate_memory, find_largest_micro_batch
 from neobert_train.config.schema import ModelConfig, PlanConfig
 from neobert_train.config.store import compose_config, to_typed
+from neobert_train.model import checkpoint_activations
 from neobert_train.modeling import attention, cross_entropy
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
@@ -107,6 +108,32 @@ def test_the_tensors_that_a_micro_batch_keeps(gpu_kernels, tokens, masked, layer
         ModelConfig(**shape), VOCAB_SIZE, tokens, masked / tokens, bf16
     )
     assert expected < estimate < 1.4 * expected
+
+
+@pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "fp32"])
+def test_activation_checkpointing_keeps_the_inputs_of_blocks(gpu_kernels, bf16):
+    tokens, masked = 1024, 205
+    shape = {"num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 1024}
+    shape["num_attention_heads"] = 4
+    model = NeoBERTLMHead(NeoBERTConfig(**shape, vocab_size=VOCAB_SIZE)).train()
+    checkpoint_activations(model)
+    objective = MaskedLanguageModelling(model.bfloat16() if bf16 else model)
+    batch = build_batch(tokens, masked)
+    measured = measure_kept_bytes(objective, batch)
+    sizes = [
+        ModelConfig(**shape, activation_checkpointing=recomputed) for recomputed in (True, False)
+    ]
+    kept, kept_without = (
+        compute_kept_bytes(size, VOCAB_SIZE, tokens, masked, bf16) for size in sizes
+    )
+    bounds = 4 * (len(batch.cu_seqlens) + 1)  # an argument of every block, of no weight
+    assert kept == measured - bounds
+    assert kept < kept_without / 3
+    peaks = [
+        estimate_activation_bytes(size, VOCAB_SIZE, tokens, masked / tokens, bf16) for size in sizes
+    ]
+    block = tokens * sum(accounting.list_block_tensors(sizes[0], bf16).values())
+    assert peaks[0] - kept == pytest.approx(peaks[1] - kept_without + block)
 
 
 def test_the_plan_knows_the_chunks_of_the_loss():

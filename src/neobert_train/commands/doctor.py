@@ -29,7 +29,7 @@ from neobert_train.distributed import find_device
 from neobert_train.environment import find_versions
 from neobert_train.errors import InputError
 from neobert_train.hardware import measure_matmul_flops
-from neobert_train.model import DTYPES, find_compiler_obstacle
+from neobert_train.model import DTYPES, find_compiler_obstacle, wants_compilation
 from neobert_train.modeling.attention import (
     BACKENDS,
     choose_backend,
@@ -185,9 +185,11 @@ def _examine_kernels(findings: Findings, config: DoctorConfig, device: torch.dev
         obstacle = find_obstacle(name, device, dtype)
         findings.tell("", f"{name}: {obstacle or 'can run' + _show_release(name, device)}")
     obstacle = find_compiler_obstacle(device)
-    findings.tell("compile", f"torch.compile {obstacle or 'can run'}; {_show_compile(config)}")
-    if config.model.compile and obstacle:
-        findings.notes.append(f"model.compile=true {obstacle}: a run goes on uncompiled")
+    compiles = wants_compilation(config.model, device)
+    use = "a run compiles its blocks" if compiles else "a run does not use it (model.compile)"
+    findings.tell("compile", f"torch.compile {obstacle or f'can run; {use}'}")
+    if compiles and obstacle:
+        findings.notes.append(f"torch.compile {obstacle}: a run goes on uncompiled")
     try:
         parameter = torch.nn.Parameter(torch.ones(8, device=device))
         parameter.grad = torch.ones_like(parameter)
@@ -202,10 +204,6 @@ def _examine_kernels(findings: Findings, config: DoctorConfig, device: torch.dev
 
 def _show_release(backend: str, device: torch.device) -> str:
     return f" ({find_flash_attention(device).__name__})" if backend == "flash_attn" else ""
-
-
-def _show_compile(config: DoctorConfig) -> str:
-    return f"model.compile={str(config.model.compile).lower()} is set"
 
 
 def _find_num_processes(config: DoctorConfig) -> int:

@@ -43,10 +43,12 @@ from neobert_train.model import (
     DTYPES,
     build_model,
     build_model_config,
+    checkpoint_activations,
     choose_attention,
     compile_blocks,
     load_initial_weights,
     load_into,
+    wants_compilation,
 )
 from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
 from neobert_train.objective import MaskedLanguageModelling
@@ -134,8 +136,10 @@ def _train(
     peak_flops = find_run_peak_flops(config, collectives, device)
     environment = describe_environment(world, attention) | {"peak_flops": peak_flops}
     collectives.on_main(lambda: open_run_directory(config, run, environment, sample, units))
-    if config.model.compile:
+    if wants_compilation(config.model, device):
         compile_blocks(model, device)
+    if config.model.activation_checkpointing:
+        checkpoint_activations(model)
     engine = build_engine(config, MaskedLanguageModelling(model), world, device)
     if checkpoint is not None and state.updates:
         assert weights is not None

@@ -22,6 +22,7 @@ _FREE_WITHIN_IDENTITY = (
     "data.timeout_seconds",
     "model.attention",
     "model.compile",
+    "model.activation_checkpointing",
 )
 # Where and how a run is carried out says nothing about its results.
 _UNREMARKABLE = (

@@ -124,7 +124,12 @@ class ModelConfig:
     attention: AttentionBackend = setting(
         AttentionBackend.auto, "auto, sdpa, flash_attn, torch_varlen or xformers."
     )
-    compile: bool = setting(False, "Compile the blocks with torch.compile (needs a C compiler).")
+    compile: bool | None = setting(
+        None, "Compile the blocks with torch.compile (needs a C compiler); null does so on GPUs."
+    )
+    activation_checkpointing: bool = setting(
+        False, "Compute every block again in the backward pass instead of keeping its activations."
+    )
 
 
 @dataclass
