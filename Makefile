@@ -28,10 +28,10 @@ quickstart: install ## Train, export and try a first model: about five minutes o
 	$(BIN)/python scripts/fill_mask.py runs/quickstart/export
 
 test: install ## Run the tests (under 15 minutes on two CPU cores)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: install ## Run all tests, the slow ones too
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m ""
 
 check: install ## Lint, formatting, types and the direction of imports
 	$(BIN)/ruff check .
