@@ -89,9 +89,12 @@ def find_step(run: SmallRun) -> int:
     return max((int(name.split("-")[1]) for name in names), default=0)
 
 
-def wait_for_step(run: SmallRun, process: subprocess.Popen, step: int) -> None:
-    """Until there is a checkpoint of a later step, or the run is over."""
-    while find_step(run) <= step and process.poll() is None:
+def wait_for_step(
+    run: SmallRun, process: subprocess.Popen, step: int, timeout: float = 1200
+) -> None:
+    """Until there is a checkpoint of a later step, the run is over, or so many seconds are."""
+    end = time.monotonic() + timeout
+    while find_step(run) <= step and process.poll() is None and time.monotonic() < end:
         time.sleep(0.02)
 
 
@@ -126,15 +129,13 @@ def crash(num_kills: int, num_processes: int, steps: int, folder: Path) -> int:
         step = find_step(disturbed)
         process = start(disturbed)
         if random.random() < 0.2:  # while it starts
-            delay = random.uniform(0, starting)
+            wait_for_step(disturbed, process, step, random.uniform(0, starting))
         else:  # while it trains and writes
             wait_for_step(disturbed, process, step)
-            delay = random.uniform(0, training / 6)
-        try:
-            process.wait(timeout=delay)
+            time.sleep(random.uniform(0, training / 6))
+        if process.poll() is not None:
             break  # complete
-        except subprocess.TimeoutExpired:
-            kill_one(process)
+        kill_one(process)
         kills += 1
         print(f"  kill {kills}: at step {find_step(disturbed)}", flush=True)
     run_to_the_end(disturbed)
