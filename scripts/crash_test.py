@@ -78,7 +78,7 @@ def kill_one(process: subprocess.Popen) -> None:
     victim = random.choice(list_family(process.pid))
     with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
         os.kill(victim, signal.SIGKILL)
-        process.communicate(timeout=20)
+        process.communicate(timeout=5)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()

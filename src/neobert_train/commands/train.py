@@ -77,7 +77,7 @@ def run(config: TrainConfig, world: World) -> None:
     _quieten()
     limit = config.trainer.time_limit
     stop = StopRequest(None if limit is None else parse_duration(limit), time.monotonic())
-    stop.listen()
+    stop.listen(is_launched=world.world_size > 1)
     device = find_device(world)
     collectives = Collectives(world, device)
     try:

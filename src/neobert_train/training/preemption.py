@@ -1,5 +1,6 @@
-"""Requests to stop, by a signal or by the clock, acted on at the next step boundary."""
+"""Requests to stop, by a signal, the clock or a dead launcher, for the next step boundary."""
 
+import os
 import signal
 import time
 from types import FrameType
@@ -11,7 +12,7 @@ _MARGIN_SHARE = 0.05
 
 
 class StopRequest:
-    """Remembers that SIGTERM, SIGINT or SIGUSR1 came, and looks at the clock.
+    """Remembers that SIGTERM, SIGINT or SIGUSR1 came, and looks at the clock and for the launcher.
 
     Args:
         limit_seconds: after `started`, when the process has to be gone; None for no limit.
@@ -20,12 +21,19 @@ class StopRequest:
 
     def __init__(self, limit_seconds: float | None = None, started: float = 0.0) -> None:
         self._signal_name: str | None = None
+        self._launcher: int | None = None
         self._limit_seconds, self._started = limit_seconds, started
         # Kept up to date by the training loop: what a stop takes beside the margin.
         self.seconds_to_stop = 0.0
 
-    def listen(self) -> None:
-        """Install the handlers; only in the main thread of a process."""
+    def listen(self, is_launched: bool) -> None:
+        """Install the handlers; only in the main thread of a process.
+
+        Args:
+            is_launched: whether a launcher started this process, as one of several. When it is
+                killed it cannot end them, and nobody else would.
+        """
+        self._launcher = os.getppid() if is_launched else None
         for number in _STOP_SIGNALS:
             signal.signal(number, self._note)
 
@@ -37,6 +45,8 @@ class StopRequest:
             gone = time.monotonic() - self._started
             if gone + margin + self.seconds_to_stop >= self._limit_seconds:
                 return "trainer.time_limit"
+        if self._signal_name is None and self._launcher not in (None, os.getppid()):
+            return "the end of its launcher"
         return self._signal_name
 
     def _note(self, number: int, frame: FrameType | None) -> None:
