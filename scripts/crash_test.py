@@ -75,12 +75,13 @@ def list_family(pid: int) -> list[int]:
 
 def kill_one(process: subprocess.Popen) -> None:
     """Kill one of the run's processes, and clear away what its launcher leaves."""
-    victim = random.choice(list_family(process.pid))
+    family = list_family(process.pid)
     with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-        os.kill(victim, signal.SIGKILL)
+        os.kill(random.choice(family), signal.SIGKILL)
         process.communicate(timeout=5)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    for survivor in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(survivor, signal.SIGKILL)
     process.communicate()
 
 

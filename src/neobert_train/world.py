@@ -12,12 +12,14 @@ class World:
     """One process among those that train together.
 
     `rank` counts over all hosts, `local_rank` over the `local_world_size` processes of this host.
+    `launcher` is the process that started this one as one of several, None without a launcher.
     """
 
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
     local_world_size: int = 1
+    launcher: int | None = None
 
     @classmethod
     def from_environment(cls) -> "World":
@@ -26,14 +28,16 @@ class World:
         Raises:
             InputError: a variable of the launcher holds something else than a sensible number.
         """
+        world_size = _read_number("WORLD_SIZE", default=1, at_least=1)
         return cls(
             rank=_read_number("RANK", default=0, at_least=0),
             local_rank=_read_number("LOCAL_RANK", default=0, at_least=0),
-            world_size=_read_number("WORLD_SIZE", default=1, at_least=1),
+            world_size=world_size,
             # torchrun and deepspeed differ in how they call this.
             local_world_size=_read_number(
                 "LOCAL_WORLD_SIZE", _read_number("LOCAL_SIZE", default=1, at_least=1), at_least=1
             ),
+            launcher=os.getppid() if world_size > 1 else None,
         )
 
     @property

@@ -1,6 +1,7 @@
 """What users type after the command: every promised override, and every mistake with its mend."""
 
 import itertools
+import os
 import re
 
 import pytest
@@ -238,7 +239,7 @@ def test_the_world_is_what_the_launcher_announces(monkeypatch):
     for name, value in (("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8")):
         monkeypatch.setenv(name, value)
     world = World.from_environment()
-    assert world == World(rank=5, local_rank=1, world_size=8)
+    assert world == World(rank=5, local_rank=1, world_size=8, launcher=os.getppid())
     assert not world.is_main
 
 

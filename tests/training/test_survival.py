@@ -210,7 +210,7 @@ PROGRAM = """
 import time
 from neobert_train.training.preemption import StopRequest
 stop = StopRequest()
-stop.listen(is_launched=False)
+stop.listen(None)
 print("ready", flush=True)
 while True:
     time.sleep(0.05)

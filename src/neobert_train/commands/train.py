@@ -77,7 +77,7 @@ def run(config: TrainConfig, world: World) -> None:
     _quieten()
     limit = config.trainer.time_limit
     stop = StopRequest(None if limit is None else parse_duration(limit), time.monotonic())
-    stop.listen(is_launched=world.world_size > 1)
+    stop.listen(world.launcher)
     device = find_device(world)
     collectives = Collectives(world, device)
     try:
@@ -166,11 +166,19 @@ def _train(
         watchdog=watchdog,
         stop=stop,
     )
-    first_tokens = state.tokens
+    first_tokens, ends_together = state.tokens, False
     try:
         trainer.fit()
+        ends_together = True
+    except (StoppedError, DivergedError, InputError):
+        ends_together = True
+        raise
     finally:
         trainer.close()
+        if ends_together:
+            # Launchers kill the others half a minute after one has ended; by then the main process
+            # has to have written its last checkpoint, however long that takes.
+            collectives.barrier()
     watchdog.close()
     collectives.on_main(lambda: check_last_checkpoint(trainer))
     if is_main:

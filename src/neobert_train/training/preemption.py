@@ -1,9 +1,17 @@
 """Requests to stop, by a signal, the clock or a dead launcher, for the next step boundary."""
 
+import contextlib
 import os
 import signal
+import sys
+import threading
 import time
+from pathlib import Path
 from types import FrameType
+
+import psutil
+
+from neobert_train.errors import EXIT_FAILED
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # Ending takes some seconds beside the write of the checkpoint; of a short limit, a share of it.
@@ -21,21 +29,27 @@ class StopRequest:
 
     def __init__(self, limit_seconds: float | None = None, started: float = 0.0) -> None:
         self._signal_name: str | None = None
-        self._launcher: int | None = None
+        self._is_training = False
         self._limit_seconds, self._started = limit_seconds, started
         # Kept up to date by the training loop: what a stop takes beside the margin.
         self.seconds_to_stop = 0.0
 
-    def listen(self, is_launched: bool) -> None:
+    def listen(self, launcher: int | None) -> None:
         """Install the handlers; only in the main thread of a process.
 
         Args:
-            is_launched: whether a launcher started this process, as one of several. When it is
-                killed it cannot end them, and nobody else would.
+            launcher: which started this process as one of several. When it is killed it cannot end
+                them, and nobody else would.
         """
-        self._launcher = os.getppid() if is_launched else None
+        if launcher is not None:
+            links = _find_launchers(launcher)
+            threading.Thread(target=self._watch, args=(links,), daemon=True).start()
         for number in _STOP_SIGNALS:
             signal.signal(number, self._note)
+
+    def begin_training(self) -> None:
+        """From now on there is somebody who acts on requests."""
+        self._is_training = True
 
     @property
     def reason(self) -> str | None:
@@ -45,9 +59,15 @@ class StopRequest:
             gone = time.monotonic() - self._started
             if gone + margin + self.seconds_to_stop >= self._limit_seconds:
                 return "trainer.time_limit"
-        if self._signal_name is None and self._launcher not in (None, os.getppid()):
-            return "the end of its launcher"
         return self._signal_name
+
+    def _watch(self, launchers: list[tuple[psutil.Process, int]]) -> None:
+        while not any(_is_orphan(*link) for link in launchers):
+            time.sleep(1.0)
+        if not self._is_training:  # perhaps waiting for processes that never come
+            print("neobert_train: ends, since its launcher did", file=sys.stderr, flush=True)
+            os._exit(EXIT_FAILED)
+        self._signal_name = self._signal_name or "the end of its launcher"
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal_name is not None and number == signal.SIGINT:
@@ -55,3 +75,25 @@ class StopRequest:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.raise_signal(signal.SIGINT)
         self._signal_name = signal.Signals(number).name
+
+
+def _find_launchers(launcher: int) -> list[tuple[psutil.Process, int]]:
+    """Processes with the parents that they must keep: this one, and one that `deepspeed` started.
+
+    `deepspeed` has a second launcher start the processes of a host, and hands no signal on to it.
+    """
+    links = [(psutil.Process(), launcher)]
+    with contextlib.suppress(psutil.Error):  # nothing is known of it, as in a container
+        host_launcher = psutil.Process(launcher)
+        runner = psutil.Process(host_launcher.ppid())
+        words = {Path(word).name for word in runner.cmdline()[:4]}
+        if words & {"deepspeed", "deepspeed.launcher.runner"}:
+            links.append((host_launcher, runner.pid))
+    return links
+
+
+def _is_orphan(process: psutil.Process, parent: int) -> bool:
+    try:
+        return process.ppid() != parent
+    except psutil.NoSuchProcess:
+        return True

@@ -132,6 +132,7 @@ class Trainer:
             DivergedError: step after step had to be skipped.
         """
         trainer = self.config.trainer
+        self.stop.begin_training()
         while not is_complete(trainer, self.state):
             result = self._take_step()
             step, last = self.state.step, is_complete(trainer, self.state)

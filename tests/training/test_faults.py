@@ -1,0 +1,245 @@
+"""Faults of the machine, the real ones: full disks, lost permissions, killed processes, signals."""
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from training.runs import (
+    DEEPSPEED,
+    MAX_STEPS,
+    PLAIN,
+    SMOKE,
+    TORCHRUN,
+    assert_bit_identical,
+    finish,
+    start,
+    train,
+    wait_for_step,
+)
+
+PLANTED = str(Path(__file__).with_name("planted.py"))
+LONG = ("trainer.max_steps=100000", "evaluation.max_tokens=0", "trainer.evaluate_every_steps=0")
+
+
+def list_steps(output_dir):
+    return sorted(int(path.name[5:]) for path in (output_dir / "checkpoints").glob("step-*"))
+
+
+def assert_ends_with_a_checkpoint(output_dir):
+    """What trained has ended, with the state of its last step on disk."""
+    deadline = time.monotonic() + 60
+    while is_training(output_dir):
+        assert time.monotonic() < deadline, "still training"
+        time.sleep(0.1)
+    last = json.loads((output_dir / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert list_steps(output_dir)[-1] == last
+
+
+def is_training(output_dir):
+    wanted = f"output_dir={output_dir}"
+    return any(wanted in (p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
+
+
+# A full disk: a small file system that only the processes of the test see.
+FULL_DISK = """
+mount -t tmpfs -o size=130m none "$DISK" || exit 77
+fallocate -l 130m "$DISK/filler" 2>/dev/null
+"$@" || echo "at the start: $?"
+rm "$DISK/filler"
+fallocate -l 110m "$DISK/filler"
+(until grep -q '"step": 5,' "$DISK/run/metrics.jsonl"; do sleep 0.05; done; rm "$DISK/filler") &
+"$@" || echo "at the end: $?"
+ls -A "$DISK/run/checkpoints"
+"""
+
+
+def test_a_full_disk_stops_no_training_and_room_lets_checkpoints_be_written(tmp_path):
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare")
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", FULL_DISK, "sh",
+         *PLAIN, *SMOKE, f"output_dir={tmp_path / 'disk' / 'run'}", "evaluation.max_tokens=0",
+         "trainer.max_steps=60", "checkpoint.keep_last=1", "checkpoint.keep_best=false"],
+        env={**os.environ, "DISK": str(tmp_path / "disk"), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180,
+        preexec_fn=(tmp_path / "disk").mkdir,
+    )  # fmt: skip
+    if done.returncode == 77 or "unshare" in done.stdout:
+        pytest.skip(f"no file system of its own: {done.stdout}")
+    at_start, rest = done.stdout.split("at the start: 2")
+    assert "cannot be written to (No space left on device): make room" in at_start
+    assert "Traceback" not in done.stdout
+    assert "the checkpoint of step 2 cannot be written" in rest
+    assert rest.count("training goes on, and tries again") >= 2
+    assert "step 60/60" in rest
+    assert "at the end" not in rest
+    assert rest.splitlines()[-1] == "step-00000060"
+
+
+def obey_permissions():
+    """Without what lets root write everywhere; others have to obey anyway."""
+    drop_from_bounding_set, dac_override = 24, 1
+    ctypes.CDLL(None).prctl(drop_from_bounding_set, dac_override, 0, 0, 0)
+
+
+def test_a_folder_without_permission_at_the_start(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o555)
+    done = subprocess.run(
+        [*PLAIN, *SMOKE, f"output_dir={tmp_path / 'closed' / 'run'}"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60,
+        preexec_fn=obey_permissions,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout
+    assert "cannot be written to (Permission denied): make room or mend its permi" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_a_folder_that_loses_its_permission_while_the_run_goes_on(tmp_path):
+    checkpoints = tmp_path / "run" / "checkpoints"
+    process = subprocess.Popen(
+        [*PLAIN, *SMOKE, f"output_dir={tmp_path / 'run'}", *LONG, "checkpoint.keep_last=1"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=obey_permissions, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    wait_for_step(tmp_path / "run", 3, process)
+    checkpoints.chmod(0o555)
+    step = 3 + 6
+    wait_for_step(tmp_path / "run", step, process)
+    assert list_steps(tmp_path / "run")[-1] < step
+    checkpoints.chmod(0o755)
+    process.send_signal(signal.SIGINT)
+    output = finish(process, code=3)
+    assert "cannot be written: [Errno 13] Permission denied" in output
+    assert "training goes on, and tries again" in output
+    assert "stopped by SIGINT, with the checkpoint of step" in output
+    assert_ends_with_a_checkpoint(tmp_path / "run")
+
+
+ONE_AND_TWO = [pytest.param(PLAIN, 1, marks=pytest.mark.slow), (TORCHRUN, 1)]
+
+
+@pytest.mark.parametrize(("launcher", "code"), ONE_AND_TWO, ids=["one", "two"])
+def test_a_killed_data_worker_ends_the_run_with_the_cause(tmp_path, launcher, code):
+    process = start(launcher, tmp_path / "run", *LONG, "data.num_workers=1")
+    wait_for_step(tmp_path / "run", 3, process)
+    workers = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if any("spawn_main" in word for word in child.cmdline())
+    ]
+    workers[0].kill()
+    output = finish(process, code)
+    assert "a data worker ended with exit code -9: killed, for example because memory" in output
+    assert not is_training(tmp_path / "run")
+    (newest,) = list_steps(tmp_path / "run")[-1:]
+    assert f"step {newest + 2}/" in train(
+        PLAIN, tmp_path / "run", f"trainer.max_steps={newest + 2}", *LONG[1:]
+    )
+
+
+@pytest.mark.parametrize("launcher", [DEEPSPEED, TORCHRUN], ids=["deepspeed", "torchrun"])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (9, signal.SIGINT))],
+)
+def test_a_launcher_that_is_told_to_end_or_killed_leaves_a_checkpoint(tmp_path, launcher, number):
+    process = start(launcher, tmp_path / "run", *LONG)
+    wait_for_step(tmp_path / "run", 3, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert_ends_with_a_checkpoint(tmp_path / "run")
+    assert process.returncode != 0
+    assert "the same command continues" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_to_all_processes_together_leaves_a_checkpoint(tmp_path, number):
+    """As SLURM and a terminal send it."""
+    process = subprocess.Popen(
+        [*TORCHRUN, *SMOKE, f"output_dir={tmp_path / 'run'}", *LONG],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    wait_for_step(tmp_path / "run", 3, process)
+    for rank in list_ranks(process):
+        rank.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert f"stopped by {number.name}, with the checkpoint of step" in output
+    assert_ends_with_a_checkpoint(tmp_path / "run")
+
+
+def run_planted(output_dir, fault, steps, *overrides, launcher=(sys.executable,)):
+    return subprocess.run(
+        [*launcher, PLANTED, *SMOKE, f"output_dir={output_dir}", *overrides],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "FAULT": fault, "STEPS": steps},
+    )  # fmt: skip
+
+
+def test_no_process_leaves_before_the_last_checkpoint_is_written(tmp_path):
+    """A launcher would kill the one that writes."""
+    done = run_planted(
+        tmp_path / "run", "slow_write", "0", "trainer.time_limit='0:12'", *LONG,
+        "checkpoint.save_every_steps=100000", launcher=TORCHRUN[:-2],
+    )  # fmt: skip
+    (newest,) = list_steps(tmp_path / "run")
+    for rank in range(2):
+        assert f"rank {rank} leaves ['step-{newest:08d}']" in done.stdout
+
+
+@pytest.mark.slow
+def test_killed_in_an_evaluation_with_wandb_and_workers_it_ends_bit_for_bit_alike(tmp_path):
+    pytest.importorskip("wandb")
+    settings = ["logging.wandb=offline", "data.num_workers=2", "trainer.precision=bf16"]
+    train(PLAIN, tmp_path / "undisturbed", *settings)
+    done = run_planted(tmp_path / "run", "die_evaluating", "4", *settings)
+    assert done.returncode == -signal.SIGKILL, done.stdout
+    assert "step 4/8" in done.stdout
+    assert list_steps(tmp_path / "run") == [2]
+    train(PLAIN, tmp_path / "run", *settings)
+    assert_bit_identical(tmp_path / "run", tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_run_whose_process_died(tmp_path):
+    undisturbed, output_dir = tmp_path / "undisturbed", tmp_path / "run"
+    train(TORCHRUN, undisturbed)
+    restarting = [*TORCHRUN[:3], "--max-restarts=2", *TORCHRUN[3:]]
+    process = start(restarting, output_dir)
+    wait_for_step(output_dir, 3, process)
+    list_ranks(process)[0].kill()
+    output = finish(process)
+    assert f"Done: {MAX_STEPS} steps" in output
+    assert_bit_identical(output_dir, undisturbed)
+
+
+def list_ranks(process):
+    return psutil.Process(process.pid).children(recursive=False)
+
+
+def has_loaded_torch(process):
+    return "libtorch_cpu" in Path(f"/proc/{process.pid}/maps").read_text()
+
+
+@pytest.mark.slow
+def test_a_launcher_killed_before_the_run_has_begun_leaves_nobody_waiting(tmp_path):
+    process = start(TORCHRUN, tmp_path / "run")
+    deadline = time.monotonic() + 60
+    while [has_loaded_torch(rank) for rank in list_ranks(process)] != [True, True]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    output, _ = process.communicate(timeout=60)
+    assert "ends, since its launcher did" in output
+    assert not is_training(tmp_path / "run")
+    assert list_steps(tmp_path / "run") == []
