@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from neobert_train.urls import hide_credentials
 from neobert_train.world import World
 
 _PACKAGES = (
@@ -23,7 +24,7 @@ def describe_environment(world: World, attention_backend: str) -> dict[str, Any]
     """Versions, devices, source revision and command line; nothing of the environment variables."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": [hide_credentials(word) for word in sys.argv],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": find_versions(),

@@ -27,6 +27,7 @@ from misbehaving_server import Fault, MisbehavingServer
 from neobert_train.data import failures, retries
 from neobert_train.data.http_files import get_http_file_system
 from neobert_train.data.storage import Network, StorageError, StoredFile, is_url, list_files
+from neobert_train.urls import show_url
 
 CONTENT = random.Random(1).randbytes(2_500_000)  # several requests
 # So patient that a busy machine does not look like a fault, but where a server is silent.
@@ -331,7 +332,7 @@ def test_retries_are_logged_once_a_minute_and_file(server, stored, pauses, caplo
     ],
 )
 def test_shown_urls_hold_no_secrets(url, shown):
-    assert failures.show_url(url) == shown
+    assert show_url(url) == shown
 
 
 def test_messages_of_libraries_are_scrubbed():

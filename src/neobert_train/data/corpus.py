@@ -9,6 +9,7 @@ from neobert_train.data.prepared import open_prepared
 from neobert_train.data.sources import Unit, build_units
 from neobert_train.data.storage import is_url
 from neobert_train.data.tokenization import TextTokenizer
+from neobert_train.urls import show_url
 
 
 @runtime_checkable
@@ -46,10 +47,14 @@ def list_source_files(units: Mapping[str, Sequence[Unit]]) -> dict[str, list[lis
     for name, parts in units.items():
         whole = {unit.path: unit for unit in parts if isinstance(unit, SizedUnit)}
         files[name] = [
-            [path.rpartition("/")[2], None if is_url(path) else unit.find_size()]
+            [_get_name(path), None if is_url(path) else unit.find_size()]
             for path, unit in whole.items()
         ]
     return files
+
+
+def _get_name(path: str) -> str:
+    return (show_url(path) if is_url(path) else path).rpartition("/")[2]
 
 
 def find_changed_files(

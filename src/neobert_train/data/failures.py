@@ -12,6 +12,7 @@ import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 
 from neobert_train.errors import InputError
+from neobert_train.urls import hide_credentials, show_url
 
 # The packages below the file systems, whose errors are not all OSErrors.
 _NETWORK_PACKAGES = {
@@ -127,27 +128,11 @@ def explain(error: BaseException) -> str:
     if status is not None:
         known = status in HTTPStatus._value2member_map_
         return f"HTTP {status} {HTTPStatus(status).phrase}" if known else f"HTTP {status}"
-    text = _scrub(str(error))
+    text = hide_credentials(str(error))
+    text = re.sub(r"\?[^\s'\"<>]*=[^\s'\"<>]*", "", text)  # urllib3 quotes the path and the query
     if isinstance(error, BrokenAnswerError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _scrub(text: str) -> str:
-    text = re.sub(r"[A-Za-z][\w+.-]*://[^\s'\"<>]+", lambda match: show_url(match[0]), text)
-    return re.sub(r"\?[^\s'\"<>]*=[^\s'\"<>]*", "", text)  # urllib3 quotes the path and the query
-
-
-def show_url(url: str) -> str:
-    """The URL without user, password, query and fragment, any of which may be a secret."""
-    scheme, _, rest = url.partition("://")
-    if scheme in ("http", "https") or "=" in rest:  # elsewhere `?` belongs to a glob
-        rest = rest.partition("?")[0].partition("#")[0]
-    authority, slash, path = rest.partition("/")
-    host = authority.rpartition("@")[2]
-    if "@" not in authority and re.search(r"^[^\[]*:.*[^\d]", host):
-        return f"{scheme}://(not a host)"  # a password with a slash ends the authority early
-    return f"{scheme}://{host}{slash}{path}"
 
 
 def get_host(url: str) -> str:

@@ -16,8 +16,9 @@ import fsspec
 import yarl
 from fsspec.asyn import sync
 
-from neobert_train.data.failures import BrokenAnswerError, StorageError, show_url
+from neobert_train.data.failures import BrokenAnswerError, StorageError
 from neobert_train.data.retries import Network
+from neobert_train.urls import show_url
 
 _CHUNK_BYTES = 1 << 20
 _COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")

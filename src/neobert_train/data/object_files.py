@@ -6,9 +6,10 @@ from typing import Any
 import fsspec
 from fsspec.registry import known_implementations
 
-from neobert_train.data.failures import BrokenAnswerError, StorageError, show_url
+from neobert_train.data.failures import BrokenAnswerError, StorageError
 from neobert_train.data.http_files import Description, make_changed_error
 from neobert_train.data.retries import Network
+from neobert_train.urls import show_url
 
 
 def describe_object(url: str, network: Network) -> Description:

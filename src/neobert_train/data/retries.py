@@ -17,8 +17,8 @@ from neobert_train.data.failures import (
     get_host,
     is_transient,
     iter_causes,
-    show_url,
 )
+from neobert_train.urls import show_url
 
 logger = logging.getLogger(__name__)
 

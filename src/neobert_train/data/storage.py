@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 from urllib.parse import unquote
 
-from neobert_train.data.failures import StorageError, show_url
+from neobert_train.data.failures import StorageError
 from neobert_train.data.http_files import (
     Description,
     describe_http,
@@ -25,8 +25,9 @@ from neobert_train.data.http_files import (
 from neobert_train.data.object_files import describe_object, list_objects, read_object_range
 from neobert_train.data.remote_readers import BUFFER_BYTES, BlockReader, ForwardReader
 from neobert_train.data.retries import Network, retry
+from neobert_train.urls import show_url
 
-__all__ = ["Network", "StorageError", "StoredFile", "is_url", "list_files", "show_url"]
+__all__ = ["Network", "StorageError", "StoredFile", "is_url", "list_files"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,9 @@ from neobert_train.data.storage import (
     StoredFile,
     is_url,
     list_files,
-    show_url,
 )
 from neobert_train.errors import InputError
+from neobert_train.urls import show_url
 
 logger = logging.getLogger(__name__)
 

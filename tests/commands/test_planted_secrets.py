@@ -1,0 +1,82 @@
+"""Credentials in settings and in the environment: in nothing that a run writes or prints."""
+
+import shutil
+
+import pytest
+
+from commands.conftest import run_command
+from data.misbehaving_server import MisbehavingServer
+from neobert_train.config.saved import dump_config, find_differences
+from neobert_train.data.sources import EMBEDDED_TEXTS
+
+SECRETS = ("planted-user", "planted-password", "planted-signature", "planted-env")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with MisbehavingServer(tmp_path_factory.mktemp("served")) as server:
+        shutil.copy(EMBEDDED_TEXTS, server.folder / "texts.parquet")
+        yield server
+
+
+def sign(server, signature):
+    """A URL with user, password and a signature that is another tomorrow."""
+    url = server.url("texts.parquet").replace("://", "://planted-user:planted-password@")
+    return f"{url}?X-Amz-Signature={signature}&X-Amz-Expires=60"
+
+
+def find_written(folder):
+    """Which secrets stand in which files."""
+    return [
+        (secret, path)
+        for path in folder.rglob("*")
+        if path.is_file()
+        for secret in SECRETS
+        if secret.encode() in path.read_bytes()
+    ]
+
+
+def test_a_run_from_signed_urls_keeps_them_to_itself_and_goes_on_with_new_ones(server, tmp_path):
+    arguments = [
+        "+experiment=smoke", "data=files", "data.column=content", f"output_dir={tmp_path / 'run'}",
+        "data.num_workers=0", "evaluation.max_tokens=2000", "checkpoint.save_every_steps=1",
+    ]  # fmt: skip
+    environment = {
+        "HF_TOKEN": "hf_planted-env", "AWS_SECRET_ACCESS_KEY": "planted-env",
+        "AZURE_STORAGE_KEY": "planted-env", "WANDB_API_KEY": "planted-env",
+    }  # fmt: skip
+    output = run_command(
+        *arguments, f"data.paths=['{sign(server, 'planted-signature')}']", "trainer.max_steps=2",
+        **environment,
+    )  # fmt: skip
+    assert any("planted-signature" in request.query for request in server.requests)
+    output += run_command(
+        *arguments, f"data.paths=['{sign(server, 'planted-signature-of-tomorrow')}']",
+        "trainer.max_steps=3", **environment,
+    )  # fmt: skip
+    assert "Done: 3 steps" in output
+    output += run_command("export", f"run_dir={tmp_path / 'run'}", **environment)
+    assert find_written(tmp_path) == []
+    assert not [secret for secret in SECRETS if secret in output]
+    assert "texts.parquet" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_refused_credentials_are_not_shown(server, tmp_path):
+    missing = sign(server, "planted-signature").replace("texts", "missing")
+    output = run_command(
+        "+experiment=smoke", "data=files", f"data.paths=['{missing}']", f"output_dir={tmp_path}",
+        "data.max_retries=0", code=2,
+    )  # fmt: skip
+    assert "missing.parquet: no such file" in output
+    assert not [secret for secret in SECRETS if secret in output]
+
+
+def test_saved_settings_differ_by_more_than_their_credentials(make_config):
+    def compose(path):
+        return make_config("data=files", f"data.paths=['{path}']")
+
+    saved = compose("https://planted-user:planted-password@host/a.parquet?sig=planted-signature")
+    assert not any(secret in dump_config(saved) for secret in SECRETS)
+    assert find_differences(saved, compose("https://host/a.parquet?sig=other"))[0] == []
+    (problem,), _ = find_differences(saved, compose("https://host/b.parquet?sig=other"))
+    assert problem == ("data.paths: ['https://host/a.parquet'] -> ['https://host/b.parquet']")
