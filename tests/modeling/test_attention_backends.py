@@ -79,11 +79,12 @@ PACKED = (
 
 
 @pytest.mark.parametrize("lengths", PACKED, ids=str)
+@pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 0.015)])
 def test_packed_documents_on_a_cpu_agree_with_float64_forward_and_backward(
-    lengths, dtype, tolerance
+    lengths, heads, dtype, tolerance
 ):
-    ours = [x.requires_grad_() for x in random_qkv(sum(lengths), 2, 64, dtype)]
+    ours = [x.requires_grad_() for x in random_qkv(sum(lengths), heads, 64, dtype)]
     exact = [x.detach().double().requires_grad_() for x in ours]
     output = attend(*ours, bounds_of(lengths), max(lengths), "sdpa")
     reference = explicit_attention(*exact, lengths)

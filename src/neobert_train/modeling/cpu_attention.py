@@ -52,7 +52,8 @@ class Group:
     def gather(self, x: Tensor) -> Tensor:
         """[T, heads, size] to [num_documents * heads, length, size], contiguous."""
         stacked = x[self.rows].unflatten(0, (self.num_documents, self.length)).transpose(1, 2)
-        return stacked.contiguous().flatten(0, 1)
+        # Never a view, since a caller may change it: with one head nothing else would make a copy.
+        return stacked.clone(memory_format=torch.contiguous_format).flatten(0, 1)
 
     def mask(self, scores: Tensor) -> None:
         """Set the scores [num_documents * heads, length, length] of padded keys to -inf."""

@@ -1,0 +1,57 @@
+"""The benchmark scripts on shapes that take a moment: all rows, sound numbers, no claim on speed."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+SMALL = ["--depth", "1", "--width", "64", "--vocab", "1000", "--tokens", "256"]
+
+
+def run(script, *arguments):
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / script, *SMALL, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_bench_step_has_a_row_for_everything_that_runs_and_a_reason_for_the_rest(tmp_path):
+    output = run("bench_step.py", "--contexts", 64, 32, "--rounds", 1, "--out", tmp_path,
+                 "--only", "ours fp32", "ours bf16 sdpa", "padded", "modernbert-sparse", "bert bf16",
+                 "--no-memory")  # fmt: skip
+    assert "ours fp32 flash_attn             it runs on CUDA devices only" in output
+    rows = json.loads((tmp_path / "bench_step.json").read_text())
+    for context in (64, 32):
+        names = {row["contestant"] for row in rows if row["context"] == context}
+        assert {"padded fp32", "padded bf16", "bert bf16", "modernbert-sparse bf16"} < names
+        assert {"ours fp32 sdpa", "ours bf16 sdpa"} < names
+    for row in rows:
+        assert all(row[key] > 0 for key in ("seconds", "tokens_per_second", "mfu"))
+        assert (row["contestant"] == "padded fp32") <= math.isclose(row["times_reference"], 1.0)
+    assert (tmp_path / "bench_step.md").read_text().count("\n") == len(rows) + 2
+    assert "<svg" in (tmp_path / "bench_step.svg").read_text()
+    # The same weights and documents, packed and padded, give the same loss.
+    losses = [line.split() for line in output.splitlines() if "fp32" in line and " loss " in line]
+    values = [float(words[-1]) for words in losses if words[0] in ("ours", "padded")]
+    assert len(values) >= 4
+    for context in (values[: len(values) // 2], values[len(values) // 2 :]):
+        assert max(context) - min(context) < 2e-4
+
+
+def test_profile_step_divides_the_time_among_parts(tmp_path):
+    output = run("profile_step.py", "--steps", 1, "--trace", tmp_path / "trace.json")
+    shares = {
+        line.split(" | ")[0][2:]: float(line.split(" | ")[-1].rstrip(" |%"))
+        for line in output.splitlines()
+        if line.startswith("| ") and line.endswith("% |")
+    }
+    assert {"matrix products", "attention", "norms", "SwiGLU", "rotary positions", "loss",
+            "embedding", "other"} == shares.keys()  # fmt: skip
+    assert abs(sum(shares.values()) - 100) < 1
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
