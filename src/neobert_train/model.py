@@ -101,9 +101,16 @@ def compile_blocks(model: NeoBERTLMHead, device: torch.device) -> bool:
     return True
 
 
-def wants_compilation(config: ModelConfig, device: torch.device) -> bool:
-    """Whether `compile_blocks` is to be tried."""
-    return device.type == "cuda" if config.compile is None else config.compile
+def wants_compilation(config: TrainConfig, device: torch.device) -> bool:
+    """Whether `compile_blocks` is to be tried; a warning says where it was asked for in vain."""
+    if config.deepspeed.zero_stage == 3:
+        if config.model.compile:
+            logger.warning(
+                "model.compile=true does not go with deepspeed=zero3, whose hooks inside of the blocks "
+                "cannot be compiled: running uncompiled"
+            )
+        return False
+    return device.type == "cuda" if config.model.compile is None else config.model.compile
 
 
 def checkpoint_activations(model: NeoBERTLMHead) -> None:

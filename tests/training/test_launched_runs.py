@@ -47,6 +47,17 @@ def test_zero0_without_workers(uninterrupted, tmp_path):
     assert_same_run(tmp_path / "run", uninterrupted, tolerance=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+@pytest.mark.parametrize("zero", ["zero1", "zero3"])
+def test_compiled_and_with_activations_computed_again(uninterrupted, tmp_path, zero):
+    settings = ["model.compile=true", "model.activation_checkpointing=true", f"deepspeed={zero}"]
+    output = train(TORCHRUN, tmp_path / "run", *settings)
+    assert ("running uncompiled" in output) is (zero == "zero3")
+    assert "recompile" not in output
+    assert_same_run(tmp_path / "run", uninterrupted, tolerance=1e-4)
+
+
 def test_killed_twice_and_resumed_is_bit_identical(uninterrupted, tmp_path):
     output_dir = tmp_path / "run"
     for step in (3, 6):

@@ -185,7 +185,7 @@ def _examine_kernels(findings: Findings, config: DoctorConfig, device: torch.dev
         obstacle = find_obstacle(name, device, dtype)
         findings.tell("", f"{name}: {obstacle or 'can run' + _show_release(name, device)}")
     obstacle = find_compiler_obstacle(device)
-    compiles = wants_compilation(config.model, device)
+    compiles = wants_compilation(config, device)
     use = "a run compiles its blocks" if compiles else "a run does not use it (model.compile)"
     findings.tell("compile", f"torch.compile {obstacle or f'can run; {use}'}")
     if compiles and obstacle:

@@ -136,7 +136,7 @@ def _train(
     peak_flops = find_run_peak_flops(config, collectives, device)
     environment = describe_environment(world, attention) | {"peak_flops": peak_flops}
     collectives.on_main(lambda: open_run_directory(config, run, environment, sample, units))
-    if wants_compilation(config.model, device):
+    if wants_compilation(config, device):
         compile_blocks(model, device)
     if config.model.activation_checkpointing:
         checkpoint_activations(model)
