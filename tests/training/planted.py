@@ -10,13 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-from neobert_train.checkpoint import save_checkpoint
 from neobert_train.objective import MaskedLanguageModelling
-from neobert_train.training import checkpointing
-from neobert_train.training.trainer import Trainer
 
 STEPS = {int(step) for step in os.environ["STEPS"].split(",")}
-forward, evaluate = MaskedLanguageModelling.forward, Trainer._evaluate
+forward = MaskedLanguageModelling.forward
 latest_step = 0
 
 
@@ -37,29 +34,49 @@ def faulty_forward(self, batch):
     return loss, num_correct
 
 
-def note_step(self):
-    global latest_step
-    latest_step = self.state.step
-    return evaluate(self)
+def note_steps():
+    """Let `faulty_forward` know in an evaluation after which step it is."""
+    from neobert_train.training.trainer import Trainer
+
+    evaluate = Trainer._evaluate
+
+    def noted(self):
+        global latest_step
+        latest_step = self.state.step
+        return evaluate(self)
+
+    Trainer._evaluate = noted
 
 
-def save_slowly(run, *arguments):
-    time.sleep(3)
-    return save_checkpoint(run, *arguments)
+def write_slowly():
+    from neobert_train.training import checkpointing
+
+    save_checkpoint = checkpointing.save_checkpoint
+
+    def save(*arguments):
+        time.sleep(3)
+        return save_checkpoint(*arguments)
+
+    checkpointing.save_checkpoint = save
+
+
+def tell_checkpoints():
+    (output_dir,) = (word[11:] for word in sys.argv if word.startswith("output_dir="))
+    names = sorted(path.name for path in Path(output_dir, "checkpoints").glob("step-*"))
+    print(f"rank {os.environ['RANK']} leaves {names[-1:]}", flush=True)
 
 
 if __name__ == "__main__":
     from neobert_train.__main__ import main
 
     MaskedLanguageModelling.forward = faulty_forward
-    Trainer._evaluate = note_step
-    if os.environ["FAULT"] != "slow_write":
+    match os.environ["FAULT"]:
+        case "die_evaluating":
+            note_steps()
+        case "slow_write":
+            write_slowly()
+    try:
         main()
-    else:
-        checkpointing.save_checkpoint = save_slowly
-        (output_dir,) = (word[11:] for word in sys.argv if word.startswith("output_dir="))
-        try:
-            main()
-        finally:
-            names = sorted(path.name for path in Path(output_dir, "checkpoints").glob("step-*"))
-            print(f"rank {os.environ['RANK']} leaves {names[-1:]}", flush=True)
+    finally:
+        if os.environ["FAULT"] == "slow_write":
+            tell_checkpoints()
