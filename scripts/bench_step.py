@@ -9,8 +9,8 @@ A step is forward and backward, of the same documents for all: web-like lengths 
 takes one step, so that all see the same moments of a shared machine; ratios are medians over rounds.
 
     ours          packed, as a run trains: by attention backend, precision and torch.compile
-    padded        the same model as it was published: a padded batch with an attention mask, scores of
-                  the vocabulary at all positions
+    padded        the same model as it was published: padded batches of 32 documents with an attention
+                  mask (--rows), scores of the vocabulary at all positions
     modernbert, nomic_bert, bert
                   of transformers, at this depth, width and vocabulary with as many weights a block;
                   padded, in their fastest attention; modernbert-sparse predicts at masked tokens alone
@@ -462,7 +462,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_model_arguments(parser)
     parser.add_argument("--contexts", type=int, nargs="*", default=[512, 1024, 4096])
-    parser.add_argument("--rows", type=int, default=4, help="documents that are padded together")
+    parser.add_argument("--rows", type=int, default=32, help="documents that are padded together")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", help="beginnings of names, such as ours bert")
     parser.add_argument("--no-memory", action="store_true", help="on a CPU, which takes a while")

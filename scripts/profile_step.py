@@ -112,7 +112,8 @@ def sum_up(events: list[Any], device: torch.device) -> tuple[dict[str, list[floa
         part = find_part(event, forward_parts)
         seconds[part][is_backward(event)] += own / 1e6
         if event.name in PRODUCTS and part == "matrix products":
-            (rows, inner), (_, columns) = [shape for shape in event.input_shapes if shape][-2:]
+            factors = event.input_shapes[1:3] if event.name == "aten::addmm" else event.input_shapes
+            (rows, inner), (_, columns) = factors[:2]
             operations += 2 * rows * inner * columns
     return seconds, operations
 

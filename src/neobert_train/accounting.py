@@ -75,8 +75,10 @@ def find_known_device(name: str) -> Device | None:
     return next((device for device in DEVICES.values() if words.issuperset(device.words)), None)
 
 
-# Rows that the loss scores at a time: modeling.cross_entropy.CHUNK_ROWS, which needs torch.
+# Rows that the loss scores at a time, and of these those that it turns into probabilities at a time:
+# CHUNK_ROWS and BLOCK_ROWS of modeling.cross_entropy, which needs torch.
 LOSS_CHUNK_ROWS = 2048
+LOSS_BLOCK_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -209,12 +211,13 @@ def estimate_activation_bytes(
     """Bytes that one uncompiled micro-batch takes on a GPU beside the training state; an estimate.
 
     To what is kept comes the larger of two that are never there together: the scores of one chunk of
-    the loss in the training precision and in fp32, and the gradients of one feed-forward layer (four
+    the loss and the probabilities of one block of it, and the gradients of one feed-forward layer (four
     of its width, two of the hidden one), with the tensors of a block that is computed again.
     """
     element = 2 if bf16 else 4
     masked = round(masked_share * tokens)
-    scores = min(masked, LOSS_CHUNK_ROWS) * vocab_size * (element + 4)
+    scores = min(masked, LOSS_CHUNK_ROWS) * vocab_size * element
+    scores += min(masked, LOSS_BLOCK_ROWS) * vocab_size * 2 * 4
     width = compute_feed_forward_width(model)
     gradients = tokens * element * (4 * width + 2 * model.hidden_size)
     if model.activation_checkpointing:

@@ -138,6 +138,7 @@ def test_activation_checkpointing_keeps_the_inputs_of_blocks(gpu_kernels, bf16):
 
 def test_the_plan_knows_the_chunks_of_the_loss():
     assert accounting.LOSS_CHUNK_ROWS == cross_entropy.CHUNK_ROWS
+    assert accounting.LOSS_BLOCK_ROWS == cross_entropy.BLOCK_ROWS
 
 
 def compose(*overrides: str) -> PlanConfig:

@@ -26,11 +26,13 @@ def reference(hidden, weight, bias, labels):
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 23])
+@pytest.mark.parametrize("block", [3, 8])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 8e-3)])
 def test_loss_accuracy_and_gradients_are_those_of_float64_in_any_number_of_chunks(
-    rows, dtype, tolerance, monkeypatch
+    rows, block, dtype, tolerance, monkeypatch
 ):
     monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(cross_entropy, "_BLOCK_ROWS_ON_CPU", block)
     *leaves, labels = make(rows, dtype)
     loss, num_correct = sum_cross_entropy(*leaves, labels)
     (0.25 * loss).backward()
@@ -41,6 +43,18 @@ def test_loss_accuracy_and_gradients_are_those_of_float64_in_any_number_of_chunk
     for leaf, grad in zip(leaves, grads, strict=True):
         assert leaf.grad.dtype == dtype
         assert (leaf.grad.double() - grad).norm() <= tolerance * grad.norm() + 1e-12
+
+
+def test_a_label_with_no_probability_at_all_has_a_finite_loss():
+    """Scores 200 apart: the probability underflows, its logarithm must not."""
+    hidden = torch.tensor([[1.0]], requires_grad=True)
+    weight, bias = torch.tensor([[200.0], [0.0], [199.0]]), torch.zeros(3)
+    loss, num_correct = sum_cross_entropy(hidden, weight, bias, torch.tensor([1]))
+    loss.backward()
+    assert loss.item() == pytest.approx(200 + torch.tensor(1 + 2.718281828**-1).log().item())
+    assert num_correct == 0
+    share = 1 / (1 + 2.718281828**-1)
+    assert hidden.grad.item() == pytest.approx(200 * share + 199 * (1 - share))
 
 
 def test_many_chunks_in_bf16_do_not_round_the_weight_gradient_away(monkeypatch):
