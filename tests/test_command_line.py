@@ -177,3 +177,19 @@ def test_a_world_size_that_cannot_be_is_told_without_a_traceback(tmp_path, size)
     done = start("+experiment=smoke", cwd=tmp_path, WORLD_SIZE=size)
     assert done.returncode == 2
     assert "WORLD_SIZE" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["evaluate", "run_dir=nowhere"], 2), (["plan", "+experiment=smoke"], 0)],
+)
+def test_the_exit_code_is_the_commands_though_a_library_aborts_at_the_end(
+    tmp_path, arguments, code
+):
+    script = (
+        "import atexit, os, torch; atexit.register(os.abort);"
+        "from neobert_train.__main__ import run_program; run_program()"
+    )
+    done = start(*arguments, cwd=tmp_path, program=("-c", script))
+    assert done.returncode == code, done.stderr
+    assert "nowhere" in done.stderr if code else "parameters" in done.stdout

@@ -3,6 +3,7 @@
 Nothing here imports torch, so `--help`, `--cfg job` and a wrong setting answer in about a second.
 """
 
+import contextlib
 import importlib
 import logging
 import os
@@ -28,7 +29,7 @@ from neobert_train.config.store import (
     register_schemas,
     to_typed,
 )
-from neobert_train.errors import EXIT_INPUT, InputError
+from neobert_train.errors import EXIT_DONE, EXIT_INPUT, InputError
 from neobert_train.world import World, strip_launcher_arguments
 
 DEFAULT_COMMAND = "train"
@@ -59,6 +60,26 @@ def main() -> None:
         run_with_hydra(command, arguments, world)
     except InputError as error:
         exit_with_input_error(error, world)
+
+
+def run_program() -> NoReturn:
+    """`main` as a process of its own, whose exit code is the command's whatever torch still does.
+
+    gloo's threads let go of a tensor a moment after the collective it was in, and need the
+    interpreter for that: one that is being closed meanwhile aborts, and the code is lost
+    (pytorch/pytorch issue 190489). So where torch was loaded the interpreter is not closed.
+    """
+    code: str | int | None = EXIT_DONE
+    try:
+        main()
+    except SystemExit as error:
+        code = EXIT_DONE if error.code is None else error.code
+    if "torch" in sys.modules and isinstance(code, int):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # nobody reads it any more
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def exit_with_input_error(error: InputError, world: World) -> NoReturn:
@@ -163,4 +184,4 @@ def _show_warnings() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program()
