@@ -30,6 +30,7 @@ from neobert_train.config.store import (
     to_typed,
 )
 from neobert_train.errors import EXIT_DONE, EXIT_INPUT, InputError
+from neobert_train.sweep import SWEEP_FLAGS, plan_sweep, run_sweep
 from neobert_train.world import World, strip_launcher_arguments
 
 DEFAULT_COMMAND = "train"
@@ -57,6 +58,8 @@ def main() -> None:
             print(format_help(command))
             return
         check_overrides(command, arguments)
+        if wants_sweep(arguments):
+            sys.exit(start_sweep(command, arguments, world))
         run_with_hydra(command, arguments, world)
     except InputError as error:
         exit_with_input_error(error, world)
@@ -129,6 +132,31 @@ def check_overrides(command: str, arguments: Sequence[str]) -> None:
         raise InputError.from_problems(problems)
 
 
+def wants_sweep(arguments: Sequence[str]) -> bool:
+    """Whether several runs are asked for, and no launcher or sweeper of Hydra's is to start them."""
+    if any(argument.startswith(("hydra/", "hydra.")) for argument in arguments):
+        return False
+    return any(flag in arguments for flag in SWEEP_FLAGS) and not {"--cfg", "-c"} & {*arguments}
+
+
+def start_sweep(command: str, arguments: Sequence[str], world: World) -> int:
+    """Run all combinations of the values given; the exit code.
+
+    Raises:
+        InputError: the sweep cannot run.
+    """
+    overrides = [argument for argument in arguments if argument not in SWEEP_FLAGS]
+    flags = [argument for argument in overrides if argument.startswith("-")]
+    if flags:
+        raise InputError(f"{SWEEP_FLAGS[0]} does not go with {flags[0]}: leave it out")
+    if world.world_size > 1:
+        raise InputError(
+            f"{SWEEP_FLAGS[0]} starts its runs one by one on a single process: under a launcher, "
+            "start the launcher once for each of them"
+        )
+    return run_sweep(command, plan_sweep(command, overrides))
+
+
 def run_with_hydra(command: str, arguments: Sequence[str], world: World) -> None:
     """Compose the configuration, check it, and hand it to the command's `run`."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of ending the process with 1
@@ -169,6 +197,7 @@ def format_help(command: str) -> str:
     lines += ["", f"Settings of {command} (key=default):", *iter_help_lines(command)]
     lines += [
         "",
+        "-m runs every combination of several values, as in -m optimizer.lr=3e-4,6e-4 seed=1,2.",
         "--cfg job prints the resolved settings and stops; --hydra-help shows Hydra's flags.",
     ]
     return "\n".join(lines)

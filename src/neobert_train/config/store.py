@@ -10,7 +10,7 @@ from typing import Any
 from hydra import compose, initialize, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -134,6 +134,29 @@ def compose_config(command: str, overrides: Sequence[str]) -> DictConfig:
         raise InputError(describe_config_error(error)) from error
 
 
+def list_swept_values(command: str, argument: str) -> list[str]:
+    """`key=a,b` as `key=a` and `key=b`, also from `range(...)` and, of a config group, `glob(...)`.
+
+    Args:
+        command: whose setting or group it is.
+        argument: an override that Hydra can read; as it is when it holds a single value.
+
+    Raises:
+        InputError: it stands for no values that can be listed.
+    """
+    override = OverridesParser.create().parse_override(argument)
+    if not override.is_sweep_override():
+        return [argument]
+    key, value, values = override.get_key_element(), override.value(), list[str]()
+    if isinstance(value, Glob):
+        values = value.filter(find_group_choices(command).get(key.lstrip("+"), []))
+    elif override.is_discrete_sweep():
+        values = list(override.sweep_string_iterator())
+    if not values:
+        raise InputError(f"{argument} stands for no values: list them, as in {key}=a,b")
+    return [f"{key}={value}" for value in values]
+
+
 def normalise_override(argument: str) -> str:
     """What Hydra has to be told for what a user may write.
 
@@ -163,6 +186,8 @@ def _find_override_problem(
 ) -> str | None:
     try:
         override = OverridesParser.create().parse_override(argument)
+        if override.is_sweep_override():
+            return _find_swept_problem(command, argument, known_groups)
     except HydraException:
         return _describe_unparsed(argument)
     key = override.get_key_element().lstrip("+~").split("@")[0]
@@ -182,11 +207,20 @@ def _find_override_problem(
         return message.replace(f".{ANY_NAME}.", f".{entry['name']}.") if entry else message
     if override.is_delete():
         return f"~{key} deletes a setting, which every run needs: write {key}=VALUE instead"
-    if override.is_sweep_override():
-        return None
     if entry:
         return _find_type_problem(MixtureSourceConfig, entry["setting"], override)
     return _find_type_problem(schema, key, override)
+
+
+def _find_swept_problem(
+    command: str, argument: str, known_groups: dict[str, list[str]]
+) -> str | None:
+    try:
+        values = list_swept_values(command, argument)
+    except InputError as error:
+        return str(error)
+    problems = (_find_override_problem(command, value, known_groups) for value in values)
+    return next(filter(None, problems), None)
 
 
 def _describe_unparsed(argument: str) -> str:
@@ -208,7 +242,7 @@ def _describe_unparsed(argument: str) -> str:
 def _find_choice_problem(group: str, override: Override, choices: list[str]) -> str | None:
     if override.is_delete():
         return f"~{group} would leave the run without it: choose among {', '.join(choices)}"
-    if override.is_sweep_override() or override.value() in choices:
+    if override.value() in choices:
         return None
     name = override.get_value_element_as_str()
     return f"{group}={name} does not exist: choose among {', '.join(choices)}"

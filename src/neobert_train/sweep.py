@@ -1,0 +1,144 @@
+"""A sweep: each combination of `key=a,b` as a run of its own, one after the other (`-m`)."""
+
+import itertools
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any
+
+from neobert_train.config.checks import find_problems
+from neobert_train.config.store import compose_config, list_swept_values, to_typed
+from neobert_train.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, InputError
+
+SWEEP_FLAGS = ("-m", "--multirun")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep.
+
+    Attributes:
+        overrides: its whole command line.
+        swept: the part of it in which the jobs differ.
+    """
+
+    overrides: tuple[str, ...]
+    swept: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """The swept settings in the form of a file name: `lr-0.001-seed-2`."""
+        settings = (override.lstrip("+").rpartition("=") for override in self.swept)
+        names = (f"{key.rpartition('.')[2]}-{value}" for key, _, value in settings)
+        return re.sub(r"[^\w.+-]+", "_", "-".join(names))
+
+
+def plan_sweep(command: str, arguments: Sequence[str]) -> list[Job]:
+    """The jobs of a sweep, all checked, none of them in the run directory of another.
+
+    Runs that would share one get its name with what is their own behind it.
+
+    Args:
+        command: of every job.
+        arguments: overrides, some of them with several values.
+
+    Raises:
+        InputError: a job cannot run; names all that is wrong with any.
+    """
+    choices = [list_swept_values(command, argument) for argument in arguments]
+    is_swept = [values != [argument] for values, argument in zip(choices, arguments, strict=True)]
+    jobs = [
+        Job(overrides, tuple(itertools.compress(overrides, is_swept)))
+        for overrides in itertools.product(*choices)
+    ]
+    configs = [to_typed(command, compose_config(command, job.overrides)) for job in jobs]
+    if command == "train":
+        jobs = _separate(jobs, [config.output_dir for config in configs])
+    problems = [
+        f"{problem} (in {' '.join(job.swept)})" if job.swept else problem
+        for job, config in zip(jobs, configs, strict=True)
+        for problem in find_problems(config, world_size=1)
+    ]
+    if problems:
+        raise InputError.from_problems(problems)
+    return jobs
+
+
+def _separate(jobs: Sequence[Job], folders: Sequence[str]) -> list[Job]:
+    uses = Counter(folders)
+    named = [
+        f"{folder}-{job.label}" if uses[folder] > 1 else folder
+        for job, folder in zip(jobs, folders, strict=True)
+    ]
+    for folder, count in Counter(named).items():
+        if count > 1:
+            raise InputError(
+                f"{count} jobs of the sweep would train in {folder}: name each value once, or set "
+                "output_dir for each of them"
+            )
+    return [
+        replace(job, overrides=(*job.overrides, f"output_dir={json.dumps(folder)}"))
+        for job, folder in zip(jobs, named, strict=True)
+    ]
+
+
+def run_sweep(command: str, jobs: Sequence[Job]) -> int:
+    """Run every job as a process of its own; one that fails does not keep the next from starting.
+
+    Signals to stop end the job at hand as they end a single run, and the sweep with it.
+
+    Returns:
+        The exit code: of the first job that failed, or was stopped.
+    """
+    failures: list[tuple[Job, int]] = []
+    with _StopForwarder() as stop:
+        for number, job in enumerate(jobs, 1):
+            print(f"job {number} of {len(jobs)}: {' '.join(job.swept)}", flush=True)
+            code = stop.run([sys.executable, "-m", "neobert_train", command, *job.overrides])
+            if code == EXIT_STOPPED or stop.is_requested:
+                return EXIT_STOPPED if code == EXIT_DONE else code
+            if code != EXIT_DONE:
+                failures.append((job, code))
+    if not failures:
+        return EXIT_DONE
+    shown = "; ".join(f"{' '.join(job.swept)} (exit code {code})" for job, code in failures)
+    failed = f"{len(failures)} of {len(jobs)} jobs failed: {shown}"
+    print(f"neobert_train: {failed}", file=sys.stderr, flush=True)
+    return failures[0][1]
+
+
+class _StopForwarder:
+    """Runs processes, and hands on the signals that ask to stop."""
+
+    def __init__(self) -> None:
+        self.is_requested = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "_StopForwarder":
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._forward)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def run(self, command: Sequence[str]) -> int:
+        """The exit code of a process; one that a signal ended has failed."""
+        self._process = subprocess.Popen(command)
+        code = self._process.wait()
+        self._process = None
+        return code if code >= 0 else EXIT_FAILED
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        self.is_requested = True
+        # A terminal sends Ctrl-C to the job as well, to which a second one means to end at once.
+        if self._process is not None and number != signal.SIGINT:
+            self._process.send_signal(number)
