@@ -92,6 +92,10 @@ class PaddedRows:
     attention_mask: Tensor
     labels: Tensor
 
+    def split(self, num_rows: int) -> "list[PaddedRows]":
+        parts = (tensor.split(num_rows) for tensor in vars(self).values())
+        return [PaddedRows(*tensors) for tensors in zip(*parts, strict=True)]
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -105,8 +109,13 @@ class Sample:
         return sum(rows.input_ids.numel() for rows in self.padded)
 
 
-def make_sample(num_tokens: int, context: int, rows: int, vocab_size: int, seed: int = 0) -> Sample:
-    """Documents that together have `num_tokens` tokens; `rows` at most are padded together."""
+def make_sample(
+    num_tokens: int, context: int, rows: int, vocab_size: int, at_once: int = 32, seed: int = 0
+) -> Sample:
+    """Documents that together have `num_tokens` tokens; `rows` at most are padded together.
+
+    Of these `at_once` are computed together.
+    """
     generator = np.random.default_rng(seed)
     sigma = math.sqrt(2 * math.log(620 / 300))
     lengths: list[int] = []
@@ -137,7 +146,7 @@ def make_sample(num_tokens: int, context: int, rows: int, vocab_size: int, seed:
     )
     documents = list(zip(inputs.split(lengths), labels.split(lengths), strict=True))
     padded = [_pad(documents[i : i + rows]) for i in range(0, len(documents), rows)]
-    return Sample(packed, padded)
+    return Sample(packed, [part for together in padded for part in together.split(at_once)])
 
 
 def _pad(documents: list[tuple[Tensor, Tensor]]) -> PaddedRows:
@@ -344,7 +353,8 @@ def run_context(arguments: argparse.Namespace, context: int) -> list[dict[str, A
     """All contestants at one context; a row of the table for each."""
     device = find_device(World())
     shape = Shape(arguments.depth, arguments.width, arguments.vocab)
-    sample = move(make_sample(arguments.tokens, context, arguments.rows, shape.vocab_size), device)
+    drawn = arguments.tokens, context, arguments.rows, shape.vocab_size, arguments.at_once
+    sample = move(make_sample(*drawn), device)
     contestants = [
         contestant
         for contestant in list_contestants(shape, device)
@@ -463,6 +473,8 @@ def main() -> None:
     add_model_arguments(parser)
     parser.add_argument("--contexts", type=int, nargs="*", default=[512, 1024, 4096])
     parser.add_argument("--rows", type=int, default=32, help="documents that are padded together")
+    parser.add_argument("--at-once", type=int, default=32,
+                        help="of them are computed together; fewer need less memory")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", help="beginnings of names, such as ours bert")
     parser.add_argument("--no-memory", action="store_true", help="on a CPU, which takes a while")

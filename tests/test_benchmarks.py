@@ -24,7 +24,7 @@ def run(script, *arguments):
 def test_bench_step_has_a_row_for_everything_that_runs_and_a_reason_for_the_rest(tmp_path):
     output = run("bench_step.py", "--contexts", 64, 32, "--rounds", 1, "--out", tmp_path,
                  "--only", "ours fp32", "ours bf16 sdpa", "padded", "modernbert-sparse", "bert bf16",
-                 "--no-memory")  # fmt: skip
+                 "--no-memory", "--at-once", 1)  # fmt: skip
     assert "ours fp32 flash_attn             it runs on CUDA devices only" in output
     rows = json.loads((tmp_path / "bench_step.json").read_text())
     for context in (64, 32):
@@ -55,3 +55,13 @@ def test_profile_step_divides_the_time_among_parts(tmp_path):
             "embedding", "other"} == shares.keys()  # fmt: skip
     assert abs(sum(shares.values()) - 100) < 1
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+def test_bench_start_waits_for_the_first_step_and_shows_why_there_is_none():
+    command = [sys.executable, SCRIPTS / "bench_start.py", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    first, imports = (float(line.split(" s,")[0].split()[-1]) for line in done.stdout.splitlines())
+    assert 0 < imports < first
+    done = subprocess.run([*command, "sed=1"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "did you mean seed?" in done.stderr
