@@ -180,16 +180,21 @@ def test_a_world_size_that_cannot_be_is_told_without_a_traceback(tmp_path, size)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"),
-    [(["evaluate", "run_dir=nowhere"], 2), (["plan", "+experiment=smoke"], 0)],
+    ("before", "arguments", "code", "words"),
+    [
+        ("", ["evaluate", "run_dir=nowhere"], 2, "nowhere"),
+        ("", ["plan", "+experiment=smoke"], 0, ""),
+        ("program.load_command = lambda command: 1 / 0", ["plan"], 1, "ZeroDivisionError"),
+    ],
 )
 def test_the_exit_code_is_the_commands_though_a_library_aborts_at_the_end(
-    tmp_path, arguments, code
+    tmp_path, before, arguments, code, words
 ):
     script = (
-        "import atexit, os, torch; atexit.register(os.abort);"
-        "from neobert_train.__main__ import run_program; run_program()"
+        "import atexit, os, torch; atexit.register(os.abort)\n"
+        f"import neobert_train.__main__ as program; {before}\nprogram.run_program()"
     )
     done = start(*arguments, cwd=tmp_path, program=("-c", script))
     assert done.returncode == code, done.stderr
-    assert "nowhere" in done.stderr if code else "parameters" in done.stdout
+    assert words in done.stderr
+    assert ("parameters" in done.stdout) is (code == 0)

@@ -29,7 +29,7 @@ from neobert_train.config.store import (
     register_schemas,
     to_typed,
 )
-from neobert_train.errors import EXIT_DONE, EXIT_INPUT, InputError
+from neobert_train.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, InputError
 from neobert_train.sweep import SWEEP_FLAGS, plan_sweep, run_sweep
 from neobert_train.world import World, strip_launcher_arguments
 
@@ -77,6 +77,9 @@ def run_program() -> NoReturn:
         main()
     except SystemExit as error:
         code = EXIT_DONE if error.code is None else error.code
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        code = EXIT_FAILED
     if "torch" in sys.modules and isinstance(code, int):
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):  # nobody reads it any more
