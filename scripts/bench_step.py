@@ -173,7 +173,7 @@ class Contestant:
         step: once built.
         problem: why it does not take part.
         seconds: of every round.
-        peak_bytes: memory of a step beside the weights.
+        peak_bytes: memory of a step beside the weights; None where it was not measured.
     """
 
     name: str
@@ -182,7 +182,7 @@ class Contestant:
     step: Step | None = None
     problem: str | None = None
     seconds: list[float] = field(default_factory=list)
-    peak_bytes: float = math.nan
+    peak_bytes: float | None = None
 
 
 def list_contestants(shape: Shape, device: torch.device) -> Iterator[Contestant]:
@@ -387,14 +387,15 @@ def run_context(arguments: argparse.Namespace, context: int) -> list[dict[str, A
     return _tabulate(running, sample, size, peak, context)
 
 
-def _measure_apart(arguments: argparse.Namespace, context: int, name: str) -> float:
+def _measure_apart(arguments: argparse.Namespace, context: int, name: str) -> float | None:
     command = [
         sys.executable, __file__, "--depth", arguments.depth, "--width", arguments.width,
         "--vocab", arguments.vocab, "--tokens", arguments.tokens, "--rows", arguments.rows,
-        "--threads", arguments.threads, "--contexts", context, "--measure-memory", name,
+        "--at-once", arguments.at_once, "--threads", arguments.threads, "--contexts", context,
+        "--measure-memory", name,
     ]  # fmt: skip
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    return math.nan if done.returncode else float(done.stdout.split()[-1])
+    return None if done.returncode else float(done.stdout.split()[-1])
 
 
 def _tabulate(
@@ -431,9 +432,13 @@ def format_table(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {row['context']:,} | {row['contestant']} | {row['seconds']:.3f} "
             f"| {row['tokens_per_second']:,.0f} | {row['mfu']:.0%} "
-            f"| {row['peak_bytes'] / 2**30:.2f} GiB | {row['times_reference']:.1f} |"
+            f"| {_format_memory(row['peak_bytes'])} | {row['times_reference']:.1f} |"
         )
     return "\n".join(lines)
+
+
+def _format_memory(num_bytes: float | None) -> str:
+    return "" if num_bytes is None else f"{num_bytes / 2**30:.2f} GiB"
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
