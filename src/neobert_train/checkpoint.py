@@ -22,7 +22,7 @@ from neobert_train.config.saved import dump_config
 from neobert_train.config.schema import CheckpointConfig, TrainConfig
 from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.errors import InputError
-from neobert_train.run_directory import RunDirectory, sync_folder, write_json
+from neobert_train.run_directory import RunDirectory, sync_folder, to_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -124,9 +124,16 @@ def save_checkpoint(
     return final
 
 
-def prune_checkpoints(run: RunDirectory, keep: CheckpointConfig) -> None:
-    """Remove the checkpoints that `keep` does not ask for; the newest always stays."""
-    available = run.list_checkpoints()
+def prune_checkpoints(run: RunDirectory, keep: CheckpointConfig, newest: int) -> None:
+    """Remove the checkpoints that `keep` does not ask for.
+
+    Args:
+        run: the run directory.
+        keep: which to keep.
+        newest: step of the one just written, which always stays. Those of later steps are left alone
+            and count for nothing: the run did not go on from them, since they are damaged.
+    """
+    available = [(step, folder) for step, folder in run.list_checkpoints() if step <= newest]
     kept = {step for step, _ in available[-keep.keep_last :]}
     if keep.keep_every_steps:
         kept |= {step for step, _ in available if step % keep.keep_every_steps == 0}
@@ -150,8 +157,12 @@ def _read_heldout_loss(folder: Path) -> float | None:
 
 def find_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files; None when all are as they were written."""
+    name = MANIFEST_FILE
     try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        if text != to_json(manifest):  # which the checks below would not notice
+            return f"{MANIFEST_FILE} is not as it was written"
         if folder.name != f"step-{manifest['step']:08d}":
             return f"{MANIFEST_FILE} is that of step {manifest['step']}"
         files = manifest["files"]
@@ -168,7 +179,9 @@ def find_damage(folder: Path) -> str | None:
                 return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
             if _hash_file(path) != expected["sha256"]:
                 return f"{name} is not the file that {MANIFEST_FILE} was written for (sha256)"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST_FILE} cannot be read ({error})"
     return None
 

@@ -116,8 +116,13 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically, indented for people to read."""
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write a JSON file atomically."""
+    write_atomically(path, to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """The content of a JSON file, indented for people to read."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def sync_folder(folder: Path) -> None:

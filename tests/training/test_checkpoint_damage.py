@@ -114,11 +114,29 @@ def test_damage_is_named_and_the_one_before_is_taken(run, file, damage, caplog):
     DAMAGES[damage](run.checkpoint(2) / file)
     with caplog.at_level(logging.WARNING):
         found = find_checkpoint(run)
-    if file == "manifest.json" and damage == "one bit flipped" and found == run.checkpoint(2):
-        return  # a blank or a digit of nothing that is checked
     assert found == run.checkpoint(1)
     assert "step-00000002 is damaged and passed over" in caplog.text
     assert file in caplog.text
+
+
+def test_every_bit_of_the_manifest_counts(run):
+    file = run.checkpoint(2) / "manifest.json"
+    content = file.read_bytes()
+    for position in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[position // 8] ^= 1 << position % 8
+        file.write_bytes(damaged)
+        assert find_damage(run.checkpoint(2)) is not None, damaged
+
+
+def test_a_file_that_cannot_be_read_is_named(run):
+    folder = run.checkpoint(2)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["state.json"]["bytes"] = 0
+    write_json(folder / "manifest.json", manifest)
+    (folder / "state.json").unlink()
+    (folder / "state.json").symlink_to("/proc/self/mem")  # of no bytes, and not even those readable
+    assert find_damage(folder) == "state.json cannot be read (Input/output error)"
 
 
 def test_nothing_sound_is_an_error_that_names_everything(run):
@@ -217,6 +235,20 @@ def test_pruning_keeps_the_newest_the_best_and_every_so_many(
         checkpoint = make(step)
         checkpoint.state.heldout_loss = losses.get(step)
         save_checkpoint(run, checkpoint, make_config(), tokenizer)
-    prune_checkpoints(run, CheckpointConfig(**keep))
+    prune_checkpoints(run, CheckpointConfig(**keep), newest=8)
     assert [step for step, _ in run.list_checkpoints()] == expected
     assert find_checkpoint(run) == run.checkpoint(8)
+
+
+def test_pruning_never_takes_the_sound_one_for_a_damaged_one_of_a_later_step(
+    run, make_config, tokenizer
+):
+    """After a resume from step 1, since that of step 9 is damaged."""
+    later = make(9)
+    later.state.heldout_loss = 0.1
+    flip(save_checkpoint(run, later, make_config(), tokenizer) / "model.safetensors")
+    run.remove_checkpoint(2)
+    save_checkpoint(run, make(2), make_config(), tokenizer)
+    prune_checkpoints(run, CheckpointConfig(keep_last=1), newest=2)
+    assert [step for step, _ in run.list_checkpoints()] == [2, 9]
+    assert find_checkpoint(run) == run.checkpoint(2)

@@ -59,7 +59,7 @@ class CheckpointWriter:
         try:
             save_checkpoint(self._run, checkpoint, self._config, self._tokenizer)
             self.failure = None
-            prune_checkpoints(self._run, self._config.checkpoint)
+            prune_checkpoints(self._run, self._config.checkpoint, checkpoint.state.step)
             if self._on_written is not None:
                 self._on_written()
         except (OSError, SafetensorError) as error:  # what safetensors makes of a full disk

@@ -122,6 +122,7 @@ class Trainer:
     _saved_step: int | None = field(default=None, init=False)
     _slowest_step: float = field(default=0.0, init=False)
     _collect_seconds: float = field(default=0.0, init=False)
+    _evaluation_seconds: float = field(default=0.0, init=False)
 
     def fit(self) -> None:
         """Train until the run is complete.
@@ -202,9 +203,14 @@ class Trainer:
 
     def _find_reason_to_stop(self) -> str | None:
         if self.writer is not None:
-            # A step, collecting the state, and writing it, as long as the last ones took.
+            # A step, an evaluation if one is due, collecting the state, and writing it, as long as
+            # the last ones took.
+            due = _is_due(self.state.step + 1, self.config.trainer.evaluate_every_steps)
             self.stop.seconds_to_stop = 2 * (
-                self._slowest_step + self._collect_seconds + self.writer.write_seconds
+                self._slowest_step
+                + self._evaluation_seconds * due
+                + self._collect_seconds
+                + self.writer.write_seconds
             )
             if self.writer.failure and self.config.checkpoint.on_error is OnWriteError.stop:
                 return f"checkpoint.on_error=stop ({self.writer.failure})"
@@ -342,6 +348,7 @@ class Trainer:
         if not self.evaluation_batches:
             return {}
         self.watchdog.begin(f"the evaluation after step {self.state.step}")
+        started = time.perf_counter()
         world = self.collectives.world
         self.engine.eval()
         self.latest_evaluation = evaluate_masked_lm(
@@ -353,6 +360,7 @@ class Trainer:
             self.collectives.sum_floats,
         )
         self.engine.train()
+        self._evaluation_seconds = time.perf_counter() - started
         evaluation = self.latest_evaluation
         self.state.heldout_loss = evaluation.loss
         self.console.say(
