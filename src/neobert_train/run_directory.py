@@ -7,9 +7,11 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from neobert_train.errors import InputError
+
+Value = TypeVar("Value")
 
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 _TEMPORARY_PREFIX = ".tmp-"
@@ -75,12 +77,14 @@ class RunDirectory:
         return bool(self.list_checkpoints())
 
     def read_environments(self) -> list[dict[str, Any]]:
-        """With what the run was carried out, one entry for each of its starts."""
+        """With what the run was carried out, one entry for each of its starts.
+
+        Raises:
+            InputError: the file is damaged.
+        """
         if not self.environment_file.exists():
             return []
-        starts = json.loads(self.environment_file.read_text(encoding="utf-8"))
-        assert isinstance(starts, list)
-        return starts
+        return read_json(self.environment_file, list, "remove it; nothing but this list is lost")
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint after `step` steps."""
@@ -118,6 +122,26 @@ def write_atomically(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
     write_atomically(path, to_json(value))
+
+
+def read_json(path: Path, kind: type[Value], mend: str) -> Value:
+    """What `write_json` wrote.
+
+    Args:
+        path: the file.
+        kind: `dict` or `list`.
+        mend: what a user can do about a damaged one.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, kind):
+            raise ValueError(f"it holds a {type(value).__name__}")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}): {mend}") from error
+    return value
 
 
 def to_json(value: Any) -> str:

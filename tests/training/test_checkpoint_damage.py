@@ -1,9 +1,13 @@
 """Every damaged file of a checkpoint is noticed, and the checkpoint before it is taken."""
 
+import itertools
 import json
 import logging
+import os
 import re
 import shutil
+import signal
+import sys
 
 import pytest
 import torch
@@ -200,6 +204,65 @@ def test_a_manifest_cannot_name_files_outside(run, name):
 def test_files_of_another_checkpoint_are_noticed(run):
     shutil.copy(run.checkpoint(1) / "model.safetensors", run.checkpoint(2) / "model.safetensors")
     assert "sha256" in find_damage(run.checkpoint(2))
+
+
+def run_until(moment, action):
+    """Call `action` in a child that is killed at its n-th access to the file system.
+
+    Returns:
+        Whether it came to that.
+    """
+    child = os.fork()
+    if child == 0:
+        accesses = itertools.count()
+
+        def kill(event, arguments):
+            if event.startswith(("open", "os.", "shutil.")) and next(accesses) == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(kill)
+        action()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) in (0, -signal.SIGKILL)
+    return status != 0
+
+
+class SmallTokenizer:
+    """Takes no time to write."""
+
+    def save(self, folder, max_length):
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text("{}")
+
+
+@pytest.mark.parametrize("begins_again", [False, True])
+def test_killed_at_any_moment_of_writing_and_pruning_a_sound_one_is_left(
+    tmp_path, make_config, begins_again
+):
+    config = make_config()
+
+    def write(step):
+        save_checkpoint(run, make(step), config, SmallTokenizer())
+        prune_checkpoints(run, CheckpointConfig(keep_last=1), newest=step)
+
+    found = []
+    for moment in itertools.count():
+        run = RunDirectory(tmp_path / str(moment))
+        run.create()
+        write(2)
+        if begins_again:  # step 3 was written before, and is damaged
+            flip(save_checkpoint(run, make(3), config, SmallTokenizer()) / "state.json")
+        killed = run_until(moment, lambda: write(3))
+        found.append(find_checkpoint(run).name)
+        run.create()
+        assert all(path.name.startswith("step-") for path in run.checkpoints.iterdir())
+        if not killed:
+            break
+    assert [step for step, _ in run.list_checkpoints()] == [3]
+    assert len(found) > 40
+    assert found == sorted(found)
+    assert set(found) == {"step-00000002", "step-00000003"}
 
 
 @pytest.mark.parametrize("function", ["save_file", "write_json", "sync_folder"])

@@ -1,6 +1,5 @@
 """Measure a run or an exported model on text."""
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -113,8 +112,7 @@ def load_documents(config: EvaluateConfig, tokenizer: TextTokenizer) -> list[np.
         raise InputError(
             f"{config.run_dir} was trained without held-out documents: write paths=[my_texts.parquet]"
         )
-    sample = CorpusSample.from_dict(json.loads(heldout.read_text(encoding="utf-8")))
-    return [np.array(ids) for ids in sample.heldout]
+    return [np.array(ids) for ids in CorpusSample.load(heldout).heldout]
 
 
 def _read_documents(

@@ -53,7 +53,7 @@ from neobert_train.model import (
 from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
 from neobert_train.objective import MaskedLanguageModelling
 from neobert_train.report.refresh import ReportRefresher
-from neobert_train.run_directory import RunDirectory, write_atomically, write_json
+from neobert_train.run_directory import RunDirectory, read_json, write_atomically, write_json
 from neobert_train.training.checkpointing import CheckpointWriter
 from neobert_train.training.console import Console, format_duration
 from neobert_train.training.divergence import DivergedError, Guard
@@ -230,7 +230,8 @@ def check_source_files(
     """Raises InputError when a run that goes on would read other files than before."""
     if not run.sources_file.exists() or config.resume is Resume.changed:
         return
-    before = json.loads(run.sources_file.read_text(encoding="utf-8"))
+    mend = "restore it, or remove it if the files of the data are still the same"
+    before = read_json(run.sources_file, dict, mend)
     changes = find_changed_files(before, list_source_files(units))
     if changes:
         shown = [*changes[:5], *([f"and {len(changes) - 5} more"] if changes[5:] else [])]
@@ -316,7 +317,7 @@ def find_sample(
         InputError: evaluation is asked for and no document is held out.
     """
     if resumes and run.heldout_file.exists():
-        return CorpusSample.from_dict(json.loads(run.heldout_file.read_text(encoding="utf-8")))
+        return CorpusSample.load(run.heldout_file)
     if not config.evaluation.max_tokens:
         return CorpusSample()
     sample = sample_corpus(config, units, tokenizer)
@@ -349,7 +350,8 @@ def open_run_directory(
     try:
         write_atomically(run.config_file, dump_config(config))
         write_json(run.environment_file, [*before, environment])
-        if not run.holds_run() or config.resume is Resume.changed:
+        begins = not run.holds_run() or not run.sources_file.exists()
+        if begins or config.resume is Resume.changed:
             write_atomically(run.sources_file, json.dumps(list_source_files(units)))
         if sample.heldout:
             write_atomically(run.heldout_file, json.dumps(sample.to_dict()))

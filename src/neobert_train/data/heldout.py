@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from neobert_train.data.packing import pack_all
 from neobert_train.data.randomness import keyed_generator
 from neobert_train.data.sources import AnyRecord, Record, TokenizedRecord, Unit
 from neobert_train.data.tokenization import TextTokenizer, split_document
+from neobert_train.run_directory import read_json
 
 _GROUP_DOCUMENTS = 64
 # Enough text for a stable estimate of how often each token occurs.
@@ -48,6 +50,16 @@ class CorpusSample:
     def from_dict(cls, values: dict[str, Any]) -> "CorpusSample":
         """The inverse of `to_dict`."""
         return cls(**values)
+
+    @classmethod
+    def load(cls, file: Path) -> "CorpusSample":
+        """What a run has kept.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        mend = "remove it, and the run looks for held-out documents again when it goes on"
+        return cls.from_dict(read_json(file, dict, mend))
 
 
 def sample_corpus(
