@@ -1,7 +1,7 @@
 """Speed and memory of one training step: this model by kernel, precision and compilation, and others.
 
     python scripts/bench_step.py                               # 6 blocks of width 384, one thread
-    python scripts/bench_step.py --depth 28 --width 768 --contexts 1024 4096
+    python scripts/bench_step.py --depth 28 --width 768 --contexts 1024 4096 --at-once 8   # a GPU
     python scripts/bench_step.py --only ours modernbert --contexts 1024 --out plots
 
 A step is forward and backward, of the same documents for all: web-like lengths (lognormal, median
@@ -44,7 +44,7 @@ from neobert_train.config.schema import ModelConfig
 from neobert_train.distributed import find_device
 from neobert_train.hardware import find_peak_flops
 from neobert_train.model import compile_blocks, find_compiler_obstacle
-from neobert_train.modeling.attention import BACKENDS, find_obstacle
+from neobert_train.modeling.attention import BACKENDS, choose_backend, find_obstacle
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.modeling_neobert import NeoBERTLMHead, rotary_factors
 from neobert_train.objective import MaskedLanguageModelling
@@ -368,7 +368,9 @@ def run_context(arguments: argparse.Namespace, context: int) -> list[dict[str, A
         return []
     tokens, documents = sample.packed.num_tokens, len(sample.packed.cu_seqlens) - 1
     print(f"\ncontext {context}: {tokens:,} tokens in {documents} documents, "
-          f"{sample.num_positions:,} positions padded {arguments.rows} at a time", flush=True)  # fmt: skip
+          f"{sample.num_positions:,} positions padded {arguments.rows} at a time; "
+          f"model.attention=auto takes {choose_backend('auto', device, torch.bfloat16)} in bf16",
+          flush=True)  # fmt: skip
     for contestant in contestants:
         loss = prepare(contestant, sample)
         shown = contestant.problem or f"loss {loss:.4f}"
@@ -401,13 +403,13 @@ def _measure_apart(arguments: argparse.Namespace, context: int, name: str) -> fl
 def _tabulate(
     contestants: list[Contestant], sample: Sample, size: ModelSize, peak: float, context: int
 ) -> list[dict[str, Any]]:
-    (reference,) = (c for c in contestants if c.name == REFERENCE)
+    reference = next((c.seconds for c in contestants if c.name == REFERENCE), [])
     batch = sample.packed
     flops = size.compute_flops(batch.num_tokens, batch.squared_lengths, batch.num_masked)
     rows = []
     for contestant in contestants:
         seconds = statistics.median(contestant.seconds)
-        pairs = zip(reference.seconds, contestant.seconds, strict=True)
+        ratios = [a / b for a, b in zip(reference, contestant.seconds, strict=False)]
         rows.append(
             {
                 "context": context,
@@ -416,7 +418,8 @@ def _tabulate(
                 "tokens_per_second": batch.num_tokens / seconds,
                 "mfu": flops / seconds / peak,
                 "peak_bytes": contestant.peak_bytes,
-                "times_reference": statistics.median(a / b for a, b in pairs),
+                # None where the reference does not fit into memory.
+                "times_reference": statistics.median(ratios) if ratios else None,
             }
         )
     return sorted(rows, key=lambda row: row["seconds"])
@@ -432,13 +435,17 @@ def format_table(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {row['context']:,} | {row['contestant']} | {row['seconds']:.3f} "
             f"| {row['tokens_per_second']:,.0f} | {row['mfu']:.0%} "
-            f"| {_format_memory(row['peak_bytes'])} | {row['times_reference']:.1f} |"
+            f"| {_format_memory(row['peak_bytes'])} | {_format_ratio(row['times_reference'])} |"
         )
     return "\n".join(lines)
 
 
 def _format_memory(num_bytes: float | None) -> str:
     return "" if num_bytes is None else f"{num_bytes / 2**30:.2f} GiB"
+
+
+def _format_ratio(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.1f}"
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -469,7 +476,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--depth", type=int, default=6, help="blocks")
     parser.add_argument("--width", type=int, default=384, help="of the residual stream")
     parser.add_argument("--vocab", type=int, default=30_522, help="token ids")
-    parser.add_argument("--tokens", type=int, default=4096, help="of a micro-batch")
+    parser.add_argument("--tokens", type=int, help="of a micro-batch",
+                        default=65_536 if torch.cuda.is_available() else 4096)  # fmt: skip
     parser.add_argument("--threads", type=int, default=1, help="of a CPU")
 
 

@@ -122,7 +122,7 @@ def test_a_plan_covers_every_token_once_with_little_padding(lengths, longest):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("lengths", [[1, 64, 200, 0, 7, 333], [1], [128] * 4, [512, 30]])
+@pytest.mark.parametrize("lengths", [[1, 64, 200, 0, 7, 333], [1], [128] * 4, [512, 30], [4096, 1]])
 @pytest.mark.parametrize("name", BACKENDS)
 def test_every_backend_on_a_gpu_agrees_with_float64_forward_and_backward(name, lengths):
     device, dtype = torch.device("cuda"), torch.bfloat16
