@@ -143,13 +143,15 @@ def test_a_spike_stands_out_of_the_median_and_is_not_counted():
     assert SpikeDetector(2.0, 3, losses).is_spike(8.1)  # as a resumed run does
 
 
-def test_a_hanging_process_ends_with_its_stack(tmp_path):
+def test_when_a_process_hangs_all_end_with_their_stacks(tmp_path):
     output = run(
         tmp_path / "run", "trainer.step_timeout_seconds=8", launcher=TWO, fault="hang", steps="3",
         code=1,
     )  # fmt: skip
-    assert "rank 1: step 3 has taken longer than 8 seconds" in output
+    for rank in (0, 1):
+        assert f"rank {rank}: step 3 has taken longer than 8 seconds" in output
     assert "in faulty_forward" in output
+    assert "in all_reduce" in output
 
 
 def test_a_killed_process_takes_the_others_along(tmp_path):

@@ -9,6 +9,9 @@ import time
 # The stacks are shown by a Python thread, which can say what hangs. Where a library keeps every
 # Python thread from running, the interpreter's own timer shows them a little later.
 _GRACE_SECONDS = 30.0
+# The processes that wait for this one notice a little sooner or later, and would end with it before
+# they have shown where they stand.
+_OTHERS_SECONDS = 3.0
 
 
 class Watchdog:
@@ -47,4 +50,5 @@ class Watchdog:
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
                 faulthandler.dump_traceback(all_threads=True)
+                time.sleep(_OTHERS_SECONDS)
                 os._exit(1)
