@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -48,6 +49,28 @@ def test_a_run_and_its_export_evaluate_alike_and_like_the_run_did(finished_run, 
     metrics = (finished_run / "metrics.jsonl").read_text().splitlines()[-1]
     during = float(re.search(r'"eval/masked_lm_loss": ([\d.]+)', metrics)[1])
     assert read_loss(output) == pytest.approx(during, abs=0.05)
+
+
+class Planted:
+    """Unpickling it leaves a file behind."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+def test_a_model_that_is_a_pickle_is_not_read(finished_run, tmp_path):
+    output, trace = tmp_path / "export", tmp_path / "unpickled"
+    run_command("export", f"run_dir={finished_run}", f"output={output}")
+    (output / "model.safetensors").unlink()
+    torch.save({"weights": Planted(trace)}, output / "pytorch_model.bin")
+    (tmp_path / "texts.txt").write_text("A speech.")
+    told = run_command("evaluate", f"model={output}", f"paths=[{tmp_path / 'texts.txt'}]", code=2)
+    assert "cannot be loaded as a NeoBERT" in told
+    assert "model.safetensors" in told
+    assert not trace.exists()
 
 
 def test_evaluate_says_what_is_missing(finished_run):

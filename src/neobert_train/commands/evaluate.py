@@ -80,10 +80,10 @@ def load_subject(config: EvaluateConfig) -> tuple[NeoBERTLMHead, TextTokenizer, 
 
 
 def _load_exported(name: str) -> tuple[NeoBERTLMHead, TextTokenizer, int]:
-    """An exported or published model; its weights are read, its remote code is not run."""
+    """An exported or published model: weights in safetensors are read, none of its code is run."""
     tokenizer = load_tokenizer(name)
     try:
-        model = NeoBERTLMHead.from_pretrained(name, dtype=torch.float32)
+        model = NeoBERTLMHead.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"model={name} cannot be loaded as a NeoBERT: {reason}") from error
