@@ -3,6 +3,8 @@
 import ctypes
 import json
 import os
+import secrets
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -24,11 +26,10 @@ class Collectives:
     def __init__(self, world: World, device: torch.device) -> None:
         """Join the process group that the launcher announced, or make one of this process."""
         backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
-        if "MASTER_ADDR" in os.environ:
-            dist.init_process_group(backend, timeout=_TIMEOUT)
-        else:  # no launcher: one process, which needs no port to find itself
-            store = dist.HashStore()  # type: ignore[attr-defined]
-            dist.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=0, world_size=1)
+        store, rank, world_size = _find_store()
+        dist.init_process_group(
+            backend, timeout=_TIMEOUT, store=store, rank=rank, world_size=world_size
+        )
         self.world = world
         self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
 
@@ -97,6 +98,43 @@ class Collectives:
     def _reduce(self, values: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(values, group=self._group)
         return values
+
+
+def _find_store() -> tuple[Any, int, int]:
+    """Where processes leave their addresses for each other, the rank of this one, and their number."""
+    if "MASTER_ADDR" not in os.environ:  # no launcher: one process, which needs no port
+        return dist.HashStore(), 0, 1  # type: ignore[attr-defined]
+    rendezvous = dist.rendezvous("env://", timeout=_TIMEOUT)  # type: ignore[attr-defined]
+    store, rank, world_size = next(rendezvous)
+    store.set_timeout(_TIMEOUT)
+    name = _agree_on_start(store, rank, world_size)
+    return dist.PrefixStore(name, store), rank, world_size  # type: ignore[attr-defined]
+
+
+def _agree_on_start(store: Any, rank: int, world_size: int) -> str:
+    """A name that the processes of one start share, and under which no earlier start left anything.
+
+    torchrun keeps its store when it starts processes again, and with it the addresses of those that
+    died, which the new ones would try to reach (seen in torch 2.11 and 2.13).
+    """
+    if rank:
+        own = secrets.token_hex(8)
+        store.set(f"start/{rank}", own)
+        name = str(store.get(f"start/for/{own}").decode())
+        store.set(f"{name}/{rank}", "joined")
+        return name
+    name = f"start/{secrets.token_hex(8)}"
+    missing = set(range(1, world_size))
+    deadline = time.monotonic() + _TIMEOUT.total_seconds()
+    while missing:
+        for other in missing:
+            if store.check([f"start/{other}"]):  # perhaps what its predecessor said
+                store.set(f"start/for/{store.get(f'start/{other}').decode()}", name)
+        missing = {other for other in missing if not store.check([f"{name}/{other}"])}
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"processes {sorted(missing)} of the run have not started")
+        time.sleep(0.02)
+    return name
 
 
 def _encode(value: Any) -> torch.Tensor:

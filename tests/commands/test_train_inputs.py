@@ -83,31 +83,29 @@ def test_a_kernel_that_cannot_run_here(tmp_path):
     assert "runs on CUDA devices only" in output
 
 
-@pytest.mark.parametrize(
-    ("name", "mend"),
-    [
-        ("sources.json", "restore it, or remove it if the files of the data are still the same"),
-        ("heldout.json", "remove it, and the run looks for held-out documents again"),
-        ("environment.json", "remove it; nothing but this list is lost"),
-    ],
-)
-def test_a_damaged_file_of_the_run_is_named_and_its_mend_works(finished_run, tmp_path, name, mend):
+def test_damaged_files_of_a_run_are_named_and_their_mends_work(finished_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
-    expected = json.loads((run / name).read_text())
-    (run / name).write_bytes((run / name).read_bytes()[:-4])
     settings = [
         "+experiment=smoke", f"output_dir={run}", "trainer.max_steps=4", "data.num_workers=0",
         "logging.report=false",
     ]  # fmt: skip
-    output = run_command(*settings, code=2)
-    assert f"{run / name} cannot be read" in output
-    assert mend in output
-    assert "Traceback" not in output
-    (run / name).unlink()
+    kept = {}
+    for name, mend in {
+        "sources.json": "restore it, or remove it if the files of the data are still the same",
+        "heldout.json": "remove it, and the run looks for held-out documents again",
+        "environment.json": "remove it; nothing but this list is lost",
+    }.items():
+        kept[name] = json.loads((run / name).read_text())
+        (run / name).write_bytes((run / name).read_bytes()[:-4])
+        output = run_command(*settings, code=2)
+        assert f"{run / name} cannot be read" in output
+        assert mend in output
+        assert "Traceback" not in output
+        (run / name).unlink()
     assert "Done: 4 steps" in run_command(*settings)
-    if name != "environment.json":
-        assert json.loads((run / name).read_text()) == expected
+    for name in ("sources.json", "heldout.json"):
+        assert json.loads((run / name).read_text()) == kept[name]
 
 
 def test_nothing_held_out(tmp_path):
