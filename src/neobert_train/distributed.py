@@ -115,7 +115,7 @@ def _agree_on_start(store: Any, rank: int, world_size: int) -> str:
     """A name that the processes of one start share, and under which no earlier start left anything.
 
     torchrun keeps its store when it starts processes again, and with it the addresses of those that
-    died, which the new ones would try to reach (seen in torch 2.11 and 2.13).
+    died, which the new ones would try to reach (seen in torch 2.13).
     """
     if rank:
         own = secrets.token_hex(8)
