@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SMALL = ["--depth", "1", "--width", "64", "--vocab", "1000", "--tokens", "256"]
 
@@ -57,6 +59,7 @@ def test_profile_step_divides_the_time_among_parts(tmp_path):
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
 
 
+@pytest.mark.slow
 def test_bench_start_waits_for_the_first_step_and_shows_why_there_is_none():
     command = [sys.executable, SCRIPTS / "bench_start.py", "--rounds", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
