@@ -1,5 +1,6 @@
 """The loader of one process: the same steps from any number of workers, and how workers end."""
 
+import itertools
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import torch
 
 from neobert_train.config.derived import compute_num_lanes
 from neobert_train.data.lanes import initial_states
-from neobert_train.data.loader import StepLoader
+from neobert_train.data.loader import StepLoader, WorkerError
 from neobert_train.data.sources import build_units
 from neobert_train.errors import InputError
 
@@ -135,6 +136,26 @@ def test_a_read_ahead_batch_that_was_not_consumed_comes_again_after_a_resume(ope
     expected = loader.next_step()
     loader.close()
     assert_equal_steps(open_loader(states=states).next_step(), expected)
+
+
+def test_a_whole_step_is_ready_whatever_each_worker_keeps(open_loader):
+    loader = open_loader("data.num_workers=1", "data.prefetch_micro_batches=1")
+    expected = open_loader("data.num_workers=0")
+    assert_equal_steps(loader.next_step(), expected.next_step())
+    [worker] = find_workers()
+    wait_until_idle(worker)
+    worker.kill()
+    assert_equal_steps(loader.next_step(), expected.next_step())
+    with pytest.raises(WorkerError, match="exit code -9"):
+        list(itertools.islice(iter(loader.next_step, None), 3))
+
+
+def wait_until_idle(process: psutil.Process) -> None:
+    """Wait for a second in which a process does next to nothing."""
+    before, after = -1.0, 0.0
+    while after - before > 0.05:
+        time.sleep(1)
+        before, after = after, sum(process.cpu_times()[:2])
 
 
 def test_no_more_workers_than_lanes(open_loader):

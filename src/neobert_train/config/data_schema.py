@@ -189,7 +189,7 @@ class DataConfig(SourceConfig):
         at_least=0,
     )  # fmt: skip
     prefetch_micro_batches: int = setting(
-        4, "Micro-batches each worker keeps ready ahead of training.", at_least=1
+        4, "Micro-batches each worker keeps ready beside those of the next step.", at_least=1
     )
 
 

@@ -1,5 +1,6 @@
 """The lanes of one process, read and tokenised ahead by worker processes."""
 
+import contextlib
 import multiprocessing
 import os
 import queue
@@ -72,6 +73,8 @@ class LaneReaders:
 class StepLoader:
     """Gives the batches of this process step by step.
 
+    With workers, those of the next step are there before this one is computed.
+
     Args:
         config: of the run.
         units: of each source, by name.
@@ -87,7 +90,7 @@ class StepLoader:
         pin_memory: bool = False,
     ) -> None:
         lanes = sorted(states)
-        self._num_lanes, self._pin_memory = len(lanes), pin_memory
+        self._pin_memory = pin_memory
         num_readers = max(1, min(config.data.num_workers, len(lanes)))
         readers = [
             LaneReaders(config, units, {lane: states[lane] for lane in lanes[index::num_readers]})
@@ -96,8 +99,10 @@ class StepLoader:
         workers: list[Worker] = []
         if config.data.num_workers:
             workers = [Worker(reader, config.data.prefetch_micro_batches) for reader in readers]
-        self._kill_workers = weakref.finalize(self, _kill_all, workers)
-        self._streams = [source.iter_batches() for source in workers or readers]
+        steps = _iter_steps(workers or readers, len(lanes))
+        collector = _Collector(steps) if workers else None
+        self._steps = collector.iter_steps() if collector else steps
+        self._end_workers = weakref.finalize(self, _end, workers, collector)
 
     def next_step(self) -> list[Batch]:
         """One batch of every lane of this process, in the order of the lanes.
@@ -106,13 +111,51 @@ class StepLoader:
             InputError: the source cannot be read on.
             WorkerError: a worker process died.
         """
-        streams = [self._streams[index % len(self._streams)] for index in range(self._num_lanes)]
-        batches = [next(stream) for stream in streams]
+        batches = next(self._steps)
         return [batch.pin_memory() for batch in batches] if self._pin_memory else batches
 
     def close(self) -> None:
         """End the worker processes at once; also happens when the program ends in any way."""
-        self._kill_workers()
+        self._end_workers()
+
+
+def _iter_steps(sources: "Sequence[LaneReaders | Worker]", num_lanes: int) -> Iterator[list[Batch]]:
+    streams = [source.iter_batches() for source in sources]
+    while True:
+        yield [next(streams[index % len(streams)]) for index in range(num_lanes)]
+
+
+class _Collector:
+    """A thread that takes the batches of the next step from the workers while this one is computed.
+
+    A step cannot begin before all its batches are there, since its loss is divided by the number of
+    tokens that all of them predict.
+    """
+
+    def __init__(self, steps: Iterator[list[Batch]]) -> None:
+        self._ready: queue.Queue[list[Batch] | BaseException] = queue.Queue(maxsize=1)
+        self._thread = threading.Thread(target=self._collect, args=(steps,), daemon=True)
+        self._thread.start()
+
+    def iter_steps(self) -> Iterator[list[Batch]]:
+        """The steps, and at last what went wrong with one."""
+        while not isinstance(item := self._ready.get(), BaseException):
+            yield item
+        raise item
+
+    def join(self) -> None:
+        """Wait for the end of the thread, after that of the workers."""
+        while self._thread.is_alive():
+            with contextlib.suppress(queue.Empty):
+                self._ready.get_nowait()
+            self._thread.join(0.01)
+
+    def _collect(self, steps: Iterator[list[Batch]]) -> None:
+        try:
+            for step in steps:
+                self._ready.put(step)
+        except BaseException as error:
+            self._ready.put(error)
 
 
 class Worker:
@@ -154,11 +197,13 @@ def _to_tensor(value: Any) -> Any:
     return value if isinstance(value, int | dict) else torch.from_numpy(value)
 
 
-def _kill_all(workers: Sequence[Worker]) -> None:
+def _end(workers: Sequence[Worker], collector: _Collector | None) -> None:
     for worker in workers:
         worker.process.kill()
     for worker in workers:
         worker.process.join()
+    if collector is not None:
+        collector.join()
 
 
 def _serve(readers: LaneReaders, prefetch: int, sender: Connection, parent: int) -> None:
