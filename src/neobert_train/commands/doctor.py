@@ -19,7 +19,6 @@ from neobert_train.commands.plan import (
     estimate_memory,
     find_largest_micro_batch,
 )
-from neobert_train.commands.train import check_resume
 from neobert_train.config.checks import find_experiment_problems
 from neobert_train.config.derived import compute_num_lanes, find_divisors
 from neobert_train.config.schema import DoctorConfig, Precision
@@ -38,6 +37,7 @@ from neobert_train.modeling.attention import (
 )
 from neobert_train.run_directory import RunDirectory
 from neobert_train.training.engine import import_deepspeed
+from neobert_train.training.starting_point import check_resume
 from neobert_train.world import World
 
 Result = TypeVar("Result")

@@ -7,34 +7,21 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from neobert_train.accounting import compute_model_size
 from neobert_train.batch import Batch
-from neobert_train.checkpoint import (
-    TrainingState,
-    find_checkpoint,
-    find_misfit,
-    load_moments,
-    load_state,
-    load_weights,
-)
-from neobert_train.config.derived import compute_num_lanes, parse_duration, resolve_sources
-from neobert_train.config.saved import dump_config, find_differences, load_train_config
+from neobert_train.checkpoint import load_moments
+from neobert_train.config.derived import parse_duration
+from neobert_train.config.saved import dump_config
 from neobert_train.config.schema import Resume, TrainConfig
-from neobert_train.data.corpus import find_changed_files, list_source_files, open_corpus
-from neobert_train.data.heldout import (
-    CorpusSample,
-    build_evaluation_batches,
-    sample_corpus,
-)
-from neobert_train.data.lanes import initial_states
+from neobert_train.data.corpus import list_source_files
+from neobert_train.data.heldout import CorpusSample, build_evaluation_batches, sample_corpus
 from neobert_train.data.loader import StepLoader
 from neobert_train.data.sources import Unit
-from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
+from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.distributed import Collectives, find_device, is_lost_connection
 from neobert_train.environment import describe_environment, find_environment_changes
 from neobert_train.errors import EXIT_FAILED, EXIT_STOPPED, InputError
@@ -42,24 +29,23 @@ from neobert_train.hardware import find_peak_flops
 from neobert_train.model import (
     DTYPES,
     build_model,
-    build_model_config,
     checkpoint_activations,
     choose_attention,
     compile_blocks,
-    load_initial_weights,
     load_into,
     wants_compilation,
 )
 from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
 from neobert_train.objective import MaskedLanguageModelling
 from neobert_train.report.refresh import ReportRefresher
-from neobert_train.run_directory import RunDirectory, read_json, write_atomically, write_json
+from neobert_train.run_directory import RunDirectory, write_atomically, write_json
 from neobert_train.training.checkpointing import CheckpointWriter
 from neobert_train.training.console import Console, format_duration
 from neobert_train.training.divergence import DivergedError, Guard
 from neobert_train.training.engine import EngineState, build_engine, write_optimizer_state
 from neobert_train.training.metrics import MetricsLog, start_wandb
 from neobert_train.training.preemption import StopRequest
+from neobert_train.training.starting_point import StartingPoint, find_starting_point
 from neobert_train.training.trainer import StoppedError, Trainer, is_complete
 from neobert_train.training.watchdog import Watchdog
 from neobert_train.world import World
@@ -112,43 +98,22 @@ def _train(
         logger.warning("the run ends within the warm-up (scheduler.warmup_steps)")
     # Everything that can be wrong with what the user gave comes first, and leaves nothing behind.
     run = RunDirectory(config.output_dir)
-    resumes = collectives.on_main(lambda: check_resume(config, run))
-    tokenizer = collectives.on_all(lambda: load_tokenizer(config.tokenizer.path))
-    units = collectives.on_all(lambda: open_corpus(config, tokenizer))
-    checkpoint = None
-    if resumes:
-        collectives.on_main(lambda: check_source_files(config, run, units))
-        found = collectives.on_main(lambda: str(find_resume_point(config, run, tokenizer)))
-        checkpoint = Path(found)
-    state, weights = collectives.on_all(lambda: load_starting_point(config, checkpoint))
+    start = find_starting_point(config, run, collectives)
+    state, tokenizer, units = start.state, start.tokenizer, start.units
     if is_complete(config.trainer, state):
         if world.is_main:
             print(f"{run.path} is complete after {state.step} steps, {state.tokens:,} tokens")
         return
-    model = build_model(config, tokenizer)
-    if weights is not None:
-        origin = str(checkpoint or config.init_from)
-        collectives.on_all(lambda: load_into(model, weights, origin))
-    attention = collectives.on_all(lambda: choose_attention(config, model, device))
-    sample = CorpusSample.from_dict(
-        collectives.on_main(lambda: find_sample(config, run, units, tokenizer, resumes).to_dict())
-    )
+    model, attention = build_starting_model(config, start, collectives, device)
+    sample = share_sample(config, run, start, collectives)
     peak_flops = find_run_peak_flops(config, collectives, device)
     environment = describe_environment(world, attention) | {"peak_flops": peak_flops}
     collectives.on_main(lambda: open_run_directory(config, run, environment, sample, units))
-    if wants_compilation(config, device):
-        compile_blocks(model, device)
-    if config.model.activation_checkpointing:
-        checkpoint_activations(model)
-    engine = build_engine(config, MaskedLanguageModelling(model), world, device)
-    if checkpoint is not None and state.updates:
-        assert weights is not None
-        write_optimizer_state(engine, EngineState(weights, load_moments(checkpoint), state.updates))
+    engine = build_starting_engine(config, start, model, world, device)
     state.lanes = {lane: state.lanes[lane] for lane in world.lanes(len(state.lanes))}
     report = ReportRefresher(run.path)
     on_checkpoint = report.refresh if config.logging.report else None
-    is_main, max_steps = world.is_main, config.trainer.max_steps
-    watchdog = Watchdog(world.rank, config.trainer.step_timeout_seconds)
+    is_main = world.is_main
     trainer = Trainer(
         config=config,
         engine=engine,
@@ -162,11 +127,23 @@ def _train(
         guard=Guard(config, collectives, run, tokenizer, state.divergence),
         writer=CheckpointWriter(run, config, tokenizer, on_checkpoint) if is_main else None,
         metrics=start_metrics(config, run, state.step) if is_main else None,
-        console=Console(max_steps, state.step, is_main, config.logging.progress),
-        watchdog=watchdog,
+        console=Console(config.trainer.max_steps, state.step, is_main, config.logging.progress),
+        watchdog=Watchdog(world.rank, config.trainer.step_timeout_seconds),
         stop=stop,
     )
-    first_tokens, ends_together = state.tokens, False
+    del start  # its copy of all weights takes room on every process
+    first_tokens = state.tokens
+    _fit(trainer)
+    collectives.on_main(lambda: check_last_checkpoint(trainer))
+    if is_main:
+        report.finish()
+        seconds = time.monotonic() - started
+        print(format_summary(run, trainer, sample, state.tokens - first_tokens, seconds))
+
+
+def _fit(trainer: Trainer) -> None:
+    """Train, and end together with the other processes."""
+    ends_together = False
     try:
         trainer.fit()
         ends_together = True
@@ -178,13 +155,44 @@ def _train(
         if ends_together:
             # Launchers kill the others half a minute after one has ended; by then the main process
             # has to have written its last checkpoint, however long that takes.
-            collectives.barrier()
-    watchdog.close()
-    collectives.on_main(lambda: check_last_checkpoint(trainer))
-    if is_main:
-        report.finish()
-        seconds = time.monotonic() - started
-        print(format_summary(run, trainer, sample, state.tokens - first_tokens, seconds))
+            trainer.collectives.barrier()
+    trainer.watchdog.close()
+
+
+def build_starting_model(
+    config: TrainConfig, start: StartingPoint, collectives: Collectives, device: torch.device
+) -> tuple[NeoBERTLMHead, str]:
+    """The model with the weights it begins with, and the attention backend it is settled on.
+
+    Raises:
+        InputError: the weights do not fit, or the backend cannot run; on every process.
+    """
+    model, weights = build_model(config, start.tokenizer), start.weights
+    if weights is not None:
+        origin = str(start.checkpoint or config.init_from)
+        collectives.on_all(lambda: load_into(model, weights, origin))
+    return model, collectives.on_all(lambda: choose_attention(config, model, device))
+
+
+def build_starting_engine(
+    config: TrainConfig,
+    start: StartingPoint,
+    model: NeoBERTLMHead,
+    world: World,
+    device: torch.device,
+) -> Any:
+    """A DeepSpeed engine around the model, with the optimiser where it was."""
+    if wants_compilation(config, device):
+        compile_blocks(model, device)
+    if config.model.activation_checkpointing:
+        checkpoint_activations(model)
+    engine = build_engine(config, MaskedLanguageModelling(model), world, device)
+    updates = start.state.updates
+    if start.checkpoint is not None and updates:
+        assert start.weights is not None
+        moments = load_moments(start.checkpoint)
+        write_optimizer_state(engine, EngineState(start.weights, moments, updates))
+    return engine
 
 
 def describe_stop(config: TrainConfig, reason: str) -> str:
@@ -192,100 +200,6 @@ def describe_stop(config: TrainConfig, reason: str) -> str:
     newest = [step for step, _ in RunDirectory(config.output_dir).list_checkpoints()][-1:]
     left = f"with the checkpoint of step {newest[0]}" if newest else "without a checkpoint"
     return f"stopped by {reason}, {left}; the same command continues"
-
-
-def check_resume(config: TrainConfig, run: RunDirectory) -> bool:
-    """Whether there is a run to continue.
-
-    Raises:
-        InputError: `resume` forbids what was found, or the directory holds another run.
-    """
-    if not run.holds_run():
-        if config.resume is Resume.must:
-            raise InputError(
-                f"resume=must, but {run.path} holds no run: check output_dir, or leave resume out"
-            )
-        return False
-    if config.resume is Resume.never:
-        raise InputError(
-            f"resume=never, but {run.path} already holds a run: write output_dir=... to choose "
-            f"another directory, or leave resume out to continue"
-        )
-    if run.config_file.exists():
-        fatal, notable = find_differences(load_train_config(run.config_file), config)
-        if fatal and config.resume is not Resume.changed:
-            raise InputError(
-                f"{run.path} holds another run; write output_dir=... to start a new one, or give "
-                f"the settings it was started with (resume=changed goes on with these):\n  "
-                + "\n  ".join(fatal)
-            )
-        for difference in fatal + notable:
-            logger.warning("continuing with a changed setting: %s", difference)
-    return True
-
-
-def check_source_files(
-    config: TrainConfig, run: RunDirectory, units: Mapping[str, Sequence[Unit]]
-) -> None:
-    """Raises InputError when a run that goes on would read other files than before."""
-    if not run.sources_file.exists() or config.resume is Resume.changed:
-        return
-    mend = "restore it, or remove it if the files of the data are still the same"
-    before = read_json(run.sources_file, dict, mend)
-    changes = find_changed_files(before, list_source_files(units))
-    if changes:
-        shown = [*changes[:5], *([f"and {len(changes) - 5} more"] if changes[5:] else [])]
-        raise InputError(
-            f"the files of {run.path} have changed since it began, so that it cannot go on with "
-            f"the same documents; restore them, write output_dir=... to start a new run, or "
-            f"resume=changed to go on with these files:\n  " + "\n  ".join(shown)
-        )
-
-
-def find_resume_point(config: TrainConfig, run: RunDirectory, tokenizer: TextTokenizer) -> Path:
-    """The newest sound checkpoint that is one of this run.
-
-    Raises:
-        InputError: there is none.
-    """
-    with torch.device("meta"):
-        model = NeoBERTLMHead(build_model_config(config.model, tokenizer))
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-    def is_same_run(config_file: Path) -> bool:
-        same = not find_differences(load_train_config(config_file), config)[0]
-        return same or config.resume is Resume.changed
-
-    checkpoint = find_checkpoint(
-        run, find_misfit=lambda folder: find_misfit(folder, shapes, is_same_run)
-    )
-    assert checkpoint is not None
-    return checkpoint
-
-
-def load_starting_point(
-    config: TrainConfig, checkpoint: Path | None
-) -> tuple[TrainingState, dict[str, torch.Tensor] | None]:
-    """Where training begins: at a checkpoint, at given weights, or (None) at random ones."""
-    if checkpoint is not None:
-        state = load_state(checkpoint)
-        check_lanes(config, state, checkpoint)
-        return state, load_weights(checkpoint)
-    state = TrainingState(0, 0, 0, initial_states(range(compute_num_lanes(config))))
-    return state, load_initial_weights(config.init_from) if config.init_from else None
-
-
-def check_lanes(config: TrainConfig, state: TrainingState, checkpoint: Path) -> None:
-    """Raises InputError when the places in the data are not those of the configured data."""
-    num_lanes, names = compute_num_lanes(config), set(resolve_sources(config.data))
-    read = {name for lane in state.lanes.values() for name in lane["streams"]}
-    if len(state.lanes) != num_lanes or read - names:
-        raise InputError(
-            f"{checkpoint} has places for {len(state.lanes)} lanes in the sources "
-            f"{', '.join(sorted(read))}, the configuration {num_lanes} lanes and "
-            f"{', '.join(sorted(names))}: write output_dir=... and init_from={checkpoint.parents[1]} "
-            f"to train on with its weights"
-        )
 
 
 def find_run_peak_flops(
@@ -304,23 +218,25 @@ def find_run_peak_flops(
     return None
 
 
-def find_sample(
-    config: TrainConfig,
-    run: RunDirectory,
-    units: Mapping[str, Sequence[Unit]],
-    tokenizer: TextTokenizer,
-    resumes: bool,
+def share_sample(
+    config: TrainConfig, run: RunDirectory, start: StartingPoint, collectives: Collectives
 ) -> CorpusSample:
+    """The held-out documents that the main process finds; raises InputError on every process."""
+    found = collectives.on_main(lambda: find_sample(config, run, start).to_dict())
+    return CorpusSample.from_dict(found)
+
+
+def find_sample(config: TrainConfig, run: RunDirectory, start: StartingPoint) -> CorpusSample:
     """The held-out documents; looked for when a run begins, and kept in its directory.
 
     Raises:
         InputError: evaluation is asked for and no document is held out.
     """
-    if resumes and run.heldout_file.exists():
+    if start.checkpoint is not None and run.heldout_file.exists():
         return CorpusSample.load(run.heldout_file)
     if not config.evaluation.max_tokens:
         return CorpusSample()
-    sample = sample_corpus(config, units, tokenizer)
+    sample = sample_corpus(config, start.units, start.tokenizer)
     if not sample.heldout:
         raise InputError(
             f"none of the {sample.num_documents} documents looked through is held out: raise "

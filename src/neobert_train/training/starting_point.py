@@ -1,0 +1,164 @@
+"""Where a run begins: anew, at given weights, or at the newest checkpoint that is its own."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from neobert_train.checkpoint import (
+    TrainingState,
+    find_checkpoint,
+    find_misfit,
+    load_state,
+    load_weights,
+)
+from neobert_train.config.derived import compute_num_lanes, resolve_sources
+from neobert_train.config.saved import find_differences, load_train_config
+from neobert_train.config.schema import Resume, TrainConfig
+from neobert_train.data.corpus import find_changed_files, list_source_files, open_corpus
+from neobert_train.data.lanes import initial_states
+from neobert_train.data.sources import Unit
+from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
+from neobert_train.distributed import Collectives
+from neobert_train.errors import InputError
+from neobert_train.model import build_model_config, load_initial_weights
+from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
+from neobert_train.run_directory import RunDirectory, read_json
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """What a run goes on from, and what it reads.
+
+    Attributes:
+        tokenizer: of the run.
+        units: of each source, by name.
+        checkpoint: that it continues; None for one that begins.
+        state: of the training; that of step 0 for a run that begins.
+        weights: by parameter name; None for random ones.
+    """
+
+    tokenizer: TextTokenizer
+    units: Mapping[str, Sequence[Unit]]
+    checkpoint: Path | None
+    state: TrainingState
+    weights: dict[str, Tensor] | None
+
+
+def find_starting_point(
+    config: TrainConfig, run: RunDirectory, collectives: Collectives
+) -> StartingPoint:
+    """Look at all that the user gave; nothing is written.
+
+    Raises:
+        InputError: the run directory, tokenizer, data or weights do not fit; on every process.
+    """
+    resumes = collectives.on_main(lambda: check_resume(config, run))
+    tokenizer = collectives.on_all(lambda: load_tokenizer(config.tokenizer.path))
+    units = collectives.on_all(lambda: open_corpus(config, tokenizer))
+    checkpoint = None
+    if resumes:
+        collectives.on_main(lambda: check_source_files(config, run, units))
+        found = collectives.on_main(lambda: str(find_resume_point(config, run, tokenizer)))
+        checkpoint = Path(found)
+    state, weights = collectives.on_all(lambda: load_state_and_weights(config, checkpoint))
+    return StartingPoint(tokenizer, units, checkpoint, state, weights)
+
+
+def check_resume(config: TrainConfig, run: RunDirectory) -> bool:
+    """Whether there is a run to continue.
+
+    Raises:
+        InputError: `resume` forbids what was found, or the directory holds another run.
+    """
+    if not run.holds_run():
+        if config.resume is Resume.must:
+            raise InputError(
+                f"resume=must, but {run.path} holds no run: check output_dir, or leave resume out"
+            )
+        return False
+    if config.resume is Resume.never:
+        raise InputError(
+            f"resume=never, but {run.path} already holds a run: write output_dir=... to choose "
+            f"another directory, or leave resume out to continue"
+        )
+    if run.config_file.exists():
+        fatal, notable = find_differences(load_train_config(run.config_file), config)
+        if fatal and config.resume is not Resume.changed:
+            raise InputError(
+                f"{run.path} holds another run; write output_dir=... to start a new one, or give "
+                f"the settings it was started with (resume=changed goes on with these):\n  "
+                + "\n  ".join(fatal)
+            )
+        for difference in fatal + notable:
+            logger.warning("continuing with a changed setting: %s", difference)
+    return True
+
+
+def check_source_files(
+    config: TrainConfig, run: RunDirectory, units: Mapping[str, Sequence[Unit]]
+) -> None:
+    """Raises InputError when a run that goes on would read other files than before."""
+    if not run.sources_file.exists() or config.resume is Resume.changed:
+        return
+    mend = "restore it, or remove it if the files of the data are still the same"
+    before = read_json(run.sources_file, dict, mend)
+    changes = find_changed_files(before, list_source_files(units))
+    if changes:
+        shown = [*changes[:5], *([f"and {len(changes) - 5} more"] if changes[5:] else [])]
+        raise InputError(
+            f"the files of {run.path} have changed since it began, so that it cannot go on with "
+            f"the same documents; restore them, write output_dir=... to start a new run, or "
+            f"resume=changed to go on with these files:\n  " + "\n  ".join(shown)
+        )
+
+
+def find_resume_point(config: TrainConfig, run: RunDirectory, tokenizer: TextTokenizer) -> Path:
+    """The newest sound checkpoint that is one of this run.
+
+    Raises:
+        InputError: there is none.
+    """
+    with torch.device("meta"):
+        model = NeoBERTLMHead(build_model_config(config.model, tokenizer))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+    def is_same_run(config_file: Path) -> bool:
+        same = not find_differences(load_train_config(config_file), config)[0]
+        return same or config.resume is Resume.changed
+
+    checkpoint = find_checkpoint(
+        run, find_misfit=lambda folder: find_misfit(folder, shapes, is_same_run)
+    )
+    assert checkpoint is not None
+    return checkpoint
+
+
+def load_state_and_weights(
+    config: TrainConfig, checkpoint: Path | None
+) -> tuple[TrainingState, dict[str, Tensor] | None]:
+    """Where training begins: at a checkpoint, at given weights, or (None) at random ones."""
+    if checkpoint is not None:
+        state = load_state(checkpoint)
+        check_lanes(config, state, checkpoint)
+        return state, load_weights(checkpoint)
+    state = TrainingState(0, 0, 0, initial_states(range(compute_num_lanes(config))))
+    return state, load_initial_weights(config.init_from) if config.init_from else None
+
+
+def check_lanes(config: TrainConfig, state: TrainingState, checkpoint: Path) -> None:
+    """Raises InputError when the places in the data are not those of the configured data."""
+    num_lanes, names = compute_num_lanes(config), set(resolve_sources(config.data))
+    read = {name for lane in state.lanes.values() for name in lane["streams"]}
+    if len(state.lanes) != num_lanes or read - names:
+        raise InputError(
+            f"{checkpoint} has places for {len(state.lanes)} lanes in the sources "
+            f"{', '.join(sorted(read))}, the configuration {num_lanes} lanes and "
+            f"{', '.join(sorted(names))}: write output_dir=... and init_from={checkpoint.parents[1]} "
+            f"to train on with its weights"
+        )
