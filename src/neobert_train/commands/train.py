@@ -277,7 +277,8 @@ def open_run_directory(
 
 def start_metrics(config: TrainConfig, run: RunDirectory, step: int) -> MetricsLog:
     """The metrics of a run that goes on after `step`."""
-    return MetricsLog(run.metrics_file, step, start_wandb(config, run.path))
+    begun = run.read_environments()[0]["started"]
+    return MetricsLog(run.metrics_file, step, start_wandb(config, run.path, begun))
 
 
 def build_heldout_batches(

@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,13 @@ class MetricsLog:
             logger.warning("%s cannot be written (%s); tried again later", self._file.name, error)
         self._unwritten = data.decode()
 
+    def sync(self) -> None:
+        """Let what is written survive a power loss."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            logger.warning("%s cannot be synced: %s", self._file.name, error)
+
     def close(self) -> None:
         """Finish writing."""
         self._flush()
@@ -63,8 +72,14 @@ def _is_not_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def start_wandb(config: TrainConfig, folder: Path) -> Any:
-    """A W&B run, offline when there is no login or network; None when it cannot be had at all."""
+def start_wandb(config: TrainConfig, folder: Path, begun: str) -> Any:
+    """A W&B run, offline when there is no login or network; None when it cannot be had at all.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        begun: when it first started, by which W&B tells it from others of its name.
+    """
     settings = config.logging
     if settings.wandb is WandbMode.disabled:
         return None
@@ -77,13 +92,13 @@ def start_wandb(config: TrainConfig, folder: Path) -> Any:
         try:
             if mode == "online" and not wandb.login(timeout=_WANDB_TIMEOUT_SECONDS):
                 raise RuntimeError("no login")
-            return _init_wandb(wandb, config, folder, mode)
+            return _init_wandb(wandb, config, folder, begun, mode)
         except Exception as error:  # never a reason to fail: wandb raises many kinds
             logger.warning("W&B does not start %s (%s)", mode, error)
     return None
 
 
-def _init_wandb(wandb: Any, config: TrainConfig, folder: Path, mode: str) -> Any:
+def _init_wandb(wandb: Any, config: TrainConfig, folder: Path, begun: str, mode: str) -> Any:
     import yaml
 
     name = config.logging.wandb_name or folder.name
@@ -91,7 +106,7 @@ def _init_wandb(wandb: Any, config: TrainConfig, folder: Path, mode: str) -> Any
         project=config.logging.wandb_project,
         name=name,
         # One W&B run for one run directory, however often it is resumed.
-        id=name,
+        id=f"{re.sub('[^A-Za-z0-9_-]', '-', name)}-{re.sub('[^0-9]', '', begun)}",
         resume="allow",
         dir=str(folder),
         mode=mode,

@@ -377,6 +377,8 @@ class Trainer:
         self._saved_step, started = self.state.step, time.perf_counter()
         if self.writer is not None:
             self.writer.join()  # one copy of the state in memory at most
+        if self.metrics is not None:
+            self.metrics.sync()
         lanes: dict[int, dict[str, Any]] = {}
         for part in self.collectives.gather(self.state.lanes):
             lanes.update({int(lane): state for lane, state in part.items()})
