@@ -156,11 +156,12 @@ def compute_state_bytes(parameters: int, zero_stage: int, num_devices: int, bf16
     return parameters * (whole + sum(shared[3 - divided :]) / num_devices)
 
 
-def list_block_tensors(model: ModelConfig, bf16: bool) -> dict[str, int]:
-    """Bytes a token of what an uncompiled block keeps on a GPU for its backward pass.
+def list_block_tensors(model: ModelConfig, bf16: bool, compiled: bool) -> dict[str, int]:
+    """Bytes a token of what a block keeps on a GPU for its backward pass.
 
     Two names for one storage count once, and a part of a storage keeps the whole: the values lie
-    among what `qkv` gives, the gate and its value among what `w12` gives.
+    among what `qkv` gives, the gate and its value among what `w12` gives. Compiled code computes the
+    activation of the gate again.
     """
     hidden, width = model.hidden_size, compute_feed_forward_width(model)
     element = 2 if bf16 else 4
@@ -174,7 +175,7 @@ def list_block_tensors(model: ModelConfig, bf16: bool) -> dict[str, int]:
         "residual stream between the halves": element * hidden,
         "normalised input of w12": element * hidden,
         "gate and value as w12 gives them": element * 2 * width,
-        "silu of the gate": element * width,
+        "silu of the gate": 0 if compiled else element * width,
         "its product with the value, input of w3": element * width,
         "scales of both norms": 2 * 4,
     }
@@ -184,16 +185,16 @@ def list_block_tensors(model: ModelConfig, bf16: bool) -> dict[str, int]:
 
 
 def compute_kept_bytes(
-    model: ModelConfig, vocab_size: int, tokens: int, masked_tokens: int, bf16: bool
+    model: ModelConfig, vocab_size: int, tokens: int, masked_tokens: int, bf16: bool, compiled: bool
 ) -> int:
-    """Bytes that one uncompiled micro-batch keeps on a GPU for its backward pass.
+    """Bytes that one micro-batch keeps on a GPU for its backward pass.
 
     With `activation_checkpointing` that is only the input of every block, and the most that is there
     at a time, the tensors of one block as well, comes with `estimate_activation_bytes`.
     """
     element = 2 if bf16 else 4
     head_size = model.hidden_size // model.num_attention_heads
-    block = sum(list_block_tensors(model, bf16).values())
+    block = sum(list_block_tensors(model, bf16, compiled).values())
     if model.activation_checkpointing:
         block = element * model.hidden_size
     last_norm = element * model.hidden_size + 4
@@ -206,9 +207,14 @@ def compute_kept_bytes(
 
 
 def estimate_activation_bytes(
-    model: ModelConfig, vocab_size: int, tokens: int, masked_share: float, bf16: bool
+    model: ModelConfig,
+    vocab_size: int,
+    tokens: int,
+    masked_share: float,
+    bf16: bool,
+    compiled: bool,
 ) -> float:
-    """Bytes that one uncompiled micro-batch takes on a GPU beside the training state; an estimate.
+    """Bytes that one micro-batch takes on a GPU beside the training state; an estimate.
 
     To what is kept comes the larger of two that are never there together: the scores of one chunk of
     the loss and the probabilities of one block of it, and the gradients of one feed-forward layer (four
@@ -221,5 +227,6 @@ def estimate_activation_bytes(
     width = compute_feed_forward_width(model)
     gradients = tokens * element * (4 * width + 2 * model.hidden_size)
     if model.activation_checkpointing:
-        gradients += tokens * sum(list_block_tensors(model, bf16).values())
-    return compute_kept_bytes(model, vocab_size, tokens, masked, bf16) + max(scores, gradients)
+        gradients += tokens * sum(list_block_tensors(model, bf16, compiled).values())
+    kept = compute_kept_bytes(model, vocab_size, tokens, masked, bf16, compiled)
+    return kept + max(scores, gradients)

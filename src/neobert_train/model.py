@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from neobert_train.checkpoint import find_checkpoint, load_weights
+from neobert_train.config.derived import wants_compilation
 from neobert_train.config.schema import ModelConfig, Precision, TrainConfig
 from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.errors import InputError
@@ -101,16 +102,16 @@ def compile_blocks(model: NeoBERTLMHead, device: torch.device) -> bool:
     return True
 
 
-def wants_compilation(config: TrainConfig, device: torch.device) -> bool:
+def decide_compilation(config: TrainConfig, device: torch.device) -> bool:
     """Whether `compile_blocks` is to be tried; a warning says where it was asked for in vain."""
-    if config.deepspeed.zero_stage == 3:
-        if config.model.compile:
-            logger.warning(
-                "model.compile=true does not go with deepspeed=zero3, whose hooks inside of the blocks "
-                "cannot be compiled: running uncompiled"
-            )
-        return False
-    return device.type == "cuda" if config.model.compile is None else config.model.compile
+    stage = config.deepspeed.zero_stage
+    wanted = wants_compilation(config, stage, device.type == "cuda")
+    if config.model.compile and not wanted:
+        logger.warning(
+            "model.compile=true does not go with deepspeed=zero%d, whose hooks inside of the blocks "
+            "cannot be compiled: running uncompiled", stage,
+        )  # fmt: skip
+    return wanted
 
 
 def checkpoint_activations(model: NeoBERTLMHead) -> None:

@@ -7,6 +7,8 @@ log-sums.
 """
 
 import re
+import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from neobert_train.batch import Batch
 from neobert_train.commands.plan import estimate_memory, find_largest_micro_batch
 from neobert_train.config.schema import ModelConfig, PlanConfig
 from neobert_train.config.store import compose_config, to_typed
-from neobert_train.model import checkpoint_activations
+from neobert_train.model import checkpoint_activations, compile_blocks
 from neobert_train.modeling import attention, cross_entropy
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
@@ -56,14 +58,21 @@ def attend_as_on_a_gpu(q, k, v, cu_seqlens, max_seqlen):
     return torch.cat([PackedAttention.apply(*document) for *document, n in documents if n])
 
 
+def apply_fused_norm(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+    return FusedNorm.apply(x, norm.weight, norm.eps)
+
+
 @pytest.fixture
-def gpu_kernels(monkeypatch):
-    """What the model runs keeps what it would keep on a GPU."""
-    monkeypatch.setattr(
-        nn.RMSNorm, "forward", lambda self, x: FusedNorm.apply(x, self.weight, self.eps)
-    )
+def packed_kernel(monkeypatch):
+    """Attention keeps what it would keep on a GPU."""
     backend = attention.Backend(attend_as_on_a_gpu, None, needs_cuda=False)
     monkeypatch.setitem(attention.BACKENDS, "sdpa", backend)
+
+
+@pytest.fixture
+def gpu_kernels(packed_kernel, monkeypatch):
+    """What the model runs keeps what it would keep on a GPU."""
+    monkeypatch.setattr(nn.RMSNorm, "forward", apply_fused_norm)
 
 
 def measure_kept_bytes(module: nn.Module, batch: Batch) -> int:
@@ -102,12 +111,30 @@ def test_the_tensors_that_a_micro_batch_keeps(gpu_kernels, tokens, masked, layer
     model = NeoBERTLMHead(NeoBERTConfig(**shape, vocab_size=VOCAB_SIZE))
     objective = MaskedLanguageModelling(model.bfloat16() if bf16 else model)
     measured = measure_kept_bytes(objective, build_batch(tokens, masked))
-    expected = compute_kept_bytes(ModelConfig(**shape), VOCAB_SIZE, tokens, masked, bf16)
+    expected = compute_kept_bytes(ModelConfig(**shape), VOCAB_SIZE, tokens, masked, bf16, False)
     assert measured == expected
     estimate = estimate_activation_bytes(
-        ModelConfig(**shape), VOCAB_SIZE, tokens, masked / tokens, bf16
+        ModelConfig(**shape), VOCAB_SIZE, tokens, masked / tokens, bf16, False
     )
     assert expected < estimate < 1.4 * expected
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "fp32"])
+def test_the_tensors_that_a_compiled_micro_batch_keeps(packed_kernel, monkeypatch, bf16):
+    tokens, masked = 1024, 205
+    shape = {"num_hidden_layers": 3, "hidden_size": 256, "intermediate_size": 1024}
+    shape["num_attention_heads"] = 4
+    model = NeoBERTLMHead(NeoBERTConfig(**shape, vocab_size=VOCAB_SIZE))
+    assert compile_blocks(model, torch.device("cpu"))
+    last_norm = model.model.layer_norm  # which is not compiled
+    monkeypatch.setattr(last_norm, "forward", partial(apply_fused_norm, last_norm))
+    objective = MaskedLanguageModelling(model.bfloat16() if bf16 else model)
+    batch = build_batch(tokens, masked)
+    objective(batch)
+    expected = compute_kept_bytes(ModelConfig(**shape), VOCAB_SIZE, tokens, masked, bf16, True)
+    assert measure_kept_bytes(objective, batch) == expected
 
 
 @pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "fp32"])
@@ -124,15 +151,16 @@ def test_activation_checkpointing_keeps_the_inputs_of_blocks(gpu_kernels, bf16):
         ModelConfig(**shape, activation_checkpointing=recomputed) for recomputed in (True, False)
     ]
     kept, kept_without = (
-        compute_kept_bytes(size, VOCAB_SIZE, tokens, masked, bf16) for size in sizes
+        compute_kept_bytes(size, VOCAB_SIZE, tokens, masked, bf16, False) for size in sizes
     )
     bounds = 4 * (len(batch.cu_seqlens) + 1)  # an argument of every block, of no weight
     assert kept == measured - bounds
     assert kept < kept_without / 3
     peaks = [
-        estimate_activation_bytes(size, VOCAB_SIZE, tokens, masked / tokens, bf16) for size in sizes
+        estimate_activation_bytes(size, VOCAB_SIZE, tokens, masked / tokens, bf16, False)
+        for size in sizes
     ]
-    block = tokens * sum(accounting.list_block_tensors(sizes[0], bf16).values())
+    block = tokens * sum(accounting.list_block_tensors(sizes[0], bf16, False).values())
     assert peaks[0] - kept == pytest.approx(peaks[1] - kept_without + block)
 
 

@@ -28,7 +28,7 @@ from neobert_train.distributed import find_device
 from neobert_train.environment import find_versions
 from neobert_train.errors import InputError
 from neobert_train.hardware import measure_matmul_flops
-from neobert_train.model import DTYPES, find_compiler_obstacle, wants_compilation
+from neobert_train.model import DTYPES, decide_compilation, find_compiler_obstacle
 from neobert_train.modeling.attention import (
     BACKENDS,
     choose_backend,
@@ -185,7 +185,7 @@ def _examine_kernels(findings: Findings, config: DoctorConfig, device: torch.dev
         obstacle = find_obstacle(name, device, dtype)
         findings.tell("", f"{name}: {obstacle or 'can run' + _show_release(name, device)}")
     obstacle = find_compiler_obstacle(device)
-    compiles = wants_compilation(config, device)
+    compiles = decide_compilation(config, device)
     use = "a run compiles its blocks" if compiles else "a run does not use it (model.compile)"
     findings.tell("compile", f"torch.compile {obstacle or f'can run; {use}'}")
     if compiles and obstacle:
@@ -288,12 +288,14 @@ def _examine_memory(
 ) -> None:
     stage, num_processes = config.deepspeed.zero_stage, _find_num_processes(config)
     _, total = torch.cuda.mem_get_info(device)
+    if find_compiler_obstacle(device):
+        config = replace(config, model=replace(config.model, compile=False))
     arguments = config, tokenizer.vocab_size, stage, num_processes
     needed = sum(estimate_memory(*arguments, config.batch.micro_batch_tokens))
     largest = find_largest_micro_batch(*arguments, total)
     findings.tell(
         "memory",
-        f"{needed / 1e9:,.1f} GB of {total / 1e9:,.1f} GB (estimate, uncompiled); the largest that "
+        f"{needed / 1e9:,.1f} GB of {total / 1e9:,.1f} GB (estimate); the largest that "
         f"fits: batch.micro_batch_tokens={largest}",
     )
     if needed > USABLE_MEMORY * total:

@@ -12,6 +12,7 @@ from neobert_train.config.derived import (
     compute_masking_rate,
     compute_num_lanes,
     find_divisors,
+    wants_compilation,
 )
 from neobert_train.config.schema import PlanConfig, Precision, TrainConfig
 from neobert_train.data.tokenization import load_tokenizer
@@ -77,13 +78,14 @@ def format_plan(config: PlanConfig) -> str:
 def estimate_memory(
     config: TrainConfig, vocab_size: int, zero_stage: int, num_devices: int, tokens: int
 ) -> tuple[float, float]:
-    """Bytes of state and of activations on one device, for micro-batches of so many tokens."""
+    """Bytes of state and of activations on one GPU, for micro-batches of so many tokens."""
     bf16 = config.trainer.precision is Precision.bf16
+    compiled = wants_compilation(config, zero_stage, on_gpu=True)
     parameters = compute_model_size(config.model, vocab_size).parameters
     masked_share = max(_sample_masking_rates(config))
     return (
         compute_state_bytes(parameters, zero_stage, num_devices, bf16),
-        estimate_activation_bytes(config.model, vocab_size, tokens, masked_share, bf16),
+        estimate_activation_bytes(config.model, vocab_size, tokens, masked_share, bf16, compiled),
     )
 
 

@@ -32,8 +32,8 @@ from neobert_train.model import (
     checkpoint_activations,
     choose_attention,
     compile_blocks,
+    decide_compilation,
     load_into,
-    wants_compilation,
 )
 from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
 from neobert_train.objective import MaskedLanguageModelling
@@ -182,7 +182,7 @@ def build_starting_engine(
     device: torch.device,
 ) -> Any:
     """A DeepSpeed engine around the model, with the optimiser where it was."""
-    if wants_compilation(config, device):
+    if decide_compilation(config, device):
         compile_blocks(model, device)
     if config.model.activation_checkpointing:
         checkpoint_activations(model)

@@ -24,6 +24,13 @@ def compute_accumulation_steps(config: TrainConfig, world_size: int) -> int:
     return compute_num_lanes(config) // world_size
 
 
+def wants_compilation(config: TrainConfig, zero_stage: int, on_gpu: bool) -> bool:
+    """Whether blocks are to be compiled; hooks that ZeRO 3 has inside of them cannot be."""
+    if zero_stage == 3:
+        return False
+    return on_gpu if config.model.compile is None else config.model.compile
+
+
 def resolve_sources(data: DataConfig) -> dict[str, SourceConfig]:
     """The sources by name; what a source of a mixture leaves out is as in the `data` section."""
     names = [field.name for field in dataclasses.fields(SourceConfig)]
