@@ -19,6 +19,8 @@ from neobert_train.objective import MaskedLanguageModelling
 from neobert_train.optim.adamw import build_optimizer
 from neobert_train.world import World
 
+# Elements. DeepSpeed's own choice, ten times as many, is a buffer of 2 GB on every device.
+REDUCE_BUCKET = 50_000_000
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -37,8 +39,16 @@ def import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def build_deepspeed_config(config: TrainConfig, world: World) -> dict[str, Any]:
-    """The engine's settings; everything about batches follows from the lanes."""
+def build_deepspeed_config(
+    config: TrainConfig, world: World, largest_parameter: int
+) -> dict[str, Any]:
+    """The engine's settings; everything about batches follows from the lanes.
+
+    Args:
+        config: of the run.
+        world: this process among all.
+        largest_parameter: its number of elements.
+    """
     accumulation = compute_accumulation_steps(config, world.world_size)
     return {
         # DeepSpeed counts samples; a micro-batch is one.
@@ -47,7 +57,11 @@ def build_deepspeed_config(config: TrainConfig, world: World) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation,
         # Without ZeRO `step_engine` clips.
         "gradient_clipping": config.optimizer.max_grad_norm if config.deepspeed.zero_stage else 0.0,
-        "zero_optimization": {"stage": config.deepspeed.zero_stage},
+        "zero_optimization": {
+            "stage": config.deepspeed.zero_stage,
+            # Of gradients that are summed together; a buffer of so many is on every device.
+            "reduce_bucket_size": max(REDUCE_BUCKET, largest_parameter),
+        },
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": config.trainer.precision is Precision.bf16},
         # Gradients are added up in fp32, over micro-batches and over processes.
@@ -73,11 +87,12 @@ def build_engine(
     os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # it insists, launcher or not
     deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo")
     objective.to(device)
+    largest = max(parameter.numel() for parameter in objective.parameters())
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory use
         engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=build_optimizer(config.optimizer, objective),
-            config=build_deepspeed_config(config, world),
+            config=build_deepspeed_config(config, world, largest),
         )
     return engine
 
