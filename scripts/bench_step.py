@@ -17,7 +17,8 @@ takes one step, so that all see the same moments of a shared machine; ratios are
 
 Tokens are those of documents, never padding. MFU is the work that this model needs for them
 (`ModelSize.compute_flops`) as a share of the device's peak in bf16, for all alike. Memory is the most
-that a step takes beside the weights; on a CPU each contestant is measured in a process of its own.
+that a step takes beside the weights; on a CPU each contestant is measured in a process of its own. On
+a GPU it is followed by what the command `plan` reckons with.
 """
 
 import argparse
@@ -38,7 +39,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neobert_train.accounting import ModelSize, compute_model_size
+from neobert_train.accounting import compute_model_size, estimate_activation_bytes
 from neobert_train.batch import Batch
 from neobert_train.config.schema import ModelConfig
 from neobert_train.distributed import find_device
@@ -387,9 +388,8 @@ def run_context(arguments: argparse.Namespace, context: int) -> list[dict[str, A
             contestant.model = contestant.step = None
         for contestant in running:
             contestant.peak_bytes = _measure_apart(arguments, context, contestant.name)
-    size = compute_model_size(shape.to_config(), shape.vocab_size)
     peak = find_peak_flops(device, torch.bfloat16) or math.nan
-    return _tabulate(running, sample, size, peak, context)
+    return _tabulate(running, sample, shape, peak, context)
 
 
 def _measure_apart(arguments: argparse.Namespace, context: int, name: str) -> float | None:
@@ -403,11 +403,23 @@ def _measure_apart(arguments: argparse.Namespace, context: int, name: str) -> fl
     return None if done.returncode else float(done.stdout.split()[-1])
 
 
+def plan_bytes(name: str, shape: Shape, batch: Batch) -> float | None:
+    """Memory of a step beside the weights, as `plan` reckons; None for what it does not know."""
+    kind, precision, *variant = name.split()
+    if kind != "ours" or variant[0] == "sdpa" or batch.input_ids.device.type != "cuda":
+        return None
+    bf16, compiled = precision == "bf16", "compiled" in variant
+    config, masked_share = shape.to_config(), batch.num_masked / len(batch.input_ids)
+    arguments = config, shape.vocab_size, len(batch.input_ids), masked_share, bf16, compiled
+    gradients = (2 if bf16 else 4) * compute_model_size(config, shape.vocab_size).parameters
+    return estimate_activation_bytes(*arguments) + gradients
+
+
 def _tabulate(
-    contestants: list[Contestant], sample: Sample, size: ModelSize, peak: float, context: int
+    contestants: list[Contestant], sample: Sample, shape: Shape, peak: float, context: int
 ) -> list[dict[str, Any]]:
     reference = next((c.seconds for c in contestants if c.name == REFERENCE), [])
-    batch = sample.packed
+    batch, size = sample.packed, compute_model_size(shape.to_config(), shape.vocab_size)
     flops = size.compute_flops(batch.num_tokens, batch.squared_lengths, batch.num_masked)
     rows = []
     for contestant in contestants:
@@ -421,6 +433,7 @@ def _tabulate(
                 "tokens_per_second": batch.num_tokens / seconds,
                 "mfu": flops / seconds / peak,
                 "peak_bytes": contestant.peak_bytes,
+                "planned_bytes": plan_bytes(contestant.name, shape, batch),
                 # None where the reference does not fit into memory.
                 "times_reference": statistics.median(ratios) if ratios else None,
             }
@@ -438,13 +451,18 @@ def format_table(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {row['context']:,} | {row['contestant']} | {row['seconds']:.3f} "
             f"| {row['tokens_per_second']:,.0f} | {row['mfu']:.0%} "
-            f"| {_format_memory(row['peak_bytes'])} | {_format_ratio(row['times_reference'])} |"
+            f"| {_format_memory(row)} | {_format_ratio(row['times_reference'])} |"
         )
     return "\n".join(lines)
 
 
-def _format_memory(num_bytes: float | None) -> str:
-    return "" if num_bytes is None else f"{num_bytes / 2**30:.2f} GiB"
+def _format_memory(row: dict[str, Any]) -> str:
+    if row["peak_bytes"] is None:
+        return ""
+    planned = row["planned_bytes"]
+    return f"{row['peak_bytes'] / 2**30:.2f} GiB" + (
+        "" if planned is None else f" (plan {planned / 2**30:.2f})"
+    )
 
 
 def _format_ratio(ratio: float | None) -> str:
