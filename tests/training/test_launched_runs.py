@@ -47,8 +47,13 @@ def test_zero0_without_workers(uninterrupted, tmp_path):
     assert_same_run(tmp_path / "run", uninterrupted, tolerance=1e-5)
 
 
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+@needs_compiler
 @pytest.mark.parametrize("zero", ["zero1", "zero3"])
 def test_compiled_and_with_activations_computed_again(uninterrupted, tmp_path, zero):
     settings = ["model.compile=true", "model.activation_checkpointing=true", f"deepspeed={zero}"]
@@ -93,14 +98,18 @@ def test_one_process_that_is_told_to_end_is_enough(uninterrupted, tmp_path):
     assert_same_run(tmp_path / "run", uninterrupted, tolerance=1e-5)
 
 
-def test_bf16_run_stopped_and_resumed_is_bit_identical(tmp_path):
+@pytest.mark.parametrize(
+    "compiled", ["false", pytest.param("true", marks=[pytest.mark.slow, needs_compiler])]
+)
+def test_bf16_run_stopped_and_resumed_is_bit_identical(tmp_path, compiled):
     expected, output_dir = tmp_path / "expected", tmp_path / "run"
-    train(PLAIN, expected, "trainer.precision=bf16")
-    process = start(PLAIN, output_dir, "trainer.precision=bf16")
+    settings = ["trainer.precision=bf16", f"model.compile={compiled}"]
+    train(PLAIN, expected, *settings)
+    process = start(PLAIN, output_dir, *settings)
     wait_for_step(output_dir, 3, process)
     process.send_signal(signal.SIGTERM)
     assert "the same command continues" in finish(process, code=3)
-    train(PLAIN, output_dir, "trainer.precision=bf16")
+    train(PLAIN, output_dir, *settings)
     assert_bit_identical(output_dir, expected)
 
 

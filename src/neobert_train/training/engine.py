@@ -263,10 +263,11 @@ def _create_moments(engine: Any) -> None:
     """One step with zero gradients and learning rate, through the module so that ZeRO 3 takes part."""
     set_learning_rate(engine, 0.0)
     batch = _smallest_batch().to(engine.device)
-    for _ in range(engine.gradient_accumulation_steps()):
-        loss, _ = engine(batch)
-        engine.backward(loss * 0.0, scale_wrt_gas=False)
-        engine.step()
+    with torch.compiler.set_stance("force_eager"):  # no other batch has this size
+        for _ in range(engine.gradient_accumulation_steps()):
+            loss, _ = engine(batch)
+            engine.backward(loss * 0.0, scale_wrt_gas=False)
+            engine.step()
 
 
 def _smallest_batch() -> Batch:
