@@ -114,9 +114,10 @@ def _format_memory(
     state, activations = estimate_memory(*arguments, config.batch.micro_batch_tokens)
     largest = find_largest_micro_batch(*arguments, memory_bytes)
     fits = state + activations <= USABLE_MEMORY * memory_bytes
+    form = "compiled" if wants_compilation(config, zero_stage, on_gpu=True) else "uncompiled"
     return (
         f"  ZeRO {zero_stage}: {_gigabytes(state)} state + {_gigabytes(activations)} activations "
-        f"(estimate) = {_gigabytes(state + activations)} of {_gigabytes(memory_bytes)}"
+        f"(estimate, {form}) = {_gigabytes(state + activations)} of {_gigabytes(memory_bytes)}"
         + ("" if fits else "  DOES NOT FIT")
         + (f"; the largest that fits: batch.micro_batch_tokens={largest}" if largest else "")
     )
