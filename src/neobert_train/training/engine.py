@@ -19,7 +19,8 @@ from neobert_train.objective import MaskedLanguageModelling
 from neobert_train.optim.adamw import build_optimizer
 from neobert_train.world import World
 
-# Elements. DeepSpeed's own choice, ten times as many, is a buffer of 2 GB on every device.
+# Elements. DeepSpeed's own choice is ten times as many, which ZeRO 2 and 3 hold a buffer for on every
+# device, and in fp32 ZeRO 1 too: 1 GB in bf16, 2 GB in fp32.
 REDUCE_BUCKET = 50_000_000
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -59,7 +60,7 @@ def build_deepspeed_config(
         "gradient_clipping": config.optimizer.max_grad_norm if config.deepspeed.zero_stage else 0.0,
         "zero_optimization": {
             "stage": config.deepspeed.zero_stage,
-            # Of gradients that are summed together; a buffer of so many is on every device.
+            # Of gradients that are summed together.
             "reduce_bucket_size": max(REDUCE_BUCKET, largest_parameter),
         },
         "zero_allow_untested_optimizer": True,
