@@ -104,13 +104,12 @@ def compile_blocks(model: NeoBERTLMHead, device: torch.device) -> bool:
 
 def decide_compilation(config: TrainConfig, device: torch.device) -> bool:
     """Whether `compile_blocks` is to be tried; a warning says where it was asked for in vain."""
-    stage = config.deepspeed.zero_stage
-    wanted = wants_compilation(config, stage, device.type == "cuda")
+    wanted = wants_compilation(config, config.deepspeed.zero_stage, device.type == "cuda")
     if config.model.compile and not wanted:
         logger.warning(
-            "model.compile=true does not go with deepspeed=zero%d, whose hooks inside of the blocks "
-            "cannot be compiled: running uncompiled", stage,
-        )  # fmt: skip
+            "model.compile=true does not go with deepspeed=zero3, whose hooks inside of the blocks "
+            "cannot be compiled: running uncompiled"
+        )
     return wanted
 
 

@@ -19,8 +19,8 @@ from neobert_train.objective import MaskedLanguageModelling
 from neobert_train.optim.adamw import build_optimizer
 from neobert_train.world import World
 
-# Elements. DeepSpeed's own choice is ten times as many, which ZeRO 2 and 3 hold a buffer for on every
-# device, and in fp32 ZeRO 1 too: 1 GB in bf16, 2 GB in fp32.
+# Elements. DeepSpeed's own choice is ten times as many, which takes a buffer on every device of 1 GB at
+# ZeRO 2 in bf16, and of 2 GB at ZeRO 3 and in fp32.
 REDUCE_BUCKET = 50_000_000
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
