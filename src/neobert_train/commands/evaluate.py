@@ -10,6 +10,7 @@ from neobert_train.checkpoint import CONFIG_FILE, TOKENIZER_FOLDER, find_checkpo
 from neobert_train.config.data_schema import BadRecordPolicy, SourceConfig, SourceKind
 from neobert_train.config.saved import load_train_config
 from neobert_train.config.schema import EvaluateConfig
+from neobert_train.data.encoding import encode_documents
 from neobert_train.data.heldout import CorpusSample, build_evaluation_batches
 from neobert_train.data.sources.files import list_source_files
 from neobert_train.data.sources.source import BadRecord, Record, Unit
@@ -120,11 +121,11 @@ def _read_documents(
 ) -> list[np.ndarray]:
     documents: list[np.ndarray] = []
     num_tokens = 0
-    for record in (record for unit in units for record in unit.iter_records(0)):
+    for record, unit in ((record, part) for part in units for record in part.iter_records(0)):
         if isinstance(record, BadRecord):
             raise InputError(record.reason)
         assert isinstance(record, Record)
-        documents += tokenizer.encode([record.text])
+        documents += encode_documents(tokenizer, [(record, unit)])
         num_tokens += len(documents[-1])
         if num_tokens >= max_tokens:
             break

@@ -13,9 +13,9 @@ from neobert_train.config.derived import compute_num_lanes
 from neobert_train.config.saved import find_differences, load_train_config
 from neobert_train.config.schema import InspectDataConfig
 from neobert_train.data.corpus import open_corpus
+from neobert_train.data.encoding import name_document
 from neobert_train.data.lanes import Lane, LaneState, PackedChunks, initial_states
 from neobert_train.data.sources import Unit
-from neobert_train.data.streams import Chunk
 from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
 from neobert_train.run_directory import RunDirectory
 from neobert_train.world import World
@@ -137,16 +137,11 @@ def _format_chunk(
     part = f", part {chunk.index + 1}" if chunk.index else ""
     return [
         f"lane {batch.lane}, document {index + 1}: {names[chunk.source]}, "
-        f"{name_document(chunk, units[names[chunk.source]])}{part}, {end - start} tokens",
+        f"{name_document(chunk.record, units[names[chunk.source]][chunk.unit])}{part}, "
+        f"{end - start} tokens",
         f"  sees      {_shorten(tokenizer.decode(batch.input_ids[start:end].tolist()))}",
         f"  predicts  {_shorten(predicted)}",
     ]
-
-
-def name_document(chunk: Chunk, units: Sequence[Unit]) -> str:
-    """The id of a document, and where it lies."""
-    place = units[chunk.unit].describe(chunk.record.next_cursor)
-    return place if chunk.record.id is None else f"{chunk.record.id} ({place})"
 
 
 def _shorten(text: str) -> str:

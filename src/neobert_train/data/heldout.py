@@ -15,10 +15,11 @@ from neobert_train.config.derived import compute_weights, resolve_sources
 from neobert_train.config.schema import TrainConfig
 from neobert_train.data.admission import Admission, Kind, build_admission
 from neobert_train.data.collate import collate
+from neobert_train.data.encoding import Document, encode_documents
 from neobert_train.data.masking import build_masking
 from neobert_train.data.packing import pack_all
 from neobert_train.data.randomness import keyed_generator
-from neobert_train.data.sources import AnyRecord, Record, TokenizedRecord, Unit
+from neobert_train.data.sources import BadRecord, Unit
 from neobert_train.data.tokenization import TextTokenizer, split_document
 from neobert_train.run_directory import read_json
 
@@ -131,12 +132,10 @@ def sample_source(
     num_tokens = num_counted = 0
     for group in _iter_groups(units, admission):
         counting = num_counted < _MOST_COUNTED_TOKENS
-        wanted = [(r, kind) for r, kind in group if counting or kind is Kind.heldout]
-        encoded = iter(tokenizer.encode([r.text for r, _ in wanted if isinstance(r, Record)]))
-        for record, kind in wanted:
-            ids = np.asarray(
-                record.ids if isinstance(record, TokenizedRecord) else next(encoded), np.int64
-            )
+        wanted = [entry for entry in group if counting or entry[2] is Kind.heldout]
+        encoded = encode_documents(tokenizer, [(record, unit) for record, unit, _ in wanted])
+        for (_, _, kind), found in zip(wanted, encoded, strict=True):
+            ids = np.asarray(found, np.int64)
             if admission.classify_tokens(len(ids)) is not Kind.document:
                 continue
             if counting:
@@ -154,15 +153,16 @@ def sample_source(
 
 def _iter_groups(
     units: Sequence[Unit], admission: Admission
-) -> Iterator[Sequence[tuple[Any, Kind]]]:
-    """The documents of a source with their kinds, training and held-out ones alone."""
-    records: Iterator[AnyRecord] = (
-        record
-        for unit in keyed_generator("heldout").permutation(len(units))
-        for record in units[unit].iter_records(0)
+) -> Iterator[list[tuple[Document, Unit, Kind]]]:
+    """Give the documents to train on or to hold out, each with its unit and kind."""
+    order = keyed_generator("heldout").permutation(len(units))
+    wanted: Iterator[tuple[Document, Unit, Kind]] = (
+        (record, units[index], kind)
+        for index in order
+        for record in units[index].iter_records(0)
+        if not isinstance(record, BadRecord)
+        and (kind := admission.classify(record)) in (Kind.document, Kind.heldout)
     )
-    kinds = ((record, admission.classify(record)) for record in records)
-    wanted = ((r, kind) for r, kind in kinds if kind in (Kind.document, Kind.heldout))
     while group := list(itertools.islice(wanted, _GROUP_DOCUMENTS)):
         yield group
 

@@ -185,7 +185,7 @@ class Lane:
                 ),
                 build_admission(config.data, source),
                 config.data.on_bad_record,
-                self._tokenizer.encode,
+                self._tokenizer,
                 config.batch.context_length,
                 number,
                 state.streams.get(name, StreamState()),

@@ -18,6 +18,7 @@ import numpy as np
 from neobert_train.config.data_schema import BadRecordPolicy, DataConfig
 from neobert_train.config.derived import resolve_sources
 from neobert_train.data.admission import compute_heldout_key
+from neobert_train.data.encoding import encode_documents
 from neobert_train.data.prepared import (
     BAD,
     BLANK,
@@ -165,7 +166,7 @@ def write_shard(job: ShardJob) -> ShardResult:
     """Write one shard, unless it is there and sound.
 
     Raises:
-        InputError: a bad record under the policy `stop`.
+        InputError: a bad record under the policy `stop`, or a document that cannot be encoded.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     found = _find_shard(job)
@@ -178,8 +179,8 @@ def write_shard(job: ShardJob) -> ShardResult:
     end = 0
     records = job.unit.iter_records(0)
     while group := list(itertools.islice(records, _GROUP_RECORDS)):
-        texts = [record.text for record in group if isinstance(record, Record)]
-        encoded = iter(tokenizer.encode(texts))
+        documents = [(record, job.unit) for record in group if isinstance(record, Record)]
+        encoded = iter(encode_documents(tokenizer, documents))
         for record in group:
             place = (record.begin, record.next_cursor)  # type: ignore[union-attr]
             if isinstance(record, BadRecord):

@@ -1,6 +1,6 @@
 """One source in one lane: records to tokenised chunks, from any of its states on."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +9,9 @@ import numpy as np
 from neobert_train.config.data_schema import BadRecordPolicy
 from neobert_train.data.admission import Admission, Kind
 from neobert_train.data.documents import LaneOrder, Position, iter_lane_records
+from neobert_train.data.encoding import encode_documents
 from neobert_train.data.sources import AnyRecord, BadRecord, Record, TokenizedRecord
-from neobert_train.data.tokenization import split_document
+from neobert_train.data.tokenization import TextTokenizer, split_document
 from neobert_train.errors import InputError
 
 # Documents tokenised in one call, which amortises its overhead, within bounded memory.
@@ -114,7 +115,7 @@ class SourceStream:
         order: which records in which order.
         admission: which documents.
         on_bad_record: whether an unreadable record is an error.
-        encode: texts to ids, [num_tokens] each.
+        tokenizer: of the texts.
         context_length: most tokens of a chunk, [CLS] and [SEP] included.
         source: number of the source.
         state: where to go on.
@@ -125,12 +126,12 @@ class SourceStream:
         order: LaneOrder,
         admission: Admission,
         on_bad_record: BadRecordPolicy,
-        encode: Callable[[Sequence[str]], list[np.ndarray]],
+        tokenizer: TextTokenizer,
         context_length: int,
         source: int,
         state: StreamState,
     ) -> None:
-        self._order, self._admission, self._encode = order, admission, encode
+        self._order, self._admission, self._tokenizer = order, admission, tokenizer
         self._on_bad_record = on_bad_record
         self._context_length, self._source = context_length, source
         self._counts, self.tokens = state.counts, state.tokens
@@ -209,16 +210,16 @@ class SourceStream:
         admission, nothing = self._admission, np.empty(0, dtype=np.int64)
         for group in _iter_groups(iter_lane_records(self._order, start)):
             kinds = [admission.classify(record) for record, _, _ in group]
-            texts = [
-                record.text
-                for (record, _, _), kind in zip(group, kinds, strict=True)
-                if kind is Kind.document and isinstance(record, Record)
+            documents = [
+                (record, self._order.units[unit])
+                for (record, unit, _), kind in zip(group, kinds, strict=True)
+                if kind is Kind.document and not isinstance(record, BadRecord)
             ]
-            encoded = iter(self._encode(texts) if texts else ())
+            encoded = iter(encode_documents(self._tokenizer, documents))
             for (record, unit, position), kind in zip(group, kinds, strict=True):
                 ids = nothing
                 if kind is Kind.document:
-                    ids = record.ids if isinstance(record, TokenizedRecord) else next(encoded)
+                    ids = next(encoded)
                     kind = admission.classify_tokens(len(ids))
                 elif isinstance(record, BadRecord):
                     self._check_policy(record)

@@ -1,7 +1,10 @@
 """Text to token ids, and documents to chunks that fit the context."""
 
+import functools
 import hashlib
 import json
+import logging
+import multiprocessing
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +15,9 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from neobert_train.errors import InputError
+from neobert_train.world import World
+
+logger = logging.getLogger(__name__)
 
 SHIPPED_TOKENIZER = Path(__file__).resolve().parents[1] / "assets" / "bert-base-uncased"
 _SHIPPED_NAMES = ("bert-base-uncased", "google-bert/bert-base-uncased")
@@ -35,10 +41,23 @@ class SpecialTokens:
     mask: int
 
 
+class EncodingError(InputError):
+    """The tokenizer cannot encode a text.
+
+    Attributes:
+        index: of the text among those given.
+    """
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
+
+
 class TextTokenizer:
     """A `tokenizer.json` with the special tokens that masked language modelling needs.
 
-    Special tokens spelled out in a document are tokenised as the text they are.
+    Special tokens spelled out in a document are tokenised as the text they are, and a text always
+    gets the same ids: what a file says of dropout is not followed.
 
     Attributes:
         name: what it was loaded by.
@@ -53,6 +72,7 @@ class TextTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
+        _switch_off_sampling(tokenizer, name)
         self._tokenizer = tokenizer
         self.name = name
         self._spellings = {
@@ -68,9 +88,36 @@ class TextTokenizer:
         self.vocab_size = max(self.get_vocabulary().values()) + 1
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token ids of each text without special tokens, [num_tokens] int64."""
+        """Return the ids of each text without special tokens, [num_tokens] int64.
+
+        Raises:
+            EncodingError: one of the texts cannot be encoded.
+        """
+        try:
+            return self._encode(texts)
+        except BaseException as error:
+            if not _is_of_library(error):
+                raise
+            raise self._find_failure(texts) from error
+
+    def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def _find_failure(self, texts: Sequence[str]) -> EncodingError:
+        """Return what is wrong with the first text that fails by itself; a batch fails as a whole."""
+        for index, text in enumerate(texts):
+            try:
+                self._encode([text])
+            except BaseException as error:
+                if not _is_of_library(error):
+                    raise
+                return EncodingError(
+                    f"the tokenizer '{self.name}' (tokenizer.path) cannot encode it: {error}; "
+                    f"correct the tokenizer.json, or write another tokenizer.path",
+                    index,
+                )
+        raise AssertionError("the texts were encoded one by one, and not together")
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens spelled out."""
@@ -107,6 +154,29 @@ class TextTokenizer:
             pair=f"{cls} $A {sep} $B:1 {sep}:1",
             special_tokens=[(cls, self.special.cls), (sep, self.special.sep)],
         )
+
+
+def _is_of_library(error: BaseException) -> bool:
+    """Return whether the Rust library raised it: a plain Exception, or a panic (no Exception)."""
+    return type(error) is Exception or type(error).__name__ == "PanicException"
+
+
+def _switch_off_sampling(tokenizer: Tokenizer, name: str) -> None:
+    """Set what makes the ids of a text random to none: BPE dropout, sampling from a Unigram."""
+    for setting in ("dropout", "alpha", "nbest_size"):
+        if value := getattr(tokenizer.model, setting, None):
+            setattr(tokenizer.model, setting, None)
+            _warn_of_sampling(name, setting, round(value, 6))  # the library keeps float32
+
+
+@functools.cache  # once per process, however often the tokenizer is loaded
+def _warn_of_sampling(name: str, setting: str, value: float) -> None:
+    if multiprocessing.parent_process() is None and World.from_environment().is_main:
+        logger.warning(
+            "the tokenizer '%s' asks for random tokens (model.%s=%g): switched off, since the same "
+            "text has to give the same tokens whenever it is read",
+            name, setting, value,
+        )  # fmt: skip
 
 
 def _find_id(tokenizer: Tokenizer, token: str) -> int:
