@@ -12,6 +12,7 @@ connection breaks before the answer begins, so count `pauses`, not requests, to 
 
 import re
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -31,7 +32,8 @@ class Fault:
     stall_after: int | None = None  # nothing more comes; -1: no answer at all
     close_after: int | None = None  # the connection ends, though Content-Length promised more
     shorten_to: int | None = None  # Content-Length itself says so; nothing else tells
-    is_trickle: bool = False  # the body comes in 20 pieces, 50 ms apart
+    bytes_per_second: float | None = None  # how fast the body comes, byte by byte if need be
+    redirect: str | None = None  # 302 to this URL
     ignores_range: bool = False  # 200 with all of the file
     shifts_range: bool = False  # the bytes after those asked for
 
@@ -55,7 +57,9 @@ class MisbehavingServer:
         self.forbids_head = False
         self.hides_length = False  # chunked, no Content-Length, `/*` in Content-Range
         self.encoding: str | None = None  # a Content-Encoding it claims
+        self.page_prefix = ""  # put before the links of its pages
         self.released = threading.Event()
+        self._scheme = "http"
         self._faults: list[Fault] = []
         self._repeated: Fault | None = None
         self._lock = threading.Lock()
@@ -78,7 +82,14 @@ class MisbehavingServer:
         return f"127.0.0.1:{self._http.server_address[1]}"
 
     def url(self, name: str, userinfo: str = "") -> str:
-        return f"http://{userinfo}{self.host}/{name}"
+        return f"{self._scheme}://{userinfo}{self.host}/{name}"
+
+    def use_tls(self, certificate: Path, key: Path) -> None:
+        """From now on serve https; the certificate must hold for 127.0.0.1."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        self._http.socket = context.wrap_socket(self._http.socket, server_side=True)
+        self._scheme = "https"
 
     def script(self, *faults: Fault, repeat: bool = False) -> None:
         """The faults of the coming requests; with `repeat`, the last one goes on for good."""
@@ -136,10 +147,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._stall()
         if fault.status is not None:
             return self._send_error(fault.status, fault.retry_after)
+        if fault.redirect is not None:
+            return self._send_error(302, location=fault.redirect)
         path = owner.folder / unquote(urlsplit(self.path).path).lstrip("/")
         if not path.exists():
             return self._send_error(404)
-        content = _make_page(path) if path.is_dir() else path.read_bytes()
+        content = _make_page(path, owner.page_prefix) if path.is_dir() else path.read_bytes()
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked and not (owner.ignores_ranges or fault.ignores_range):
             first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
@@ -171,12 +184,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         ends = (fault.reset_after, fault.stall_after, fault.close_after)
         stop = next((end for end in ends if end is not None), len(content))
-        piece = max(1, stop // 20) if fault.is_trickle else max(1, stop)
+        rate = fault.bytes_per_second
+        piece = max(1, stop if rate is None else int(rate / 20))
         for start in range(0, stop, piece):
             data = content[start : min(start + piece, stop)]
             self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data) if is_chunked and data else data)
-            if fault.is_trickle:
-                time.sleep(0.05)
+            if rate is not None:
+                time.sleep(piece / rate)
         if fault.reset_after is not None:
             self._reset()
         elif fault.stall_after is not None:
@@ -187,13 +201,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
 
     def _send_error(
-        self, status: int, retry_after: str | None = None, content_range: str | None = None
+        self,
+        status: int,
+        retry_after: str | None = None,
+        content_range: str | None = None,
+        location: str | None = None,
     ) -> None:
         self.send_response(status)
-        if retry_after is not None:
-            self.send_header("Retry-After", retry_after)
-        if content_range is not None:
-            self.send_header("Content-Range", content_range)
+        headers = {"Retry-After": retry_after, "Content-Range": content_range, "Location": location}
+        for name, value in headers.items():
+            if value is not None:
+                self.send_header(name, value)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -208,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
 
-def _make_page(folder: Path) -> bytes:
+def _make_page(folder: Path, prefix: str) -> bytes:
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
-    links = ["../", "?C=M;O=A", *(quote(name) for name in names)]
+    links = ["../", "?C=M;O=A", *(prefix + quote(name) for name in names)]
     return "".join(f'<a href="{link}">{link}</a>\n' for link in links).encode()

@@ -1,15 +1,21 @@
 """Remote files read like local ones, whatever the network does; what cannot be mended is named."""
 
 import asyncio
+import contextlib
 import gzip
 import io
+import itertools
 import logging
 import multiprocessing
 import pickle
 import random
+import re
+import shutil
 import socket
 import ssl
+import subprocess
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from types import MappingProxyType, SimpleNamespace
 
@@ -24,6 +30,8 @@ from misbehaving_server import Fault, MisbehavingServer
 
 from neobert_train.data import failures, retries
 from neobert_train.data.http_files import get_http_file_system
+from neobert_train.data.object_files import ObjectRange
+from neobert_train.data.remote_readers import BlockReader
 from neobert_train.data.storage import Network, StorageError, StoredFile, is_url, list_files
 from neobert_train.urls import show_url
 
@@ -113,11 +121,37 @@ def test_fault_while_asking_for_the_size_is_survived(server, stored, pauses, nam
     assert server.is_script_over
 
 
-def test_a_slow_server_is_no_fault(server, pauses):
-    # Each answer takes longer than the time-out, which is on silence alone.
-    (server.folder / "small").write_bytes(CONTENT[:2000])
-    server.script(Fault(is_trickle=True), repeat=True)
-    assert read(StoredFile(server.url("small"), Network(4, 0.5))) == CONTENT[:2000]
+def test_what_a_slow_line_gives_in_time_is_kept(server, pauses):
+    # The whole takes three times as long as an attempt may.
+    (server.folder / "slow").write_bytes(CONTENT[:400_000])
+    server.script(Fault(bytes_per_second=400_000), repeat=True)
+    assert read(StoredFile(server.url("slow"), Network(4, 0.3))) == CONTENT[:400_000]
+    assert pauses == []
+
+
+def test_over_a_slow_line_less_is_asked_for_at_a_time():
+    asked, line = [], [1 << 18] * 5 + [1 << 30] * 8  # most bytes that come in time
+
+    def read_range(start: int, stop: int) -> bytes:
+        asked.append(stop - start)
+        return bytes(min(stop - start, line.pop(0)))
+
+    reader = BlockReader(read_range, 1 << 40)
+    while line:
+        assert reader.readinto(bytearray(1 << 26))
+    assert asked[0] == 1 << 24
+    assert max(asked[1:5]) <= (1 << 18) * 5 / 4
+    assert asked[-1] > 3 * asked[4]
+
+
+def test_a_slow_server_without_ranges_is_read_on(server, pauses):
+    server.ignores_ranges = True
+    (server.folder / "slow").write_bytes(CONTENT)
+    server.script(Fault(), Fault(bytes_per_second=5e6), repeat=True)
+    with StoredFile(server.url("slow"), Network(4, 0.3)).open() as stream:
+        stream.seek(2_000_000)  # passes over them at the line's rate
+        assert stream.read() == CONTENT[2_000_000:]
+    assert pauses == []
 
 
 def test_a_failure_costs_one_block(server, stored, pauses):
@@ -176,6 +210,81 @@ def test_no_retries_is_one_attempt(server, stored, pauses):
     assert pauses == []
 
 
+@pytest.mark.parametrize("what", ["block", "stream", "page"])
+def test_a_server_that_drips_is_given_up_in_time(server, stored, pauses, what):
+    """A byte now and then is no progress."""
+    network, begun = Network(1, 0.4), time.monotonic()
+    if what == "page":
+        (server.folder / "page").mkdir()
+        for number in range(100):
+            (server.folder / f"page/{number}.txt").touch()
+        server.script(Fault(bytes_per_second=20), repeat=True)
+        with pytest.raises(StorageError, match=r"no answer in 0\.\d+ seconds"):
+            list_files(server.url("page/"), network)
+    else:
+        server.ignores_ranges = what == "stream"
+        server.script(
+            *[Fault()] * (1 if what == "stream" else 2), Fault(bytes_per_second=20), repeat=True
+        )
+        error = fail(StoredFile(stored.path, network))
+        assert re.search(r"only \d+ bytes came in 0\.\d+ seconds", str(error))
+    assert time.monotonic() - begun < 5
+    assert len(pauses) == 1
+
+
+class Clock:
+    """Stands for the clock of a request, whose attempts and pauses take no real time."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(retries.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(retries, "_sleep", self.advance)
+
+    def advance(self, seconds: float) -> None:
+        assert seconds >= 0
+        self.now += seconds
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    max_retries=st.integers(0, 12),
+    timeout=st.floats(0.01, 600),
+    attempts=st.lists(
+        st.tuples(st.floats(0, 1), st.none() | st.integers(0, 2000)), min_size=1, max_size=13
+    ),
+)
+def test_attempts_and_pauses_stay_within_their_time(monkeypatch, max_retries, timeout, attempts):
+    clock, num_attempts = Clock(monkeypatch), itertools.count()
+
+    class Busy(Exception):
+        status = 503
+
+    def request(seconds: float) -> None:
+        share, retry_after = attempts[next(num_attempts) % len(attempts)]
+        assert 0 < seconds <= timeout
+        clock.advance(share * seconds)
+        error = Busy()
+        error.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        raise error
+
+    with pytest.raises(StorageError):
+        retries.retry(request, "http://host/a", Network(max_retries, timeout))
+    assert clock.now <= timeout * (max_retries + 1) * (1 + 1e-9)
+    if all(share < 0.5 and not asked for share, asked in attempts):
+        assert next(num_attempts) == max_retries + 1  # fast failures use all of them
+
+
+def test_a_server_that_asks_for_a_longer_wait_than_allowed_ends_it(server, stored, pauses):
+    server.script(Fault(status=429, retry_after="3600"), repeat=True)
+    error = fail(stored)
+    assert pauses == []
+    assert not error.is_permanent
+    assert (
+        f"{server.host} asks to wait 3,600 seconds (HTTP 429 Too Many Requests), longer than a "
+        f"request may take: data.timeout_seconds=30 times (data.max_retries=4 + 1)"
+    ) in str(error)
+
+
 # --- faults that stay ---
 
 
@@ -197,6 +306,46 @@ def test_what_stays_is_named(server, stored, pauses, status, words, requests_bef
     assert all(word in str(error) for word in [*words, f"http://{server.host}/data/a.bin"])
     assert error.is_permanent is (status != 204)
     assert pauses == [] or status == 204
+
+
+@pytest.mark.parametrize("target", ["ftp://u:p@host/a?Signature=x", "file:///etc/passwd", "x:y"])
+def test_a_redirect_to_another_kind_of_url_is_final(server, stored, pauses, target):
+    server.script(Fault(redirect=target), repeat=True)
+    error = fail(stored)
+    shown = show_url(target) if "//" in target else target
+    assert f"answers with a redirect to {shown}, and only those to http:// and https://" in str(
+        error
+    )
+    assert len(server.requests) == 1
+
+
+def test_redirects_without_end_are_final(server, stored, pauses):
+    server.script(Fault(redirect=server.url("data/a.bin")), repeat=True)
+    assert "redirects without end" in str(fail(stored))
+    assert pauses == []
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_a_redirect_from_http_to_https_is_followed(server, tmp_path, monkeypatch):
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+         "-nodes", "-keyout", tmp_path / "key", "-out", tmp_path / "certificate", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    trusting = ssl.create_default_context(cafile=tmp_path / "certificate")
+    monkeypatch.setattr("aiohttp.connector._SSL_CONTEXT_VERIFIED", trusting)
+    with MisbehavingServer(tmp_path / "secure") as secure:
+        secure.use_tls(tmp_path / "certificate", tmp_path / "key")
+        (secure.folder / "a.bin").write_bytes(CONTENT)
+        (secure.folder / "b.bin").touch()
+        server.script(Fault(redirect=secure.url("a.bin")), repeat=True)
+        assert read(StoredFile(server.url("a.bin"), QUICK)) == CONTENT
+        # The page of a folder may name its files by the scheme it was redirected to.
+        secure.page_prefix = server.url("").replace("http:", "https:")
+        server.script(Fault(redirect=secure.url("")), repeat=True)
+        found = list_files(server.url(""), QUICK)
+        assert found == [f"https://{server.host}/{name}.bin" for name in "ab"]
 
 
 def test_refused_names_the_login_of_its_service():
@@ -271,20 +420,21 @@ def test_a_mistake_in_the_program_is_not_dressed_up(pauses):
 def test_pauses_grow_are_bounded_and_jittered(monkeypatch):
     bounds = []
     monkeypatch.setattr(retries, "_uniform", lambda low, high: bounds.append((low, high)) or high)
-    pauses = [retries.compute_pause(attempt, None) for attempt in (0, 1, 2, 3, 6, 7, 5000)]
+    pauses = [retries.compute_pause(attempt, 0, 1000) for attempt in (0, 1, 2, 3, 6, 7, 5000)]
     assert pauses == [0.5, 1, 2, 4, 32, 60, 60]
     assert all(low == 0 for low, _ in bounds)  # full jitter
+    assert retries.compute_pause(7, 0, 50) == 25  # half of the time that is left
+    assert retries.compute_pause(7, 20, 50) == 35
 
 
 @pytest.mark.parametrize(
     ("retry_after", "least", "most"),
     [
         ("7", 7, 7.5),
-        ("86400", 300, 300.5),
+        ("140", 140, 140.5),
         ("-5", 0, 0.5),
         ("soon", 0, 0.5),
         ("²", 0, 0.5),
-        ("Fri, 31 Dec 9999 23:59:59 GMT", 300, 300.5),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0.5),
     ],
 )
@@ -315,6 +465,12 @@ def test_retries_are_logged_once_a_minute_and_file(server, stored, pauses, caplo
     assert len(caplog.messages) == 3
     assert f"{server.host}/data/a.bin: HTTP 503 Service Unavailable; retry 1 of 4" in caplog.text
     assert not any(secret in caplog.text for secret in SECRETS)
+
+
+def test_every_long_pause_is_shown(server, stored, pauses, caplog):
+    server.script(*[Fault(status=503, retry_after="9")] * 3)
+    stored.get_size()
+    assert len(caplog.messages) == len(pauses) == 3
 
 
 @pytest.mark.parametrize(
@@ -500,7 +656,7 @@ def test_errors_survive_pickling():
 
 
 def _count_open_connections() -> int:
-    session = get_http_file_system(QUICK)._session
+    session = get_http_file_system()._session
 
     async def count() -> int:
         return len(session.connector._acquired)
@@ -523,9 +679,18 @@ def test_threads_and_connections_do_not_pile_up(server, stored, ignores_ranges):
         stream.read(1)
 
 
-def test_one_session_serves_all_files_of_like_patience():
-    assert get_http_file_system(QUICK) is get_http_file_system(Network(1, 30))
-    assert get_http_file_system(QUICK) is not get_http_file_system(Network(4, 31))
+def test_one_session_serves_all_files():
+    assert get_http_file_system() is get_http_file_system()
+
+
+def test_more_streams_than_a_hundred_are_read_side_by_side(server):
+    """aiohttp by itself lets the 101st wait for the end of another."""
+    server.ignores_ranges = True
+    (server.folder / "large").write_bytes(CONTENT)
+    file = StoredFile(server.url("large"), Network(0, 20))
+    with contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(file.open()) for _ in range(105)]
+        assert {stream.read(10) for stream in streams} == {CONTENT[:10]}
 
 
 # --- local files, object stores, listings ---
@@ -586,6 +751,34 @@ def test_short_answers_of_object_stores_are_noticed(memory, pauses, monkeypatch)
     monkeypatch.setattr(type(memory), "cat_file", cat_file)
     assert read(StoredFile("memory://top/a.txt", QUICK)) == b"top/a.txt"
     assert len(pauses) == 1
+
+
+def test_an_object_store_over_a_slow_line_is_asked_for_less(memory, pauses, monkeypatch):
+    memory.pipe_file("/top/large.bin", CONTENT)
+    whole, lengths = type(memory).cat_file, []
+
+    def cat_file(self, path, start, end, **kwargs):
+        lengths.append(end - start)
+        time.sleep((end - start) / 2e6)
+        return whole(self, path, start, end, **kwargs)
+
+    monkeypatch.setattr(type(memory), "cat_file", cat_file)
+    with StoredFile("memory://top/large.bin", Network(4, 0.4)).open() as stream:
+        assert stream.read(2_000_000) == CONTENT[:2_000_000]
+    assert len(pauses) < len(lengths) / 2  # what was too much once is not asked for again
+
+
+def test_a_store_that_gives_no_answer_is_given_up_in_time(memory, server, pauses, monkeypatch):
+    begun = time.monotonic()
+    monkeypatch.setattr(type(memory), "info", lambda *_, **__: server.released.wait())
+    error = fail(StoredFile("memory://top/a.txt", Network(1, 0.2)))
+    assert "no whole answer in" in str(error)
+    # A file system that waits in fsspec's event loop, as those of s3 and gs do.
+    (server.folder / "a.bin").write_bytes(CONTENT)
+    server.script(Fault(bytes_per_second=20), repeat=True)
+    with pytest.raises(failures.BrokenAnswerError, match=r"no whole answer in 0\.2 seconds"):
+        ObjectRange(server.url("a.bin"), 0, 1000, len(CONTENT)).read(0.2)
+    assert time.monotonic() - begun < 5
 
 
 def test_missing_packages_and_protocols_are_named(monkeypatch):

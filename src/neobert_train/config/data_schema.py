@@ -179,11 +179,12 @@ class DataConfig(SourceConfig):
         BadRecordPolicy.stop, "What an unreadable record does: stop the run, or skip (counted, logged)."
     )  # fmt: skip
     max_retries: int = setting(
-        8, "Further attempts at a failed network request, with growing pauses.", at_least=0
+        8, "Most further attempts at a failed network request, with growing pauses.", at_least=0
     )
     timeout_seconds: float = setting(
-        60.0, "A network request that gives nothing for this long has failed.", above=0.0
-    )
+        60.0, "Most seconds of one attempt at a network request; of all its attempts and pauses "
+        "together, times (max_retries + 1).", above=0.0,
+    )  # fmt: skip
     num_workers: int = setting(
         2, "Worker processes per training process that read and tokenise ahead; 0 is none.",
         at_least=0,

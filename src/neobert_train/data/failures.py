@@ -21,7 +21,8 @@ _NETWORK_PACKAGES = {
 }  # fmt: skip
 _PERMANENT = (
     FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError,
-    aiohttp.InvalidURL, aiohttp.TooManyRedirects, aiohttp.ClientConnectorCertificateError,
+    aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, aiohttp.TooManyRedirects,
+    aiohttp.ClientConnectorCertificateError,
 )  # fmt: skip
 _LOGINS = {
     "hf": "log in again with `hf auth login`, and ask for access on the page of a gated repository",
@@ -110,6 +111,14 @@ def describe_permanent(error: BaseException, url: str) -> StorageError | None:
         return StorageError(f"{shown}: no such file{answer}: check its name on {host}{private}")
     if isinstance(error, IsADirectoryError):
         return StorageError(f"{shown} is a folder: name the files in it, e.g. by a glob")
+    if isinstance(error, aiohttp.RedirectClientError):
+        target = hide_credentials(str(error).partition(" ")[0])
+        return StorageError(
+            f"{shown}: {host} answers with a redirect to {target}, and only those to http:// and "
+            f"https:// are followed: write the URL of the file itself"
+        )
+    if isinstance(error, aiohttp.TooManyRedirects):
+        return StorageError(f"{shown}: {host} answers with redirects without end: check the URL")
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         mend = "trust its authority on this machine (SSL_CERT_FILE), or check the clock"
         return StorageError(f"{shown}: the certificate of {host} is not trusted: {mend}")

@@ -2,14 +2,17 @@
 
 fsspec's own reading takes the whole file where a server ignores the range, asks for sizes by HEAD
 (which signed URLs refuse) and calls every failure of that "not found"; so the requests are ours.
-Every function here is one attempt: `retries.retry` calls it again.
+Every function here is one attempt, which ends within the seconds it is given: `retries.retry` calls
+it again.
 """
 
+import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import fsspec
@@ -17,10 +20,13 @@ import yarl
 from fsspec.asyn import sync
 
 from neobert_train.data.failures import BrokenAnswerError, StorageError
-from neobert_train.data.retries import Network
 from neobert_train.urls import show_url
 
+T = TypeVar("T")
+
 _CHUNK_BYTES = 1 << 20
+# What comes more slowly counts as silence. A line of 10 Mbit/s gives more to each of 100 readers.
+LEAST_BYTES_PER_SECOND = 8 << 10
 _COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 
 
@@ -37,40 +43,86 @@ class Description:
     can_seek: bool
 
 
-def get_http_file_system(network: Network) -> Any:
-    """fsspec's instance for these timeouts: one a process, which keeps connections open."""
+class _Limit:
+    """When an attempt ends, and how many bytes must have come by then."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+        self.least_bytes = max(1, int(LEAST_BYTES_PER_SECOND * seconds))
+
+    def begin(self) -> asyncio.Timeout:
+        """Return a context that raises TimeoutError in what is awaited when time is up."""
+        return asyncio.timeout(self._end - time.monotonic())
+
+
+def get_http_file_system() -> Any:
+    """Return fsspec's instance: one per process, which keeps connections open."""
     configured: dict[str, Any] = {}
     for protocol in ("http", "https"):
         configured |= fsspec.config.conf.get(protocol, {}).get("client_kwargs", {})
-    seconds = network.timeout_seconds
     client_kwargs = {
         "trust_env": True,  # proxies from the environment, as curl and the Hub's client do
         **configured,
-        # No limit on the whole: a large block over a slow line may take its time.
-        "timeout": aiohttp.ClientTimeout(
-            total=None, connect=seconds, sock_connect=seconds, sock_read=seconds
-        ),
+        # aiohttp's own limits start anew at every byte, so that each attempt has one of ours.
+        "timeout": aiohttp.ClientTimeout(total=None, sock_connect=None),
         # Bytes as they are stored: ranges count those, and a .gz is unpacked by its reader.
         "auto_decompress": False,
         "headers": {**configured.get("headers", {}), "Accept-Encoding": "identity"},
     }
-    return fsspec.filesystem("http", client_kwargs=client_kwargs)
+    return fsspec.filesystem("http", get_client=_build_session, client_kwargs=client_kwargs)
 
 
-def describe_http(url: str, network: Network) -> Description:
-    """Size and whether ranges work, by asking for one byte."""
-    file_system = get_http_file_system(network)
-    return sync(file_system.loop, _describe, file_system, url)
+async def _build_session(**options: Any) -> aiohttp.ClientSession:
+    # aiohttp would let the 101st connection wait, and every stream that is being read holds one.
+    options.setdefault("connector", aiohttp.TCPConnector(limit=0))
+    return aiohttp.ClientSession(**options)
 
 
-def read_http_range(url: str, network: Network, start: int, stop: int, size: int) -> bytes:
-    """Bytes [start, stop) of a file of `size` bytes; none are missing."""
-    file_system = get_http_file_system(network)
-    return sync(file_system.loop, _read_range, file_system, url, start, stop, size)
+def describe_http(url: str, seconds: float) -> Description:
+    """Return size and whether ranges work, by asking for one byte."""
+    return _run(_describe, seconds, url)
 
 
-async def _describe(file_system: Any, url: str) -> Description:
-    async with _request(file_system, url, {"Range": "bytes=0-0"}, accept=(416,)) as response:
+def read_http_range(url: str, start: int, stop: int, size: int, seconds: float) -> bytes:
+    """Return the bytes [start, stop) of a file of `size` bytes.
+
+    Fewer of them over a slow line: those that came in time.
+    """
+    return _run(_read_range, seconds, url, start, stop, size)
+
+
+def list_http_links(folder: str, seconds: float) -> list[str]:
+    """Return the URLs that the page of a folder links to."""
+
+    # fsspec's own glob leaves out folders that it fails to list; here every one is retried.
+    async def list_links(file_system: Any, limit: _Limit) -> list[str]:
+        async with _answering(limit):
+            links: list[str] = await file_system._ls(folder, detail=False)
+        return links
+
+    return _run(list_links, seconds)
+
+
+def _run(function: Callable[..., Awaitable[T]], seconds: float, *arguments: Any) -> T:
+    """Return `function(file_system, limit, *arguments)`, run by fsspec's event loop."""
+    file_system = get_http_file_system()
+    result: T = sync(file_system.loop, function, file_system, _Limit(seconds), *arguments)
+    return result
+
+
+@contextlib.asynccontextmanager
+async def _answering(limit: _Limit) -> AsyncIterator[None]:
+    try:
+        async with limit.begin():
+            yield
+    except TimeoutError:
+        raise BrokenAnswerError(f"no answer in {limit.seconds:.3g} seconds") from None
+
+
+async def _describe(file_system: Any, limit: _Limit, url: str) -> Description:
+    first_byte = {"Range": "bytes=0-0"}
+    async with _request(file_system, limit, url, first_byte, accept=(416,)) as response:
         has_ranges = response.status == 206
         first, _, size = _parse_content_range(response.headers)
         if has_ranges and first == 0 and size is not None:
@@ -79,15 +131,17 @@ async def _describe(file_system: Any, url: str) -> Description:
             return Description(0, can_seek=True)
         if response.status == 200:
             return Description(response.content_length, can_seek=response.content_length == 0)
-    async with _request(file_system, url) as response:
+    async with _request(file_system, limit, url) as response:
         size = response.content_length
     return Description(size, can_seek=size == 0 or (has_ranges and first == 0 and size is not None))
 
 
-async def _read_range(file_system: Any, url: str, start: int, stop: int, size: int) -> bytes:
-    wanted, received, chunks = stop - start, 0, []
+async def _read_range(
+    file_system: Any, limit: _Limit, url: str, start: int, stop: int, size: int
+) -> bytes:
+    wanted = stop - start
     headers = {"Range": f"bytes={start}-{stop - 1}"}
-    async with _request(file_system, url, headers, accept=(416,)) as response:
+    async with _request(file_system, limit, url, headers, accept=(416,)) as response:
         if response.status == 200:
             raise BrokenAnswerError("the server ignored the range that was asked for")
         first, last, total = _parse_content_range(response.headers)
@@ -97,14 +151,32 @@ async def _read_range(file_system: Any, url: str, start: int, stop: int, size: i
             raise BrokenAnswerError(
                 f"bytes {first} to {last} came for {start} to {stop - 1} that were asked for"
             )
-        async for chunk in response.content.iter_any():
-            received += len(chunk)
-            chunks.append(chunk)
-            if received > wanted:
-                break
-    if received != wanted:
-        amount = "more" if received > wanted else f"only {received}"
+        data = await _receive(response, wanted + 1, limit)  # one more than should come
+        is_over = response.content.at_eof()
+    if len(data) > wanted or (is_over and len(data) < wanted):
+        amount = "more" if len(data) > wanted else f"only {len(data)}"
         raise BrokenAnswerError(f"{amount} of the {wanted} bytes asked for came")
+    return data
+
+
+async def _receive(response: aiohttp.ClientResponse, count: int, limit: _Limit) -> bytes:
+    """Return the next `count` bytes; fewer at the end of the answer, and where time is up.
+
+    Raises:
+        BrokenAnswerError: time is up, and they came more slowly than at the least rate.
+    """
+    chunks, missing = [], count
+    try:
+        async with limit.begin():
+            while missing and (chunk := await response.content.read(missing)):
+                chunks.append(chunk)
+                missing -= len(chunk)
+    except TimeoutError:
+        received = count - missing
+        if received < limit.least_bytes:
+            raise BrokenAnswerError(
+                f"only {received:,} bytes came in {limit.seconds:.3g} seconds"
+            ) from None
     return b"".join(chunks)
 
 
@@ -112,25 +184,25 @@ class HttpStream:
     """One connection that gives a file from its beginning, for servers without ranges.
 
     Args:
-        url, network: as in `StoredFile`.
+        url: of the file.
         size: bytes that must come, None where the server does not tell.
     """
 
-    def __init__(self, url: str, network: Network, size: int | None) -> None:
+    def __init__(self, url: str, size: int | None) -> None:
         self._url, self._size = url, size
-        self._file_system = get_http_file_system(network)
         self._response: aiohttp.ClientResponse | None = None
         self._offset = 0
 
-    def read_at(self, position: int, count: int) -> bytes:
-        """`count` bytes from `position` on, fewer at the end alone.
+    def read_at(self, position: int, count: int, seconds: float) -> bytes:
+        """Return up to `count` bytes from `position` on; none only at the end.
 
-        Connects again where `position` lies behind, or the last attempt failed.
+        Connects again where `position` lies behind, or the last attempt failed. Whatever lies
+        between is read, at the least rate in every `seconds`.
         """
         if position < self._offset:
             self.close()
         try:
-            return sync(self._file_system.loop, self._read_at, position, count)
+            return _run(self._read_at, seconds, position, count)
         except BaseException:
             self.close()
             raise
@@ -140,37 +212,42 @@ class HttpStream:
         response, self._response, self._offset = self._response, None, 0
         if response is not None:
             with contextlib.suppress(RuntimeError):  # at exit the loop may be gone
-                self._file_system.loop.call_soon_threadsafe(response.close)
+                get_http_file_system().loop.call_soon_threadsafe(response.close)
 
-    async def _read_at(self, position: int, count: int) -> bytes:
+    async def _read_at(self, file_system: Any, limit: _Limit, position: int, count: int) -> bytes:
         if self._response is None:
-            self._response = await _open(self._file_system, self._url)
+            async with _answering(limit):
+                self._response = await _open(file_system, self._url)
             total = self._response.content_length
             if self._size is not None and total not in (None, self._size):
                 raise make_changed_error(self._url, self._size, total)
         while self._offset < position:
-            if not await self._read(min(position - self._offset, _CHUNK_BYTES)):
+            if not await self._read(min(position - self._offset, _CHUNK_BYTES), limit):
                 return b""
-        chunks: list[bytes] = []
-        while count > 0 and (chunk := await self._read(count)):
-            chunks.append(chunk)
-            count -= len(chunk)
-        return b"".join(chunks)
+            limit = _Limit(limit.seconds)
+        return await self._read(count, limit)
 
-    async def _read(self, count: int) -> bytes:
+    async def _read(self, count: int, limit: _Limit) -> bytes:
         assert self._response is not None
-        chunk = await self._response.content.read(count)
-        self._offset += len(chunk)
-        if not chunk and self._size is not None and self._offset != self._size:
+        data = await _receive(self._response, count, limit)
+        self._offset += len(data)
+        is_over = len(data) < count and self._response.content.at_eof()
+        if is_over and self._size is not None and self._offset != self._size:
             raise BrokenAnswerError(f"only {self._offset} of {self._size} bytes came")
-        return chunk
+        return data
 
 
 @contextlib.asynccontextmanager
 async def _request(
-    file_system: Any, url: str, headers: Mapping[str, str] | None = None, accept: tuple = ()
+    file_system: Any,
+    limit: _Limit,
+    url: str,
+    headers: Mapping[str, str] | None = None,
+    accept: tuple = (),
 ) -> AsyncIterator[aiohttp.ClientResponse]:
-    async with await _open(file_system, url, headers, accept) as response:
+    async with _answering(limit):
+        opened = await _open(file_system, url, headers, accept)
+    async with opened as response:
         yield response
 
 

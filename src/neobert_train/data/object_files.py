@@ -1,20 +1,102 @@
 """Files of object stores and the Hub, through whichever file system fsspec knows for the URL."""
 
+import asyncio
+import functools
 import re
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from typing import Any
 
 import fsspec
+from fsspec.asyn import sync
 from fsspec.registry import known_implementations
 
 from neobert_train.data.failures import BrokenAnswerError, StorageError
 from neobert_train.data.http_files import Description, make_changed_error
-from neobert_train.data.retries import Network
 from neobert_train.urls import show_url
 
+# A store gives a range whole or not at all. Over a slow line one of this size is in time.
+_LEAST_RANGE_BYTES = 1 << 16
 
-def describe_object(url: str, network: Network) -> Description:
-    """The size of a file, every part of which can be read."""
-    info = _build_file_system(url, network).info(url)
+
+def describe_object(url: str, seconds: float) -> Description:
+    """Return the size of a file, every part of which can be read."""
+    return _describe(_Store(url, seconds), url)
+
+
+class ObjectRange:
+    """The bytes [start, stop) of a file of `size` bytes, or the first of them.
+
+    Each attempt asks for a quarter of what the one before did, in case the line is slow.
+    """
+
+    def __init__(self, url: str, start: int, stop: int, size: int) -> None:
+        self._url, self._start, self._size = url, start, size
+        self._length = stop - start
+
+    def read(self, seconds: float) -> bytes:
+        """Return what this attempt asks for; no byte of it is missing."""
+        store, length = _Store(self._url, seconds), self._length
+        self._length = min(length, max(_LEAST_RANGE_BYTES, length // 4))
+        # The Hub's opens a file for each range, and would read 5 MiB ahead in it for nothing.
+        options = {} if store.file_system.async_impl else {"cache_type": "none"}
+        data: bytes = store.call(
+            "cat_file", self._url, start=self._start, end=self._start + length, **options
+        )
+        if len(data) != length:
+            now = _describe(store, self._url).size
+            if now != self._size:
+                raise make_changed_error(self._url, self._size, now)
+            raise BrokenAnswerError(f"{len(data)} of the {length} bytes asked for came")
+        return data
+
+
+def list_objects(pattern: str, seconds: float) -> list[str]:
+    """Return the files that a glob matches or that lie below a folder; else the URL itself."""
+    store = _Store(pattern, seconds)
+    store.file_system.invalidate_cache()
+    # `?` before `=` is a version or a signature, not a glob.
+    if re.search(r"[*\[]|\?(?!.*=)", pattern):
+        found = store.call("glob", pattern, detail=True)
+    else:
+        try:
+            if store.call("info", pattern)["type"] != "directory":
+                return [pattern]
+        except FileNotFoundError:
+            if not pattern.endswith("/"):
+                return [pattern]  # opening it tells what is missing
+            raise
+        found = store.call("find", pattern, detail=True)
+    files = [name for name, info in found.items() if info["type"] == "file"]
+    return [store.file_system.unstrip_protocol(name) for name in files]
+
+
+class _Store:
+    """A file system, all calls of which together are given up after so many seconds."""
+
+    def __init__(self, url: str, seconds: float) -> None:
+        self.file_system = _build_file_system(url)
+        self._seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """Return what a method of the file system returns."""
+        seconds = self._end - time.monotonic()
+        try:
+            if self.file_system.async_impl:
+                function = getattr(self.file_system, f"_{method}")
+                awaited = functools.partial(function, *arguments, **options)
+                return sync(self.file_system.loop, _await_within, awaited, seconds)
+            function = getattr(self.file_system, method)
+            return _run_aside(functools.partial(function, *arguments, **options), seconds)
+        except TimeoutError as error:
+            raise BrokenAnswerError(f"no whole answer in {self._seconds:.3g} seconds") from error
+
+
+def _describe(store: _Store, url: str) -> Description:
+    info = store.call("info", url)
     if info["type"] == "directory":
         raise IsADirectoryError(url)
     if info["size"] is None:
@@ -22,42 +104,31 @@ def describe_object(url: str, network: Network) -> Description:
     return Description(info["size"], can_seek=True)
 
 
-def read_object_range(url: str, network: Network, start: int, stop: int, size: int) -> bytes:
-    """Bytes [start, stop) of a file of `size` bytes; none are missing."""
-    file_system = _build_file_system(url, network)
-    # The Hub's opens a file for each range, and would read 5 MiB ahead in it for nothing.
-    options = {} if file_system.async_impl else {"cache_type": "none"}
-    data = file_system.cat_file(url, start=start, end=stop, **options)
-    if len(data) != stop - start:
-        now = describe_object(url, network).size
-        if now != size:
-            raise make_changed_error(url, size, now)
-        raise BrokenAnswerError(f"{len(data)} of the {stop - start} bytes asked for came")
-    return data
+async def _await_within(function: Callable[[], Awaitable[Any]], seconds: float) -> Any:
+    async with asyncio.timeout(seconds):
+        return await function()
 
 
-def list_objects(pattern: str, network: Network) -> list[str]:
-    """URLs of the files that a glob matches or that lie below a folder; else the URL itself."""
-    file_system = _build_file_system(pattern, network)
-    file_system.invalidate_cache()
-    # `?` before `=` is a version or a signature, not a glob.
-    if re.search(r"[*\[]|\?(?!.*=)", pattern):
-        found = file_system.glob(pattern, detail=True)
-    else:
+def _run_aside(function: Callable[[], Any], seconds: float) -> Any:
+    """Return what a function returns, run by a thread of its own.
+
+    Raises:
+        TimeoutError: after `seconds`. The thread is left to itself, as it cannot be ended.
+    """
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
         try:
-            if file_system.info(pattern)["type"] != "directory":
-                return [pattern]
-        except FileNotFoundError:
-            if not pattern.endswith("/"):
-                return [pattern]  # opening it tells what is missing
-            raise
-        found = file_system.find(pattern, detail=True)
-    files = [name for name, info in found.items() if info["type"] == "file"]
-    return [file_system.unstrip_protocol(name) for name in files]
+            outcome.set_result(function())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="object store", daemon=True).start()
+    return outcome.result(seconds)
 
 
-def _build_file_system(url: str, network: Network) -> Any:
-    """fsspec's instance: one a process (for some, a thread) and set of options."""
+def _build_file_system(url: str) -> Any:
+    """Return fsspec's instance: one per process (for some, per thread)."""
     protocol = url.partition("://")[0]
     try:
         file_system_class = fsspec.get_filesystem_class(protocol)
@@ -74,11 +145,4 @@ def _build_file_system(url: str, network: Network) -> Any:
     # A size that a listing once gave may be that of an older file. The Hub's file system cannot
     # do without its listings: what it listed stays as it was in this process until `list_objects`.
     options: dict[str, Any] = {} if protocol == "hf" else {"use_listings_cache": False}
-    if protocol in ("s3", "s3a"):
-        configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-        seconds = network.timeout_seconds
-        options["config_kwargs"] = configured | {
-            "connect_timeout": seconds,
-            "read_timeout": seconds,
-        }
     return file_system_class(**options)

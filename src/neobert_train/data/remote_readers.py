@@ -16,6 +16,7 @@ BUFFER_BYTES = 1 << 18
 _FIRST_AHEAD_BYTES = 1 << 20
 _LARGEST_AHEAD_BYTES = 1 << 22
 _LARGEST_REQUEST_BYTES = 1 << 24  # a failure costs no more than this
+_LEAST_REQUEST_BYTES = 1 << 16
 
 
 class _Reader(io.RawIOBase):
@@ -69,7 +70,7 @@ class BlockReader(_Reader):
     """Reads ranges, ahead of what is asked for.
 
     Args:
-        read_range: the bytes in [start, stop), all of them.
+        read_range: the bytes in [start, stop), or the first of them where the line is slow.
         size: bytes in the file.
     """
 
@@ -78,6 +79,7 @@ class BlockReader(_Reader):
         self._read_range, self._size = read_range, size
         self._block, self._block_start = memoryview(b""), 0
         self._ahead = 0
+        self._most = _LARGEST_REQUEST_BYTES  # less where the last request was not answered whole
 
     def _find_size(self) -> int:
         return self._size
@@ -95,11 +97,15 @@ class BlockReader(_Reader):
         grown = max(2 * self._ahead, _FIRST_AHEAD_BYTES)
         self._ahead = min(grown, _LARGEST_AHEAD_BYTES) if is_next else 0
         # A large read comes without its last part, which the buffer above asks for next.
-        length = min(max(count + BUFFER_BYTES, self._ahead), _LARGEST_REQUEST_BYTES)
+        length = min(max(count + BUFFER_BYTES, self._ahead), self._most)
         stop = min(self._position + length, self._size)
         self._block = memoryview(b"")  # so that two blocks are never held at once
         self._block_start = self._position
         self._block = memoryview(self._read_range(self._position, stop))
+        if len(self._block) < stop - self._position:
+            self._most = max(len(self._block), _LEAST_REQUEST_BYTES)
+        else:
+            self._most = min(self._most * 5 // 4, _LARGEST_REQUEST_BYTES)
 
     def close(self) -> None:
         """Free the block."""
@@ -113,7 +119,7 @@ class ForwardReader(_Reader):
     def __init__(self, url: str, network: Network, size: int | None) -> None:
         super().__init__()
         self._url, self._network, self._size = url, network, size
-        self._stream = HttpStream(url, network, size)
+        self._stream = HttpStream(url, size)
 
     def _find_size(self) -> int:
         if self._size is None:

@@ -1,4 +1,4 @@
-"""Requests that are tried again after a failure that passes, with growing pauses."""
+"""Requests that are tried again after a transient failure, within a bounded time."""
 
 import itertools
 import logging
@@ -26,8 +26,8 @@ T = TypeVar("T")
 
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 60.0
-_LONGEST_RETRY_AFTER_SECONDS = 300.0
 _WARNING_EVERY_SECONDS = 60.0
+_NOTABLE_PAUSE_SECONDS = 5.0  # every pause this long is shown
 
 # Replaced by tests, which do not wait. Every rank and worker must draw other pauses, also where
 # all are seeded alike or forked from one: hence not the global generator.
@@ -42,28 +42,35 @@ class Network:
 
     Attributes:
         max_retries: further attempts after the first. Each block read counts its own.
-        timeout_seconds: a request that gives nothing for this long has failed.
+        timeout_seconds: most seconds that one attempt may take.
     """
 
     max_retries: int = 8
     timeout_seconds: float = 60.0
 
+    @property
+    def limit_seconds(self) -> float:
+        """Most seconds that a request may take: its attempts and the pauses between them."""
+        return self.timeout_seconds * (self.max_retries + 1)
 
-def retry(request: Callable[[], T], url: str, network: Network) -> T:
-    """What `request` returns, called again after failures of the network and the server.
+
+def retry(request: Callable[[float], T], url: str, network: Network) -> T:
+    """Return what `request` returns, calling it again after transient failures.
 
     Args:
-        request: one whole attempt, which leaves nothing behind when it fails.
+        request: one whole attempt, which ends within the seconds that it is given and leaves
+            nothing behind when it fails.
         url: what is read, for messages.
-        network: how often to try again.
+        network: how often to try again, and for how long.
 
     Raises:
-        StorageError: the failure is no passing one, or the retries are spent. No other error is
+        StorageError: the failure is permanent, or retries or time are spent. No other error is
             chained to it, as those of libraries quote URLs with their signatures.
     """
+    end = time.monotonic() + network.limit_seconds
     for attempt in itertools.count():
         try:
-            return request()
+            return request(min(network.timeout_seconds, end - time.monotonic()))
         except StorageError:
             raise
         except Exception as error:
@@ -73,24 +80,31 @@ def retry(request: Callable[[], T], url: str, network: Network) -> T:
                     raise
                 failure = permanent
                 break
-            if attempt == network.max_retries:
-                failure = _describe_exhausted(error, url, network)
+            asked, left = find_retry_after(error) or 0.0, end - time.monotonic()
+            if attempt == network.max_retries or left <= 0.0:
+                failure = _describe_exhausted(error, url, attempt + 1, network)
                 break
-            pause = compute_pause(attempt, find_retry_after(error))
+            if asked >= left:
+                failure = _describe_long_wait(error, url, asked, network)
+                break
+            pause = compute_pause(attempt, asked, left)
             _warn(error, url, attempt, pause, network)
         _sleep(pause)
     raise failure
 
 
-def compute_pause(attempt: int, retry_after: float | None) -> float:
-    """Seconds before attempt number `attempt + 1`: exponential back-off with full jitter.
+def compute_pause(attempt: int, asked: float, left: float) -> float:
+    """Return the seconds before attempt `attempt + 1`: exponential back-off with full jitter.
 
-    What the server asks for is waited first, up to five minutes.
+    Args:
+        attempt: number of the attempt that failed, from 0.
+        asked: seconds that the server asks for, which are waited first; less than `left`.
+        left: seconds until the request has failed.
     """
     # The exponent is bounded, as a float overflows after a thousand attempts.
     longest = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** min(attempt, 32))
-    asked = min(retry_after or 0.0, _LONGEST_RETRY_AFTER_SECONDS)
-    return asked + _uniform(0.0, longest)
+    # Half of the time is left to the attempts that follow.
+    return asked + min(_uniform(0.0, longest), (left - asked) / 2)
 
 
 def find_retry_after(error: BaseException) -> float | None:
@@ -115,8 +129,9 @@ def _parse_retry_after(value: str) -> float | None:
     return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
-def _describe_exhausted(error: BaseException, url: str, network: Network) -> StorageError:
-    attempts = network.max_retries + 1
+def _describe_exhausted(
+    error: BaseException, url: str, attempts: int, network: Network
+) -> StorageError:
     tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
     return StorageError(
         f"{show_url(url)}: not read after {tries}, the last: {explain(error)}. Check that "
@@ -127,9 +142,22 @@ def _describe_exhausted(error: BaseException, url: str, network: Network) -> Sto
     )
 
 
+def _describe_long_wait(
+    error: BaseException, url: str, asked: float, network: Network
+) -> StorageError:
+    return StorageError(
+        f"{show_url(url)}: {get_host(url)} asks to wait {asked:,.0f} seconds ({explain(error)}), "
+        f"longer than a request may take: data.timeout_seconds={network.timeout_seconds:g} times "
+        f"(data.max_retries={network.max_retries} + 1). Start again later, or raise "
+        f"data.max_retries to wait that long",
+        is_permanent=False,
+    )
+
+
 def _warn(error: BaseException, url: str, attempt: int, pause: float, network: Network) -> None:
     shown, now = show_url(url), time.monotonic()
-    if now - _last_warnings.get(shown, -_WARNING_EVERY_SECONDS) >= _WARNING_EVERY_SECONDS:
+    last = _last_warnings.get(shown, -_WARNING_EVERY_SECONDS)
+    if pause >= _NOTABLE_PAUSE_SECONDS or now - last >= _WARNING_EVERY_SECONDS:
         _last_warnings[shown] = now
         logger.warning(
             "%s: %s; retry %d of %d in %.1f s", shown, explain(error), attempt + 1,

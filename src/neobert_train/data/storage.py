@@ -19,10 +19,10 @@ from neobert_train.data.failures import StorageError
 from neobert_train.data.http_files import (
     Description,
     describe_http,
-    get_http_file_system,
+    list_http_links,
     read_http_range,
 )
-from neobert_train.data.object_files import describe_object, list_objects, read_object_range
+from neobert_train.data.object_files import ObjectRange, describe_object, list_objects
 from neobert_train.data.remote_readers import BUFFER_BYTES, BlockReader, ForwardReader
 from neobert_train.data.retries import Network, retry
 from neobert_train.urls import show_url
@@ -83,14 +83,16 @@ class StoredFile:
 
     def _describe(self) -> Description:
         describe = describe_http if _is_http(self.path) else describe_object
-        request = functools.partial(describe, self.path, self.network)
+        request = functools.partial(describe, self.path)
         return retry(request, self.path, self.network)
 
     def _build_read_range(self, size: int) -> Callable[[int, int], bytes]:
-        read = read_http_range if _is_http(self.path) else read_object_range
-
         def read_range(start: int, stop: int) -> bytes:
-            request = functools.partial(read, self.path, self.network, start, stop, size)
+            request: Callable[[float], bytes]
+            if _is_http(self.path):
+                request = functools.partial(read_http_range, self.path, start, stop, size)
+            else:
+                request = ObjectRange(self.path, start, stop, size).read
             return retry(request, self.path, self.network)
 
         return read_range
@@ -113,7 +115,7 @@ def list_files(pattern: str, network: Network) -> list[str]:
     """
     if _is_http(pattern):
         return sorted(set(_list_web_files(pattern, network)))
-    request = functools.partial(list_objects, pattern, network)
+    request = functools.partial(list_objects, pattern)
     return sorted(set(retry(request, pattern, network)))
 
 
@@ -141,15 +143,13 @@ def _list_web_files(pattern: str, network: Network) -> list[str]:
 
 def _list_page(folder: str, network: Network, pattern: str, files: bool) -> list[str]:
     """The files, or else the folders, that the page of a folder links to."""
-
-    # fsspec's own glob leaves out folders that it fails to list; here every one is retried.
-    def request() -> list[str]:
-        return get_http_file_system(network).ls(folder, detail=False)
-
     found = []
-    for url in retry(request, folder, network):
-        name, slash, below = url.removeprefix(folder).partition("/")
-        is_link = bool(name) and not below and url.startswith(folder)
+    for url in retry(functools.partial(list_http_links, folder), folder, network):
+        # A page that was redirected from http may name its files by https.
+        place = re.sub("^https:", "http:", url)
+        prefix = re.sub("^https:", "http:", folder)
+        name, slash, below = place.removeprefix(prefix).partition("/")
+        is_link = bool(name) and not below and place.startswith(prefix)
         # Pages of Apache link to themselves sorted in other ways: `?C=M;O=A`.
         is_wanted = is_link and "?" not in name and bool(slash) is not files
         if is_wanted and fnmatch.fnmatchcase(unquote(name), pattern):
