@@ -3,12 +3,12 @@
 Nothing here imports torch, so `--help`, `--cfg job` and a wrong setting answer in about a second.
 """
 
-import contextlib
 import importlib
-import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Any, NoReturn
 
 import hydra
@@ -29,8 +29,11 @@ from neobert_train.config.store import (
     register_schemas,
     to_typed,
 )
-from neobert_train.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, InputError
+from neobert_train.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, InputError
+from neobert_train.signals import StopSignal, raise_stop_signals
 from neobert_train.sweep import SWEEP_FLAGS, plan_sweep, run_sweep
+from neobert_train.terminal import print_message, print_output, protect_streams, show_warnings
+from neobert_train.urls import hide_credentials
 from neobert_train.world import World, strip_launcher_arguments
 
 DEFAULT_COMMAND = "train"
@@ -55,7 +58,7 @@ def main() -> None:
         world = World.from_environment()
         command, arguments = split_command(strip_launcher_arguments(sys.argv[1:]))
         if any(argument in ("--help", "-h") for argument in arguments):
-            print(format_help(command))
+            print_output(format_help(command))
             return
         check_overrides(command, arguments)
         if wants_sweep(arguments):
@@ -63,15 +66,22 @@ def main() -> None:
         run_with_hydra(command, arguments, world)
     except InputError as error:
         exit_with_input_error(error, world)
+    except StopSignal as stop:
+        if world.is_main:
+            print_message(f"neobert_train: stopped by {stop}")
+        sys.exit(EXIT_STOPPED)
 
 
 def run_program() -> NoReturn:
-    """`main` as a process of its own, whose exit code is the command's whatever torch still does.
+    """Run `main` as a process of its own, and exit with its code whatever torch still does.
 
     gloo's threads let go of a tensor a moment after the collective it was in, and need the
     interpreter for that: one that is being closed meanwhile aborts, and the code is lost
     (pytorch/pytorch issue 190489). So where torch was loaded the interpreter is not closed.
     """
+    protect_streams()
+    raise_stop_signals()
+    sys.excepthook = _print_traceback
     code: str | int | None = EXIT_DONE
     try:
         main()
@@ -81,9 +91,8 @@ def run_program() -> NoReturn:
         sys.excepthook(*sys.exc_info())
         code = EXIT_FAILED
     if "torch" in sys.modules and isinstance(code, int):
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):  # nobody reads it any more
-                stream.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
@@ -91,7 +100,7 @@ def run_program() -> NoReturn:
 def exit_with_input_error(error: InputError, world: World) -> NoReturn:
     """Show the error once and leave with the exit code of wrong input."""
     if world.is_main:
-        print(f"neobert_train: {error}", file=sys.stderr, flush=True)
+        print_message(f"neobert_train: {error}")
     sys.exit(EXIT_INPUT)
 
 
@@ -168,15 +177,18 @@ def run_with_hydra(command: str, arguments: Sequence[str], world: World) -> None
 
     @hydra.main(config_path=find_config_path(command), config_name=command, version_base=None)
     def run(composed: DictConfig) -> None:
-        try:  # inside, because Hydra announces every exception that reaches it
+        try:  # inside, because Hydra prints the overrides with every exception that reaches it
             config = to_typed(command, composed)
             problems = find_problems(config, world.world_size)
             if problems:
                 raise InputError.from_problems(problems)
-            _show_warnings()
+            show_warnings()
             load_command(command)(config, world)
         except InputError as error:
             exit_with_input_error(error, world)
+        except Exception:
+            sys.excepthook(*sys.exc_info())
+            sys.exit(EXIT_FAILED)
 
     try:
         run()
@@ -206,13 +218,13 @@ def format_help(command: str) -> str:
     return "\n".join(lines)
 
 
-def _show_warnings() -> None:
-    """Send our own warnings to the terminal, after Hydra has turned logging off."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    logger = logging.getLogger("neobert_train")
-    logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.WARNING)
+def _print_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print an uncaught exception as Python does, without what may be secret in URLs."""
+    print_message(
+        hide_credentials("".join(traceback.format_exception(kind, error, trace)).rstrip())
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 from neobert_train.config.checks import find_problems
 from neobert_train.config.store import compose_config, list_swept_values, to_typed
 from neobert_train.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, InputError
+from neobert_train.terminal import print_message, print_output
 
 SWEEP_FLAGS = ("-m", "--multirun")
 
@@ -99,7 +100,7 @@ def run_sweep(command: str, jobs: Sequence[Job]) -> int:
     failures: list[tuple[Job, int]] = []
     with _StopForwarder() as stop:
         for number, job in enumerate(jobs, 1):
-            print(f"job {number} of {len(jobs)}: {' '.join(job.swept)}", flush=True)
+            print_output(f"job {number} of {len(jobs)}: {' '.join(job.swept)}")
             code = stop.run([sys.executable, "-m", "neobert_train", command, *job.overrides])
             if code == EXIT_STOPPED or stop.is_requested:
                 return EXIT_STOPPED if code == EXIT_DONE else code
@@ -109,7 +110,7 @@ def run_sweep(command: str, jobs: Sequence[Job]) -> int:
         return EXIT_DONE
     shown = "; ".join(f"{' '.join(job.swept)} (exit code {code})" for job, code in failures)
     failed = f"{len(failures)} of {len(jobs)} jobs failed: {shown}"
-    print(f"neobert_train: {failed}", file=sys.stderr, flush=True)
+    print_message(f"neobert_train: {failed}")
     return failures[0][1]
 
 

@@ -49,6 +49,20 @@ def is_training(output_dir):
     return any(wanted in (p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
 
 
+def test_a_run_whose_output_is_lost_ends_with_its_checkpoint(tmp_path):
+    """Standard output is a pipe that nobody reads, standard error a log on a full disk."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*PLAIN, *SMOKE, f"output_dir={tmp_path / 'run'}"], stdout=writer, stderr=full,
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120,
+        )  # fmt: skip
+    os.close(writer)
+    assert done.returncode == 0
+    assert list_steps(tmp_path / "run")[-1] == MAX_STEPS
+
+
 # A full disk: a small file system that only the processes of the test see.
 FULL_DISK = """
 mount -t tmpfs -o size=130m none "$DISK" || exit 77

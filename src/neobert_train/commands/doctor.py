@@ -36,6 +36,7 @@ from neobert_train.modeling.attention import (
     find_obstacle,
 )
 from neobert_train.run_directory import RunDirectory
+from neobert_train.terminal import print_output
 from neobert_train.training.engine import import_deepspeed
 from neobert_train.training.starting_point import check_resume
 from neobert_train.world import World
@@ -84,10 +85,10 @@ def run(config: DoctorConfig, world: World) -> None:
     if not world.is_main:
         return
     findings = examine(config, world)
-    print("\n".join([*findings.lines, *(f"note: {note}" for note in findings.notes)]), flush=True)
+    print_output("\n".join([*findings.lines, *(f"note: {note}" for note in findings.notes)]))
     if findings.problems:
         raise InputError.from_problems(findings.problems)
-    print("no problems: a run can start")
+    print_output("no problems: a run can start")
 
 
 def examine(config: DoctorConfig, world: World) -> Findings:

@@ -23,6 +23,7 @@ from neobert_train.model import DTYPES, build_model, load_into
 from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
 from neobert_train.objective import MaskedLanguageModelling
 from neobert_train.run_directory import RunDirectory
+from neobert_train.terminal import print_output
 from neobert_train.world import World
 
 
@@ -51,7 +52,9 @@ def run(config: EvaluateConfig, world: World) -> None:
     objective = MaskedLanguageModelling(model).eval().to(device, DTYPES[config.precision])
     result = evaluate_masked_lm(objective, batches, device)
     num_tokens = sum(batch.num_tokens for batch in batches)
-    print(format_result(result, config.run_dir or str(config.model), len(documents), num_tokens))
+    print_output(
+        format_result(result, config.run_dir or str(config.model), len(documents), num_tokens)
+    )
 
 
 def format_result(result: MaskedLMResult, subject: str, num_documents: int, num_tokens: int) -> str:

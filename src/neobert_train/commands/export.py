@@ -23,6 +23,7 @@ from neobert_train.export.model_card import render_model_card
 from neobert_train.export.parity import check_parity
 from neobert_train.model import build_model, load_into
 from neobert_train.run_directory import RunDirectory, read_metrics
+from neobert_train.terminal import print_output
 from neobert_train.world import World
 
 
@@ -59,11 +60,11 @@ def run(config: ExportConfig, world: World) -> None:
         draft.rename(output)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    print(
+    print_output(
         f"exported step {state.step} to {output} (largest difference of a logit: {difference:.1g})"
     )
     if config.push_to_hub:
-        print(f"uploaded to {push_to_hub(output, config.push_to_hub, config.private)}")
+        print_output(f"uploaded to {push_to_hub(output, config.push_to_hub, config.private)}")
 
 
 def _check_output(output: Path) -> None:

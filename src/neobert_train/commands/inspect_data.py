@@ -18,6 +18,7 @@ from neobert_train.data.lanes import Lane, LaneState, PackedChunks, initial_stat
 from neobert_train.data.sources import Unit
 from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
 from neobert_train.run_directory import RunDirectory
+from neobert_train.terminal import print_output
 from neobert_train.world import World
 
 _SHOWN_CHARACTERS = 400
@@ -41,7 +42,7 @@ def run(config: InspectDataConfig, world: World) -> None:
     units = open_corpus(config, tokenizer)
     first_step, states = find_nearest_states(config)
     lanes = list(iter_lanes(config, units, tokenizer, states, first_step))
-    print(format_step(config, lanes, units, tokenizer))
+    print_output(format_step(config, lanes, units, tokenizer))
 
 
 def find_nearest_states(config: InspectDataConfig) -> tuple[int, dict[int, dict[str, Any]]]:

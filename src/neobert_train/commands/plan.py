@@ -17,6 +17,7 @@ from neobert_train.config.derived import (
 from neobert_train.config.schema import PlanConfig, Precision, TrainConfig
 from neobert_train.data.tokenization import load_tokenizer
 from neobert_train.errors import InputError
+from neobert_train.terminal import print_output
 from neobert_train.world import World
 
 # The rest is for the driver, for kernels' own needs, and for what lies between tensors.
@@ -29,7 +30,7 @@ def run(config: PlanConfig, world: World) -> None:
     Raises:
         InputError: an unknown device, or a number of devices that does not divide the lanes.
     """
-    print(format_plan(config))
+    print_output(format_plan(config))
 
 
 def format_plan(config: PlanConfig) -> str:

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from neobert_train.config.schema import PrepareConfig
 from neobert_train.data.preparation import ShardJob, list_jobs, run_jobs, write_manifest
 from neobert_train.data.tokenization import load_tokenizer
+from neobert_train.terminal import print_output
 from neobert_train.world import World
 
 
@@ -35,7 +36,7 @@ def run(config: PrepareConfig, world: World) -> None:
             bar.update()
     write_manifest(config.data, tokenizer, jobs, entries)
     seconds = time.monotonic() - started
-    print(
+    print_output(
         f"{config.data.prepared_dir}: {num_records:,} records, {num_tokens:,} tokens in "
         f"{len(flat)} shards, {num_found} of which were there already and are sound; "
         f"{seconds:,.0f} seconds\n"

@@ -39,6 +39,7 @@ from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
 from neobert_train.objective import MaskedLanguageModelling
 from neobert_train.report.refresh import ReportRefresher
 from neobert_train.run_directory import RunDirectory, write_atomically, write_json
+from neobert_train.terminal import print_message, print_output
 from neobert_train.training.checkpointing import CheckpointWriter
 from neobert_train.training.console import Console, format_duration
 from neobert_train.training.divergence import DivergedError, Guard
@@ -70,17 +71,17 @@ def run(config: TrainConfig, world: World) -> None:
         _train(config, world, device, collectives, stop)
     except StoppedError as reason:
         if world.is_main:
-            print(describe_stop(config, str(reason)), file=sys.stderr)
+            print_message(describe_stop(config, str(reason)))
         sys.exit(EXIT_STOPPED)
     except DivergedError as error:
         if world.is_main:
-            print(f"neobert_train: {error}", file=sys.stderr)
+            print_message(f"neobert_train: {error}")
         sys.exit(EXIT_FAILED)
     except RuntimeError as error:
         if world.world_size == 1 or not is_lost_connection(error):
             raise
         # Another process died first, and its error is the one to be seen last.
-        print(f"rank {world.rank}: ends, since another process of the run did", file=sys.stderr)
+        print_message(f"rank {world.rank}: ends, since another process of the run did")
         os._exit(EXIT_FAILED)
     # After an error the processes part by ending, since to part in order needs all of them.
     collectives.close()
@@ -102,7 +103,9 @@ def _train(
     state, tokenizer, units = start.state, start.tokenizer, start.units
     if is_complete(config.trainer, state):
         if world.is_main:
-            print(f"{run.path} is complete after {state.step} steps, {state.tokens:,} tokens")
+            print_output(
+                f"{run.path} is complete after {state.step} steps, {state.tokens:,} tokens"
+            )
         return
     model, attention = build_starting_model(config, start, collectives, device)
     sample = share_sample(config, run, start, collectives)
@@ -138,7 +141,7 @@ def _train(
     if is_main:
         report.finish()
         seconds = time.monotonic() - started
-        print(format_summary(run, trainer, sample, state.tokens - first_tokens, seconds))
+        print_output(format_summary(run, trainer, sample, state.tokens - first_tokens, seconds))
 
 
 def _fit(trainer: Trainer) -> None:

@@ -17,6 +17,7 @@ from neobert_train.data.tokenizer_training import (
     train_tokenizer,
 )
 from neobert_train.errors import InputError
+from neobert_train.terminal import print_message, print_output
 from neobert_train.world import World
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -34,10 +35,10 @@ def run(config: TrainTokenizerConfig, world: World) -> None:
     _check_output(output)
     texts = TrainingTexts(config)
     words = count_words(_show_progress(texts, config), config.algorithm, config.lowercase)
-    _say(f"learning {config.vocab_size:,} entries from {len(words):,} different words")
+    print_message(f"learning {config.vocab_size:,} entries from {len(words):,} different words")
     tokenizer = train_tokenizer(words, config)
     _write(tokenizer, output, config.model.max_length)
-    print(format_summary(config, texts, load_tokenizer(str(output))))
+    print_output(format_summary(config, texts, load_tokenizer(str(output))))
 
 
 def format_summary(
@@ -93,8 +94,6 @@ def _show_progress(texts: TrainingTexts, config: TrainTokenizerConfig) -> Iterat
         yield text
         if time.monotonic() - shown >= _SECONDS_BETWEEN_LINES:
             shown = time.monotonic()
-            _say(f"read {texts.num_documents:,} documents, {texts.num_characters:,} characters")
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+            print_message(
+                f"read {texts.num_documents:,} documents, {texts.num_characters:,} characters"
+            )

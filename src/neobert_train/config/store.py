@@ -29,6 +29,9 @@ _QUIET_HYDRA = {
         {"override hydra/hydra_logging": "disabled"},
     ],
     "hydra": {
+        # Loggers made before Hydra sets up logging are those of whatever was imported first.
+        "job_logging": {"disable_existing_loggers": False},
+        "hydra_logging": {"disable_existing_loggers": False},
         "output_subdir": None,
         "run": {"dir": "."},
         "sweep": {"dir": ".", "subdir": "."},

@@ -5,6 +5,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from neobert_train.terminal import escape_controls, print_message
+
 _BAR = "step {n_fmt}/{total_fmt} {percentage:3.0f}% |{bar:24}|{postfix}, {elapsed} gone, {remaining} left"
 
 
@@ -30,9 +32,9 @@ class Console:
     def say(self, message: str) -> None:
         """Show a line, above the bar when there is one."""
         if self._bar is not None:
-            self._bar.write(message, file=sys.stderr)
+            self._bar.write(escape_controls(message), file=sys.stderr)
         elif self._shown:
-            print(message, file=sys.stderr, flush=True)
+            print_message(message)
 
     def advance(self) -> None:
         """One more step was taken."""

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -12,15 +11,16 @@ from types import FrameType
 import psutil
 
 from neobert_train.errors import EXIT_FAILED
+from neobert_train.signals import handle_stop_signals
+from neobert_train.terminal import print_message
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # Ending takes some seconds beside the write of the checkpoint; of a short limit, a share of it.
 _MARGIN_SECONDS = 30.0
 _MARGIN_SHARE = 0.05
 
 
 class StopRequest:
-    """Remembers that SIGTERM, SIGINT or SIGUSR1 came, and looks at the clock and for the launcher.
+    """Remembers that a signal to stop came, and looks at the clock and for the launcher.
 
     Args:
         limit_seconds: after `started`, when the process has to be gone; None for no limit.
@@ -44,8 +44,7 @@ class StopRequest:
         if launcher is not None:
             links = _find_launchers(launcher)
             threading.Thread(target=self._watch, args=(links,), daemon=True).start()
-        for number in _STOP_SIGNALS:
-            signal.signal(number, self._note)
+        handle_stop_signals(self._note)
 
     def begin_training(self) -> None:
         """From now on there is somebody who acts on requests."""
@@ -65,7 +64,7 @@ class StopRequest:
         while not any(_is_orphan(*link) for link in launchers):
             time.sleep(1.0)
         if not self._is_training:  # perhaps waiting for processes that never come
-            print("neobert_train: ends, since its launcher did", file=sys.stderr, flush=True)
+            print_message("neobert_train: ends, since its launcher did")
             os._exit(EXIT_FAILED)
         self._signal_name = self._signal_name or "the end of its launcher"
 

@@ -2,9 +2,10 @@
 
 import faulthandler
 import os
-import sys
 import threading
 import time
+
+from neobert_train.terminal import print_message
 
 # The stacks are shown by a Python thread, which can say what hangs. Where a library keeps every
 # Python thread from running, the interpreter's own timer shows them a little later.
@@ -44,11 +45,10 @@ class Watchdog:
         assert self._timeout is not None
         while not self._closed.wait(min(1.0, self._timeout / 10)):
             if self._what and time.monotonic() - self._since > self._timeout:
-                print(
+                print_message(
                     f"rank {self._rank}: {self._what} has taken longer than {self._timeout:g} "
-                    f"seconds (trainer.step_timeout_seconds); this is where it stands:",
-                    file=sys.stderr, flush=True,
-                )  # fmt: skip
+                    f"seconds (trainer.step_timeout_seconds); this is where it stands:"
+                )
                 faulthandler.dump_traceback(all_threads=True)
                 time.sleep(_OTHERS_SECONDS)
                 os._exit(1)

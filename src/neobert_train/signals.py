@@ -1,0 +1,57 @@
+"""Signals that ask to stop, and what commands and worker processes make of them."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
+
+class StopSignal(KeyboardInterrupt):
+    """A signal asked the command to stop; says which."""
+
+
+def handle_stop_signals(handler: Callable[[int, FrameType | None], Any]) -> dict[int, Any]:
+    """Install a handler for every signal that asks to stop; only in the main thread.
+
+    SIGHUP stays ignored where it is: `nohup` asks for that.
+
+    Returns:
+        The handlers that were installed before, by signal.
+    """
+    return {
+        number: signal.signal(number, handler)
+        for number in STOP_SIGNALS
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+    }
+
+
+def raise_stop_signals() -> None:
+    """Let the first signal to stop raise StopSignal in the main thread, and a second end at once."""
+    handle_stop_signals(_raise)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    for other in STOP_SIGNALS:
+        if signal.getsignal(other) is _raise:
+            signal.signal(other, signal.SIG_DFL)
+    raise StopSignal(signal.Signals(number).name)
+
+
+def ignore_stop_signals() -> None:
+    """Leave it to the parent process to stop this one; launchers signal whole process trees."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+@contextlib.contextmanager
+def hold_stop_signals() -> Iterator[None]:
+    """Keep signals to stop from processes started within, until they call `ignore_stop_signals`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
