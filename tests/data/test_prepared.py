@@ -1,6 +1,7 @@
 """Prepared token shards: the same batches as from the texts, and nothing else is taken for them."""
 
 import gzip
+import hashlib
 import itertools
 import json
 import os
@@ -24,7 +25,7 @@ from neobert_train.data import preparation
 from neobert_train.data.corpus import open_corpus
 from neobert_train.data.lanes import Lane, LaneState
 from neobert_train.data.preparation import list_jobs, run_jobs, write_manifest, write_shard
-from neobert_train.data.prepared import RECORD
+from neobert_train.data.prepared import RECORD, PreparedShard
 from neobert_train.data.tokenization import load_tokenizer
 from neobert_train.errors import InputError
 
@@ -187,6 +188,85 @@ def test_a_damaged_shard_is_named_before_training_begins(corpus, tmp_path, damag
         read_batches(config, 0, 1)
     assert str(shard) in str(error.value)
     assert "run `prepare` again" in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["records", "tokens"])
+def test_a_flipped_bit_is_noticed_before_it_is_trained_on(corpus, tmp_path, suffix):
+    config = make_config(corpus)
+    prepare(config, tmp_path)
+    shard = max(tmp_path.rglob(f"*.{suffix}.npy"), key=lambda path: path.stat().st_size)
+    content = bytearray(shard.read_bytes())
+    content[-1000] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read_batches(config, 0, 100)
+    assert f"{shard} cannot be used (its sha256 is not that of the manifest)" in str(error.value)
+    assert "run `prepare` again" in str(error.value)
+
+
+def test_the_tokens_of_a_shard_are_looked_at_where_a_unit_reads_them(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "_SHARD_BYTES", 500)
+    config = make_config(corpus)
+    prepare(config, tmp_path)
+    damaged = min(tmp_path.glob("*/00000-*.tokens.npy"))
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    tokenizer = load_tokenizer(config.tokenizer.path)
+    unit = open_corpus(config, tokenizer)["corpus"][0]
+    assert list(unit.take_part(1, 2).iter_records(0))
+    with pytest.raises(InputError, match="sha256"):
+        list(unit.take_part(0, 2).iter_records(0))
+
+
+def test_files_are_hashed_once_and_few_are_kept_open(tmp_path, monkeypatch):
+    hashed, shards, digest = [], [], hashlib.file_digest
+
+    def note(file, name):
+        hashed.append(file.name)
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", note)
+    for number in range(100):
+        np.save(tmp_path / f"{number}.records.npy", np.zeros(3, dtype=RECORD))
+        np.save(tmp_path / f"{number}.tokens.npy", np.arange(number, dtype=np.uint16))
+        paths = [tmp_path / f"{number}.{suffix}.npy" for suffix in ("records", "tokens")]
+        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+        shards.append(PreparedShard(str(tmp_path / str(number)), *digests, vocab_size=100))
+    before = len(os.listdir("/proc/self/fd"))
+    for shard in [*shards, *shards]:
+        assert len(shard.open_records()) == 3
+        shard.open_tokens()
+    assert len(set(hashed)) == len(hashed) == 200
+    assert len(os.listdir("/proc/self/fd")) - before <= 130  # each array that is kept holds one
+
+
+@pytest.mark.parametrize("forgery", ["vocabulary", "records", "no sha256", "a list"])
+def test_a_forged_manifest_is_noticed(corpus, tmp_path, forgery):
+    config = make_config(corpus)
+    prepare(config, tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (source,) = manifest["sources"].values()
+    entry = source["files"][0]["shards"][0]
+    forged = tmp_path / f"{entry['shard']}.{'records' if forgery == 'records' else 'tokens'}.npy"
+    array = np.load(forged)
+    if forgery == "vocabulary":
+        array[-1] = 30_522
+    elif forgery == "records":
+        array["end"][-1] = -1
+    np.save(forged, array)
+    digest = hashlib.sha256(forged.read_bytes()).hexdigest()
+    entry["sha256"]["records" if forgery == "records" else "tokens"] = digest
+    if forgery == "no sha256":
+        del entry["sha256"]
+    if forgery == "a list":
+        source["files"][0] = []
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    expected = {
+        "vocabulary": f"{forged} cannot be used (it holds the token id 30522, and the tokenizer has 30522",
+        "records": f"{forged} cannot be used (its records do not follow each other)",
+    }.get(forgery, f"{tmp_path / 'manifest.json'} is damaged")
+    with pytest.raises(InputError) as error:
+        read_batches(config, 0, 100)
+    assert expected in str(error.value)
 
 
 def test_shards_of_another_tokenizer_or_source_or_none_are_refused(corpus, prepared, tmp_path):

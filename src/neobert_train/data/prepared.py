@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,42 @@ RECORD = np.dtype(
 )
 DOCUMENT, BLANK, BAD = range(3)
 _RECORDS_PER_READ = 1024
+# Files kept mapped for the next unit, each of which holds a file descriptor.
+_MOST_KEPT_FILES = 128
 # What says nothing about the records and their tokens: it may differ between prepare and train.
 _FREE = ("min_", "max_", "id_column")
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedShard:
+    """The two files of a shard.
+
+    Attributes:
+        path: without their suffixes.
+        records_sha256, tokens_sha256: of their content, in hexadecimal.
+        vocab_size: above every token id.
+    """
+
+    path: str
+    records_sha256: str
+    tokens_sha256: str
+    vocab_size: int
+
+    def open_records(self) -> np.ndarray:
+        """Return the records, [num_records] RECORD, mapped into memory.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        return _open(f"{self.path}.records.npy", self.records_sha256, None)
+
+    def open_tokens(self) -> np.ndarray:
+        """Return the tokens of all documents, [num_tokens] uint16 or uint32, mapped into memory.
+
+        Raises:
+            InputError: the file is damaged, or holds ids that the tokenizer does not know.
+        """
+        return _open(f"{self.path}.tokens.npy", self.tokens_sha256, self.vocab_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +95,13 @@ class PreparedFile:
 
     Attributes:
         path: of the file that they were made of.
-        shards: without their suffixes, in the order of the file.
+        shards: in the order of the file.
         division: of the file.
         units_per_lane: see `SourceUnit`.
     """
 
     path: str
-    shards: tuple[str, ...]
+    shards: tuple[PreparedShard, ...]
     division: Division
     units_per_lane: int
 
@@ -87,10 +121,15 @@ class PreparedUnit:
             InputError: a shard cannot be read.
         """
         for shard in self.file.shards:
-            records, tokens = _open_shard(shard)
+            records = shard.open_records()
             begins = records["begin"]
             chosen = self.file.division.select(begins, self.part, self.parts)
             first = int(np.searchsorted(begins[chosen], cursor))
+            if first == len(chosen):
+                continue
+            tokens = shard.open_tokens()
+            if len(tokens) != records["end"][-1]:
+                raise InputError(f"{shard.path}: records and tokens differ: run `prepare` again")
             for start in range(first, len(chosen), _RECORDS_PER_READ):
                 yield from self._iter_block(
                     records, tokens, chosen[start : start + _RECORDS_PER_READ]
@@ -150,18 +189,40 @@ class PreparedUnit:
                 yield TokenizedRecord(ids, num_characters, kind == BLANK, key, cursor)
 
 
-@lru_cache(maxsize=1024)
-def _open_shard(shard: str) -> tuple[np.ndarray, np.ndarray]:
-    """Records and tokens, mapped into memory; as plain arrays, whose slices are cheap."""
+@lru_cache(maxsize=_MOST_KEPT_FILES)
+def _open(path: str, sha256: str, vocab_size: int | None) -> np.ndarray:
+    """Return a file as a plain array, whose slices are cheap, mapped into memory."""
     try:
-        records = np.load(f"{shard}.records.npy", mmap_mode="r", allow_pickle=False)
-        tokens = np.load(f"{shard}.tokens.npy", mmap_mode="r", allow_pickle=False)
+        _check_content(path, sha256, vocab_size)
+        return _map(path)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{shard}: the token shard cannot be read ({error}): run `prepare` again, which mends "
-            f"what is damaged"
+            f"{path} cannot be used ({error}): run `prepare` again, which writes anew what is damaged"
         ) from error
-    return np.asarray(records), np.asarray(tokens)
+
+
+@cache  # once per file and process, however often it is opened
+def _check_content(path: str, sha256: str, vocab_size: int | None) -> None:
+    """Raise ValueError for a file of other bytes than `prepare` wrote, or of no sense."""
+    with open(path, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise ValueError("its sha256 is not that of the manifest")
+    array = _map(path)
+    if vocab_size is None:
+        if array.dtype != RECORD or array.ndim != 1:
+            raise ValueError("it holds no records")
+        if (np.diff(array["end"], prepend=0) < 0).any():
+            raise ValueError("its records do not follow each other")
+    elif array.dtype not in (np.uint16, np.uint32) or array.ndim != 1:
+        raise ValueError("it holds no tokens")
+    elif len(array) and array.max() >= vocab_size:
+        raise ValueError(
+            f"it holds the token id {array.max()}, and the tokenizer has {vocab_size} entries"
+        )
+
+
+def _map(path: str) -> np.ndarray:
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 def open_prepared(
@@ -175,21 +236,27 @@ def open_prepared(
     """
     folder = Path(str(config.prepared_dir))
     manifest = _read_manifest(folder)
-    if manifest["tokenizer"] != tokenizer.fingerprint:
+    if manifest.get("tokenizer") != tokenizer.fingerprint:
         raise InputError(
             f"{folder} was prepared with another tokenizer (sha256 "
-            f"{manifest['tokenizer'][:12]}, not {tokenizer.fingerprint[:12]}): give the "
+            f"{str(manifest.get('tokenizer'))[:12]}, not {tokenizer.fingerprint[:12]}): give the "
             f"tokenizer.path it was prepared with, or prepare another data.prepared_dir"
         )
     units = {}
     for name, source in resolve_sources(config).items():
         key = fingerprint_source(source)
-        if key not in manifest["sources"]:
+        if key not in manifest.get("sources", {}):
             raise InputError(
                 f"{folder} was not prepared from the source '{name}' as it is configured: run "
                 f"`prepare` with the same settings"
             )
-        files = [_to_unit(folder, file) for file in manifest["sources"][key]["files"]]
+        try:
+            described = manifest["sources"][key]["files"]
+            files = [_to_unit(folder, file, tokenizer.vocab_size) for file in described]
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise InputError(
+                f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error}): run `prepare` again"
+            ) from error
         units[name] = divide_files(files, num_lanes)
     return units
 
@@ -198,6 +265,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict):
+            raise ValueError(f"it holds a {type(manifest).__name__}")
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} holds no {MANIFEST}: run `prepare` with the same settings first; what it has "
@@ -213,7 +282,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _to_unit(folder: Path, file: dict[str, Any]) -> SourceUnit:
+def _to_unit(folder: Path, file: dict[str, Any], vocab_size: int) -> SourceUnit:
     shards = []
     for entry in file["shards"]:
         shard = folder / entry["shard"]
@@ -222,8 +291,9 @@ def _to_unit(folder: Path, file: dict[str, Any]) -> SourceUnit:
             found = path.stat().st_size if path.exists() else None
             if found != size:
                 state = "is missing" if found is None else f"has {found:,} bytes, not {size:,}"
-                raise InputError(f"{path} {state}: run `prepare` again, which mends it")
-        shards.append(str(shard))
+                raise InputError(f"{path} {state}: run `prepare` again, which writes it anew")
+        digests = entry["sha256"]
+        shards.append(PreparedShard(str(shard), digests["records"], digests["tokens"], vocab_size))
     ends = file["shards"][0]["ends"]
     prepared = PreparedFile(
         file["path"], tuple(shards), Division(ends and tuple(ends)), file["units_per_lane"]
