@@ -3,11 +3,9 @@
 It depends neither on the number of processes nor on the ZeRO stage, and holds no pickle.
 """
 
-import hashlib
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,7 +20,8 @@ from neobert_train.config.saved import dump_config
 from neobert_train.config.schema import CheckpointConfig, TrainConfig
 from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.errors import InputError
-from neobert_train.run_directory import RunDirectory, sync_folder, to_json, write_json
+from neobert_train.files import hash_file, sync_folder, sync_tree, to_json, write_json
+from neobert_train.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +112,7 @@ def save_checkpoint(
         (folder / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
         tokenizer.save(folder / TOKENIZER_FOLDER, config.model.max_length)
         write_json(folder / MANIFEST_FILE, {"step": step, "files": _describe_files(folder)})
-        _sync_files(folder)
+        sync_tree(folder)
         if final.exists():  # an earlier one of the same step that was found damaged
             run.remove_checkpoint(step)
         folder.rename(final)
@@ -177,7 +176,7 @@ def find_damage(folder: Path) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != expected["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-            if _hash_file(path) != expected["sha256"]:
+            if hash_file(path) != expected["sha256"]:
                 return f"{name} is not the file that {MANIFEST_FILE} was written for (sha256)"
     except OSError as error:
         return f"{name} cannot be read ({error.strerror})"
@@ -300,20 +299,6 @@ def _lies_below(name: str) -> bool:
 def _describe_files(folder: Path) -> Mapping[str, Any]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _hash_file(path)}
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
         for path in files
     }
-
-
-def _hash_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_files(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
-        sync_folder(path)

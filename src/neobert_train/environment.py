@@ -4,14 +4,12 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from neobert_train.urls import hide_credentials
 from neobert_train.world import World
 
 _PACKAGES = (
@@ -21,10 +19,9 @@ _PACKAGES = (
 
 
 def describe_environment(world: World, attention_backend: str) -> dict[str, Any]:
-    """Versions, devices, source revision and command line; nothing of the environment variables."""
+    """Return versions, devices and source revision; nothing of the environment variables."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [hide_credentials(word) for word in sys.argv],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": find_versions(),

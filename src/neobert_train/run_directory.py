@@ -1,20 +1,36 @@
 """The files of a run: the only module that knows their names."""
 
-import fcntl
-import json
 import os
 import re
-import shutil
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, BinaryIO
 
+from neobert_train.config.typed import parse
 from neobert_train.errors import InputError
+from neobert_train.files import TEMPORARY_PREFIX, DamagedFileError, read_checked_json, remove
+from neobert_train.run_lock import acquire_lock
 
-Value = TypeVar("Value")
+# For processes of the start before that still write their last checkpoint.
+_LOCK_WAIT_SECONDS = 60.0
+_STEP_FOLDER = re.compile("step-([0-9]{8}|[1-9][0-9]{8,})")
+_Entries = dict[str, str | int | float | list[str] | dict[str, str | None] | None]
 
-_STEP_FOLDER = re.compile(r"step-(\d{8,})")
-_TEMPORARY_PREFIX = ".tmp-"
+
+@dataclass(frozen=True)
+class _Start:
+    """What `describe_environment` gives for a start."""
+
+    entries: dict[str, Any]
+
+    @classmethod
+    def from_json(cls, value: Any, name: str) -> "_Start":
+        """As `parse` asks for."""
+        entries = parse(_Entries, value, name)
+        parse(str, entries.get("started"), f"{name}.started")
+        parse(dict[str, str | None], entries.get("packages", {}), f"{name}.packages")
+        entries.pop("command", None)  # written by an earlier version; may hold a secret
+        return cls(entries)
 
 
 class RunDirectory:
@@ -31,60 +47,76 @@ class RunDirectory:
         self.export_folder = self.path / "export"
         self.checkpoints = self.path / "checkpoints"
         self.anomalies = self.path / "anomalies"
+        self._lock: BinaryIO | None = None
+        self._was_missing = False
 
-    def create(self) -> None:
-        """Make the folders and clear what an interrupted write or removal left.
+    def claim(self, wait_seconds: float = _LOCK_WAIT_SECONDS) -> None:
+        """Keep other processes from training here, until this one ends in whatever way.
+
+        Nothing is done where there is no directory: `create` makes and claims it.
+
+        Args:
+            wait_seconds: how long to wait for a process that trains here, and may be about to end.
 
         Raises:
-            InputError: the folder cannot be made or written to.
+            InputError: another process trains here, or the lock cannot be written.
         """
+        self._was_missing = not self.path.is_dir()
+        if self._was_missing or self._lock is not None:
+            return
+        try:
+            self._lock = acquire_lock(self.path / ".lock", wait_seconds)
+        except OSError as error:
+            raise self.explain(error) from error
+
+    def release(self) -> None:
+        """Let other processes train here."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def create(self) -> None:
+        """Make the folders, claim them, and clear what an interrupted write or removal left.
+
+        Raises:
+            InputError: the folder cannot be made or written to, or another process came first.
+        """
+        was_missing = self._was_missing
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            for leftover in self.checkpoints.glob(f"{_TEMPORARY_PREFIX}*"):
-                shutil.rmtree(leftover)
+            self.claim()
+            if was_missing and self.config_file.exists():
+                raise InputError(
+                    f"another process has begun a run in {self.path} meanwhile: start again, which "
+                    f"continues it, or write output_dir=... to choose another directory"
+                )
+            for leftover in self.checkpoints.glob(f"{TEMPORARY_PREFIX}*"):
+                remove(leftover)
         except OSError as error:
             raise self.explain(error) from error
 
     def explain(self, error: OSError) -> InputError:
-        """What a user is told when a write into the directory has failed."""
+        """Return what a user is told when a write into the directory has failed."""
         return InputError(
             f"the run directory {self.path} cannot be written to ({error.strerror}): make room or "
-            f"mend its permissions, or write output_dir=... to choose another"
+            f"fix its permissions, or write output_dir=... to choose another"
         )
 
-    def claim(self) -> None:
-        """Keep other processes from training here, until this one ends in whatever way.
-
-        Raises:
-            InputError: another process holds the lock.
-        """
-        try:
-            file: IO[str] = open(self.path / ".lock", "w", encoding="utf-8")  # noqa: SIM115
-        except OSError as error:
-            raise self.explain(error) from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            raise InputError(
-                f"another process is training in {self.path}: stop it, or write output_dir=... "
-                f"to choose another run directory"
-            ) from error
-        self._lock = file
-
     def holds_run(self) -> bool:
-        """Whether there is a run to continue: one that came to a checkpoint."""
+        """Return whether there is a run to continue: one that came to a checkpoint."""
         return bool(self.list_checkpoints())
 
     def read_environments(self) -> list[dict[str, Any]]:
-        """With what the run was carried out, one entry for each of its starts.
+        """Return with what the run was carried out, one entry for each of its starts.
 
         Raises:
             InputError: the file is damaged.
         """
         if not self.environment_file.exists():
             return []
-        return read_json(self.environment_file, list, "remove it; nothing but this list is lost")
+        fix = "remove it; nothing but this list is lost"
+        starts = read_run_json(self.environment_file, list[_Start], fix)
+        return [start.entries for start in starts]
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint after `step` steps."""
@@ -92,79 +124,35 @@ class RunDirectory:
 
     def temporary_checkpoint(self, step: int) -> Path:
         """Where that checkpoint is put together before it gets its name."""
-        return self.checkpoints / f"{_TEMPORARY_PREFIX}step-{step:08d}"
+        return self.checkpoints / f"{TEMPORARY_PREFIX}step-{step:08d}"
 
     def list_checkpoints(self) -> list[tuple[int, Path]]:
         """Step and folder of every checkpoint that bears its final name, oldest first."""
         if not self.checkpoints.is_dir():
             return []
-        named = ((_STEP_FOLDER.fullmatch(path.name), path) for path in self.checkpoints.iterdir())
-        return sorted((int(match[1]), path) for match, path in named if match)
+        matches = map(_STEP_FOLDER.fullmatch, os.listdir(self.checkpoints))
+        steps = sorted(int(match[1]) for match in matches if match)
+        return [(step, self.checkpoint(step)) for step in steps]
 
     def remove_checkpoint(self, step: int) -> None:
         """Remove a checkpoint; at no moment does a part of it bear its name."""
-        doomed = self.checkpoints / f"{_TEMPORARY_PREFIX}removed-{step:08d}"
+        doomed = self.checkpoints / f"{TEMPORARY_PREFIX}removed-{step:08d}"
         self.checkpoint(step).rename(doomed)
-        shutil.rmtree(doomed)
+        remove(doomed)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file or nothing, also when the process is killed half-way."""
-    temporary = path.with_name(f"{_TEMPORARY_PREFIX}{path.name}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically."""
-    write_atomically(path, to_json(value))
-
-
-def read_json(path: Path, kind: type[Value], mend: str) -> Value:
-    """What `write_json` wrote.
+def read_run_json(path: Path, kind: Any, fix: str) -> Any:
+    """Read a JSON file of a run directory.
 
     Args:
-        path: the file.
-        kind: `dict` or `list`.
-        mend: what a user can do about a damaged one.
+        path: of the file, which `write_checked_json` wrote.
+        kind: of its value, as `parse` takes it.
+        fix: what a user can do about a damaged one.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: it is damaged.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, kind):
-            raise ValueError(f"it holds a {type(value).__name__}")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): {mend}") from error
-    return value
-
-
-def to_json(value: Any) -> str:
-    """The content of a JSON file, indented for people to read."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames within a folder survive a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics file; a last line that was cut off by a crash is left out."""
-    if not path.exists():
-        return
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                return
+        return parse(kind, read_checked_json(path))
+    except (DamagedFileError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}): {fix}") from error

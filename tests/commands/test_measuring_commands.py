@@ -116,7 +116,7 @@ def test_flops_equal_those_that_torch_counts(lengths):
 
 def test_the_operations_of_a_run_are_those_of_its_documents(finished_run, make_config, tokenizer):
     lines = (finished_run / "metrics.jsonl").read_text().splitlines()
-    environment = json.loads((finished_run / "environment.json").read_text())[-1]
+    environment = json.loads((finished_run / "environment.json").read_text())["content"][-1]
     config = make_config()
     loader = StepLoader(config, open_corpus(config, tokenizer), initial_states(range(8)))
     size = compute_model_size(config.model, tokenizer.vocab_size)

@@ -83,7 +83,7 @@ def test_a_kernel_that_cannot_run_here(tmp_path):
     assert "runs on CUDA devices only" in output
 
 
-def test_damaged_files_of_a_run_are_named_and_their_mends_work(finished_run, tmp_path):
+def test_damaged_files_of_a_run_are_named_and_their_fixes_work(finished_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     settings = [
@@ -91,21 +91,26 @@ def test_damaged_files_of_a_run_are_named_and_their_mends_work(finished_run, tmp
         "logging.report=false",
     ]  # fmt: skip
     kept = {}
-    for name, mend in {
+    for name, fix in {
+        "metrics.jsonl": "restore the file, or remove the line",
         "sources.json": "restore it, or remove it if the files of the data are still the same",
         "heldout.json": "remove it, and the run looks for held-out documents again",
         "environment.json": "remove it; nothing but this list is lost",
     }.items():
-        kept[name] = json.loads((run / name).read_text())
-        (run / name).write_bytes((run / name).read_bytes()[:-4])
+        content = (run / name).read_text()
+        kept[name] = content
+        damaged = "{\n" + content if name == "metrics.jsonl" else content.replace("1", "2", 1)
+        (run / name).write_text(damaged)
         output = run_command(*settings, code=2)
-        assert f"{run / name} cannot be read" in output
-        assert mend in output
+        place = "metrics.jsonl, line 1 is damaged" if name == "metrics.jsonl" else "cannot be read"
+        assert f"{run / name}" in output
+        assert place in output
+        assert fix in output
         assert "Traceback" not in output
         (run / name).unlink()
     assert "Done: 4 steps" in run_command(*settings)
     for name in ("sources.json", "heldout.json"):
-        assert json.loads((run / name).read_text()) == kept[name]
+        assert (run / name).read_text() == kept[name]
 
 
 def test_nothing_held_out(tmp_path):
@@ -140,7 +145,7 @@ def test_wandb_without_a_network_records_offline_and_keeps_the_key_to_itself(tmp
     assert "W&B does not start online" in output
     assert "Done: 2 steps" in output
     # One W&B run, whose name says when it began, so that it is no other run's of the same name.
-    began = json.loads((run / "environment.json").read_text())[0]["started"]
+    began = json.loads((run / "environment.json").read_text())["content"][0]["started"]
     name = "run-" + "".join(filter(str.isdigit, began))
     assert [path.name.split("-", 3)[3] for path in (run / "wandb").glob("offline-run-*")] == [name]
     assert key not in output

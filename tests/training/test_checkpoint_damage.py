@@ -27,7 +27,8 @@ from neobert_train.checkpoint import (
 from neobert_train.config.schema import CheckpointConfig
 from neobert_train.config.store import compose_config, to_typed
 from neobert_train.errors import InputError
-from neobert_train.run_directory import RunDirectory, write_json
+from neobert_train.files import write_json
+from neobert_train.run_directory import RunDirectory
 
 FILES = (
     "model.safetensors", "optimizer.safetensors", "state.json", "config.yaml",

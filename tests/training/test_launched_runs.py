@@ -138,14 +138,14 @@ def test_another_seed_and_another_environment_are_warned_of_when_they_are_wanted
 ):
     output_dir = tmp_path / "run"
     shutil.copytree(uninterrupted, output_dir)
-    (before,) = json.loads((output_dir / "environment.json").read_text())
+    (before,) = json.loads((output_dir / "environment.json").read_text())["content"]
     before["packages"]["torch"] = "1.0"
-    (output_dir / "environment.json").write_text(json.dumps([before]))
+    (output_dir / "environment.json").write_text(json.dumps([before]))  # without a checksum
     output = train(PLAIN, output_dir, "seed=1", "trainer.max_steps=9", "resume=changed")
     assert "continuing with a changed setting: seed: 0 -> 1" in output
     assert f"continuing in another environment: torch: 1.0 -> {torch.__version__}" in output
     assert "Done: 9 steps" in output
-    assert len(json.loads((output_dir / "environment.json").read_text())) == 2
+    assert len(json.loads((output_dir / "environment.json").read_text())["content"]) == 2
     output = finish(start(PLAIN, output_dir, "trainer.max_steps=10"), code=2)
     assert "seed: 1 -> 0" in output
     output = finish(

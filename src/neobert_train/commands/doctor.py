@@ -240,7 +240,8 @@ def _examine_run_directory(findings: Findings, config: DoctorConfig) -> None:
     findings.tell("output_dir", f"{run.path}: {state}")
     findings.attempt(lambda: check_resume(config, run))
     if (run.path / ".lock").exists():
-        findings.attempt(run.claim)
+        findings.attempt(lambda: run.claim(wait_seconds=0))
+        run.release()
     folder = _find_existing_folder(run)
     try:
         with tempfile.TemporaryFile(dir=folder):

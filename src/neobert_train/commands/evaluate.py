@@ -116,7 +116,8 @@ def load_documents(config: EvaluateConfig, tokenizer: TextTokenizer) -> list[np.
         raise InputError(
             f"{config.run_dir} was trained without held-out documents: write paths=[my_texts.parquet]"
         )
-    return [np.array(ids) for ids in CorpusSample.load(heldout).heldout]
+    sample = CorpusSample.load(heldout, tokenizer.vocab_size)
+    return [np.array(ids) for ids in sample.heldout]
 
 
 def _read_documents(

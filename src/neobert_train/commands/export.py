@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import transformers
 
@@ -21,8 +20,9 @@ from neobert_train.export.hub import push_to_hub
 from neobert_train.export.hugging_face import write_model_folder
 from neobert_train.export.model_card import render_model_card
 from neobert_train.export.parity import check_parity
+from neobert_train.metrics_file import find_latest, read_metrics
 from neobert_train.model import build_model, load_into
-from neobert_train.run_directory import RunDirectory, read_metrics
+from neobert_train.run_directory import RunDirectory
 from neobert_train.terminal import print_output
 from neobert_train.world import World
 
@@ -52,7 +52,7 @@ def run(config: ExportConfig, world: World) -> None:
     try:
         write_model_folder(draft, model, tokenizer)
         difference = check_parity(draft, model)
-        metrics = _find_metrics(run_directory, state.step)
+        metrics = find_latest(read_metrics(run_directory.metrics_file), state.step)
         name = config.push_to_hub or str(output)
         card = render_model_card(name, train_config, state, tokenizer.vocab_size, metrics)
         (draft / "README.md").write_text(card, encoding="utf-8")
@@ -73,12 +73,3 @@ def _check_output(output: Path) -> None:
         raise InputError(
             f"{output} exists and is not an export: write output=... to choose another folder"
         )
-
-
-def _find_metrics(run_directory: RunDirectory, step: int) -> dict[str, Any]:
-    """The latest value of every metric up to a step."""
-    latest: dict[str, Any] = {}
-    for record in read_metrics(run_directory.metrics_file):
-        if record["step"] <= step:
-            latest.update(record)
-    return latest

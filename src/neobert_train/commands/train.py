@@ -1,6 +1,5 @@
 """Train an experiment, or continue it where it stopped."""
 
-import json
 import logging
 import os
 import sys
@@ -25,6 +24,7 @@ from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.distributed import Collectives, find_device, is_lost_connection
 from neobert_train.environment import describe_environment, find_environment_changes
 from neobert_train.errors import EXIT_FAILED, EXIT_STOPPED, InputError
+from neobert_train.files import write_atomically, write_checked_json
 from neobert_train.hardware import find_peak_flops
 from neobert_train.model import (
     DTYPES,
@@ -38,7 +38,7 @@ from neobert_train.model import (
 from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
 from neobert_train.objective import MaskedLanguageModelling
 from neobert_train.report.refresh import ReportRefresher
-from neobert_train.run_directory import RunDirectory, write_atomically, write_json
+from neobert_train.run_directory import RunDirectory
 from neobert_train.terminal import print_message, print_output
 from neobert_train.training.checkpointing import CheckpointWriter
 from neobert_train.training.console import Console, format_duration
@@ -99,6 +99,7 @@ def _train(
         logger.warning("the run ends within the warm-up (scheduler.warmup_steps)")
     # Everything that can be wrong with what the user gave comes first, and leaves nothing behind.
     run = RunDirectory(config.output_dir)
+    collectives.on_main(run.claim)
     start = find_starting_point(config, run, collectives)
     state, tokenizer, units = start.state, start.tokenizer, start.units
     if is_complete(config.trainer, state):
@@ -236,7 +237,7 @@ def find_sample(config: TrainConfig, run: RunDirectory, start: StartingPoint) ->
         InputError: evaluation is asked for and no document is held out.
     """
     if start.checkpoint is not None and run.heldout_file.exists():
-        return CorpusSample.load(run.heldout_file)
+        return CorpusSample.load(run.heldout_file, start.tokenizer.vocab_size)
     if not config.evaluation.max_tokens:
         return CorpusSample()
     sample = sample_corpus(config, start.units, start.tokenizer)
@@ -255,25 +256,24 @@ def open_run_directory(
     sample: CorpusSample,
     units: Mapping[str, Sequence[Unit]],
 ) -> None:
-    """Claim the run directory and write down what is about to happen in it.
+    """Make the run directory and write down what is about to happen in it.
 
     Raises:
-        InputError: it cannot be written to, or another process trains in it.
+        InputError: it cannot be written to, or another process came first.
     """
     run.create()
-    run.claim()
     before = run.read_environments() if run.holds_run() else []
     if before:
         for difference in find_environment_changes(before[-1], environment):
             logger.warning("continuing in another environment: %s", difference)
     try:
         write_atomically(run.config_file, dump_config(config))
-        write_json(run.environment_file, [*before, environment])
+        write_checked_json(run.environment_file, [*before, environment])
         begins = not run.holds_run() or not run.sources_file.exists()
         if begins or config.resume is Resume.changed:
-            write_atomically(run.sources_file, json.dumps(list_source_files(units)))
+            write_checked_json(run.sources_file, list_source_files(units), indent=None)
         if sample.heldout:
-            write_atomically(run.heldout_file, json.dumps(sample.to_dict()))
+            sample.save(run.heldout_file)
     except OSError as error:
         raise run.explain(error) from error
 

@@ -1,15 +1,19 @@
 """The documents of a run: texts, or the token shards made of them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from neobert_train.config.derived import compute_num_lanes
 from neobert_train.config.schema import TrainConfig
+from neobert_train.config.typed import Count
 from neobert_train.data.prepared import open_prepared
 from neobert_train.data.sources import Unit, build_units
 from neobert_train.data.storage import is_url
 from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.urls import show_url
+
+# Name and bytes of every file of every source; None for the bytes of remote files.
+SourceFiles = dict[str, list[tuple[str, Count | None]]]
 
 
 @runtime_checkable
@@ -38,16 +42,16 @@ def open_corpus(config: TrainConfig, tokenizer: TextTokenizer) -> Mapping[str, S
     return build_units(config.data, num_lanes)
 
 
-def list_source_files(units: Mapping[str, Sequence[Unit]]) -> dict[str, list[list[Any]]]:
+def list_source_files(units: Mapping[str, Sequence[Unit]]) -> SourceFiles:
     """Name and bytes of every file of every source, in order; the bytes of local files alone.
 
     The order of documents is a function of these files, so a run can go on with no others.
     """
-    files: dict[str, list[list[Any]]] = {}
+    files: SourceFiles = {}
     for name, parts in units.items():
         whole = {unit.path: unit for unit in parts if isinstance(unit, SizedUnit)}
         files[name] = [
-            [_get_name(path), None if is_url(path) else unit.find_size()]
+            (_get_name(path), None if is_url(path) else unit.find_size())
             for path, unit in whole.items()
         ]
     return files
@@ -57,9 +61,7 @@ def _get_name(path: str) -> str:
     return (show_url(path) if is_url(path) else path).rpartition("/")[2]
 
 
-def find_changed_files(
-    before: Mapping[str, list[list[Any]]], now: Mapping[str, list[list[Any]]]
-) -> list[str]:
+def find_changed_files(before: SourceFiles, now: SourceFiles) -> list[str]:
     """What differs between the files that a run began with and those that are there now."""
     changes = []
     for name in before:

@@ -13,6 +13,7 @@ from neobert_train.batch import Batch
 from neobert_train.config.data_schema import MaskingConfig
 from neobert_train.config.derived import compute_weights, resolve_sources
 from neobert_train.config.schema import TrainConfig
+from neobert_train.config.typed import Count
 from neobert_train.data.admission import Admission, Kind, build_admission
 from neobert_train.data.collate import collate
 from neobert_train.data.encoding import Document, encode_documents
@@ -21,7 +22,9 @@ from neobert_train.data.packing import pack_all
 from neobert_train.data.randomness import keyed_generator
 from neobert_train.data.sources import BadRecord, Unit
 from neobert_train.data.tokenization import TextTokenizer, split_document
-from neobert_train.run_directory import read_json
+from neobert_train.errors import InputError
+from neobert_train.files import write_checked_json
+from neobert_train.run_directory import read_run_json
 
 _GROUP_DOCUMENTS = 64
 # Enough text for a stable estimate of how often each token occurs.
@@ -39,28 +42,43 @@ class CorpusSample:
         num_documents: documents looked through.
     """
 
-    heldout: list[list[int]] = field(default_factory=list)
+    heldout: list[list[Count]] = field(default_factory=list)
     unigram_entropy: float = math.nan
-    num_documents: int = 0
+    num_documents: Count = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return it as JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CorpusSample":
-        """The inverse of `to_dict`."""
+        """Return the inverse of `to_dict`."""
         return cls(**values)
 
+    def save(self, file: Path) -> None:
+        """Write what `load` reads.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        write_checked_json(file, self.to_dict(), indent=None)
+
     @classmethod
-    def load(cls, file: Path) -> "CorpusSample":
-        """What a run has kept.
+    def load(cls, file: Path, vocab_size: int) -> "CorpusSample":
+        """Read what a run has kept, token ids below `vocab_size`.
 
         Raises:
             InputError: the file is damaged.
         """
-        mend = "remove it, and the run looks for held-out documents again when it goes on"
-        return cls.from_dict(read_json(file, dict, mend))
+        fix = "remove it, and the run looks for held-out documents again when it continues"
+        sample: CorpusSample = read_run_json(file, cls, fix)
+        largest = max((max(ids, default=0) for ids in sample.heldout), default=0)
+        if largest >= vocab_size:
+            raise InputError(
+                f"{file} cannot be read (it has the token {largest}, and the tokenizer {vocab_size} "
+                f"tokens): {fix}"
+            )
+        return sample
 
 
 def sample_corpus(

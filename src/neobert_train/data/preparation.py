@@ -1,8 +1,6 @@
 """Tokenises sources into the shards of `prepared.py`, in parallel, and goes on where it stopped."""
 
-import hashlib
 import itertools
-import json
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
@@ -17,6 +15,7 @@ import numpy as np
 
 from neobert_train.config.data_schema import BadRecordPolicy, DataConfig
 from neobert_train.config.derived import resolve_sources
+from neobert_train.config.typed import Count, parse
 from neobert_train.data.admission import compute_heldout_key
 from neobert_train.data.encoding import encode_documents
 from neobert_train.data.prepared import (
@@ -36,7 +35,14 @@ from neobert_train.data.sources import (
 )
 from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
 from neobert_train.errors import InputError
-from neobert_train.run_directory import sync_folder, write_json
+from neobert_train.files import (
+    DamagedFileError,
+    hash_file,
+    open_atomically,
+    parse_json,
+    read_text,
+    write_json,
+)
 
 _GROUP_RECORDS = 64
 # Of a source file; about a minute of one core, so that little is lost when it is stopped.
@@ -215,7 +221,7 @@ def write_shard(job: ShardJob) -> ShardResult:
     for suffix, array in arrays.items():
         path = job.shard.with_name(f"{job.name}.{suffix}.npy")
         _save_atomically(path, array)
-        entry["bytes"][suffix], entry["sha256"][suffix] = path.stat().st_size, _hash_file(path)
+        entry["bytes"][suffix], entry["sha256"][suffix] = path.stat().st_size, hash_file(path)
     write_json(job.shard.with_name(f"{job.name}.json"), entry)
     return ShardResult(entry, found=False)
 
@@ -224,33 +230,26 @@ _load_tokenizer_once = lru_cache(maxsize=1)(load_tokenizer)
 
 
 def _find_shard(job: ShardJob) -> dict[str, Any] | None:
-    """The entry of a shard that is there, complete and sound."""
+    """Return the entry of a shard that is there, complete and sound."""
     try:
-        path = job.shard.with_name(f"{job.name}.json")
-        entry: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if any(entry[key] != value for key, value in job.describe().items()):
+        text = read_text(job.shard.with_name(f"{job.name}.json"))
+        entry: dict[str, Any] = parse(dict[str, Any], parse_json(text))
+        if any(entry.get(key) != value for key, value in job.describe().items()):
             return None
-        for suffix, digest in entry["sha256"].items():
-            if _hash_file(job.shard.with_name(f"{job.name}.{suffix}.npy")) != digest:
+        digests = parse(dict[str, str], entry.get("sha256"))
+        for suffix in ("records", "tokens"):
+            parse(Count, entry.get(suffix))
+            path = job.shard.with_name(f"{job.name}.{suffix}.npy")
+            if hash_file(path) != digests.get(suffix):
                 return None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, DamagedFileError):
         return None
     return entry
 
 
 def _save_atomically(path: Path, array: np.ndarray) -> None:
-    temporary = path.with_name(f".tmp-{path.name}")
-    with open(temporary, "wb") as file:
+    with open_atomically(path) as file:
         np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def _hash_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_manifest(

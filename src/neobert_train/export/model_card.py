@@ -7,6 +7,7 @@ from neobert_train.accounting import compute_model_size
 from neobert_train.checkpoint import TrainingState
 from neobert_train.config.data_schema import SourceKind
 from neobert_train.config.schema import TrainConfig
+from neobert_train.metrics_file import format_metric
 
 _METRICS = {
     "train/loss": ("training loss (nats a masked token)", ".4f"),
@@ -30,7 +31,7 @@ def render_model_card(
         config: of the run.
         state: of the exported checkpoint.
         vocab_size: of its tokenizer.
-        metrics: the latest values up to that checkpoint.
+        metrics: the latest values up to that checkpoint; None for one that was not finite.
     """
     size = compute_model_size(config.model, vocab_size)
     dataset = config.data.dataset if config.data.source is SourceKind.huggingface else None
@@ -53,7 +54,7 @@ def render_model_card(
         "seed": str(config.seed),
     }
     measured = {
-        label: format(metrics[key], spec)
+        label: format_metric(metrics[key], spec)
         for key, (label, spec) in _METRICS.items()
         if key in metrics
     }

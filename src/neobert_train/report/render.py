@@ -2,9 +2,10 @@
 
 import html
 import io
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -12,7 +13,10 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
-from neobert_train.run_directory import RunDirectory, read_metrics, write_atomically
+from neobert_train.errors import InputError
+from neobert_train.files import DamagedFileError, read_text, write_atomically
+from neobert_train.metrics_file import find_latest, format_metric, read_metrics
+from neobert_train.run_directory import RunDirectory, read_run_json
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1080px; color: #222; }
@@ -45,16 +49,24 @@ _LABELS = {"train": "training", "eval": "held out", "data": "data"}
 
 
 def write_report(run: RunDirectory) -> None:
-    """Draw `report.html` of a run from its metrics, environment and configuration."""
-    write_atomically(run.report_file, render_report(run))
+    """Draw `report.html` of a run from its metrics, environment and configuration.
+
+    Raises:
+        InputError: a file of the run is damaged, or the report cannot be written.
+    """
+    report = render_report(run)
+    try:
+        write_atomically(run.report_file, report)
+    except OSError as error:
+        raise run.explain(error) from error
 
 
 def render_report(run: RunDirectory) -> str:
     """The report as HTML with the plots inline."""
     records = list(read_metrics(run.metrics_file))
-    entropy = _read_json(run.heldout_file).get("unigram_entropy")
+    entropy = read_unigram_entropy(run)
     plots = "\n".join(_draw(plot, records, entropy) for plot in PLOTS)
-    config = run.config_file.read_text(encoding="utf-8") if run.config_file.exists() else ""
+    config = _read_config(run.config_file)
     rows = [*_summarise(records), *_flatten(_describe_starts(run))]
     table = "\n".join(
         f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>" for key, value in rows
@@ -94,13 +106,11 @@ def _draw(plot: Plot, records: Sequence[dict[str, Any]], entropy: float | None) 
 
 
 def _summarise(records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """The latest value of what a reader asks for first."""
-    latest: dict[str, Any] = {}
-    for record in records:
-        latest.update({key: value for key, value in record.items() if value is not None})
+    """Return the latest value of what a reader asks for first."""
+    latest = find_latest(records)
     wanted = {
-        "step": ",d",
-        "train/tokens": ",d",
+        "step": ",.0f",
+        "train/tokens": ",.0f",
         "train/loss": ".4f",
         "eval/masked_lm_loss": ".4f",
         "eval/masked_lm_accuracy": ".1%",
@@ -108,11 +118,13 @@ def _summarise(records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
         "data/packing_efficiency": ".2%",
         "train/tokens_per_second": ",.0f",
         "train/mfu": ".1%",
-        "data/bad_records": ",d",
-        "train/skipped_steps": ",d",
-        "train/rewinds": ",d",
+        "data/bad_records": ",.0f",
+        "train/skipped_steps": ",.0f",
+        "train/rewinds": ",.0f",
     }
-    return [(key, format(latest[key], spec)) for key, spec in wanted.items() if key in latest]
+    return [
+        (key, format_metric(latest[key], spec)) for key, spec in wanted.items() if key in latest
+    ]
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -126,15 +138,27 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
+def read_unigram_entropy(run: RunDirectory) -> float | None:
+    """Return what the held-out loss is compared with; None for a run without held-out documents."""
+    if not run.heldout_file.exists():
+        return None
+    sample = read_run_json(
+        run.heldout_file, dict[str, Any], "remove it to draw the report without it"
+    )
+    entropy = sample.get("unigram_entropy")
+    return entropy if isinstance(entropy, float) and math.isfinite(entropy) else None
+
+
+def _read_config(file: Path) -> str:
+    if not file.exists():
+        return ""
+    try:
+        return read_text(file)
+    except DamagedFileError as error:
+        raise InputError(f"{file} cannot be read ({error}): restore it") from error
+
+
 def _describe_starts(run: RunDirectory) -> dict[str, Any]:
-    """With what the run was carried out last, and in how many starts."""
+    """Return the environment of the latest start, and the number of starts."""
     starts = run.read_environments()
     return {**starts[-1], "starts": len(starts)} if starts else {}
-
-
-def _read_json(path: Any) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
-    assert isinstance(content, dict)
-    return content

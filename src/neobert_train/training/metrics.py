@@ -10,7 +10,8 @@ from typing import Any
 
 from neobert_train.config.saved import dump_config
 from neobert_train.config.schema import TrainConfig, WandbMode
-from neobert_train.run_directory import read_metrics, write_atomically
+from neobert_train.files import write_atomically
+from neobert_train.metrics_file import read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +25,14 @@ class MetricsLog:
         path: metrics.jsonl.
         step: where the run continues; lines of later steps are dropped, since they come again.
         wandb_run: as `start_wandb` gives.
+
+    Raises:
+        InputError: what is there is damaged.
     """
 
     def __init__(self, path: Path, step: int, wandb_run: Any = None) -> None:
-        kept = [record for record in read_metrics(path) if record["step"] <= step]
+        records = read_metrics(path) if step else ()  # nothing of it stays where a run begins
+        kept = [record for record in records if record["step"] <= step]
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115
         self._unwritten = ""

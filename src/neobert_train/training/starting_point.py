@@ -18,15 +18,21 @@ from neobert_train.checkpoint import (
 from neobert_train.config.derived import compute_num_lanes, resolve_sources
 from neobert_train.config.saved import find_differences, load_train_config
 from neobert_train.config.schema import Resume, TrainConfig
-from neobert_train.data.corpus import find_changed_files, list_source_files, open_corpus
+from neobert_train.data.corpus import (
+    SourceFiles,
+    find_changed_files,
+    list_source_files,
+    open_corpus,
+)
 from neobert_train.data.lanes import initial_states
 from neobert_train.data.sources import Unit
 from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
 from neobert_train.distributed import Collectives
 from neobert_train.errors import InputError
+from neobert_train.metrics_file import read_metrics
 from neobert_train.model import build_model_config, load_initial_weights
 from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
-from neobert_train.run_directory import RunDirectory, read_json
+from neobert_train.run_directory import RunDirectory, read_run_json
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +77,11 @@ def find_starting_point(
 
 
 def check_resume(config: TrainConfig, run: RunDirectory) -> bool:
-    """Whether there is a run to continue.
+    """Return whether there is a run to continue.
 
     Raises:
-        InputError: `resume` forbids what was found, or the directory holds another run.
+        InputError: `resume` forbids what was found, the directory holds another run, or its metrics
+            are damaged.
     """
     if not run.holds_run():
         if config.resume is Resume.must:
@@ -87,6 +94,8 @@ def check_resume(config: TrainConfig, run: RunDirectory) -> bool:
             f"resume=never, but {run.path} already holds a run: write output_dir=... to choose "
             f"another directory, or leave resume out to continue"
         )
+    for _ in read_metrics(run.metrics_file):
+        pass  # raises where a line is damaged
     if run.config_file.exists():
         fatal, notable = find_differences(load_train_config(run.config_file), config)
         if fatal and config.resume is not Resume.changed:
@@ -106,8 +115,8 @@ def check_source_files(
     """Raises InputError when a run that goes on would read other files than before."""
     if not run.sources_file.exists() or config.resume is Resume.changed:
         return
-    mend = "restore it, or remove it if the files of the data are still the same"
-    before = read_json(run.sources_file, dict, mend)
+    fix = "restore it, or remove it if the files of the data are still the same"
+    before = read_run_json(run.sources_file, SourceFiles, fix)
     changes = find_changed_files(before, list_source_files(units))
     if changes:
         shown = [*changes[:5], *([f"and {len(changes) - 5} more"] if changes[5:] else [])]
