@@ -23,9 +23,9 @@ from neobert_train.data.heldout import (
     sample_source,
 )
 from neobert_train.data.lanes import Lane, LaneState
-from neobert_train.data.sources import EMBEDDED_TEXTS
-from neobert_train.data.sources.parquet import ParquetUnit
-from neobert_train.data.sources.text import LineRangeUnit, TextLayout
+from neobert_train.data.sources import EMBEDDED_TEXTS, Unit
+from neobert_train.data.sources.parquet import ParquetRows
+from neobert_train.data.sources.text import LineRanges, TextLayout
 from neobert_train.data.storage import StoredFile
 from neobert_train.data.tokenization import SHIPPED_TOKENIZER
 
@@ -57,8 +57,7 @@ def make_text(number: int, num_words: int = 12) -> str:
 
 def write_units(path, texts, parts=1):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    whole = LineRangeUnit(StoredFile(str(path)), TextLayout("jsonl", "text"))
-    return [whole.take_part(part, parts) for part in range(parts)]
+    return Unit(StoredFile(str(path)), LineRanges(TextLayout("jsonl", "text"))).divide(parts)
 
 
 def sample(units, tokenizer, fraction, max_tokens=10**9, scan_documents=10**9):
@@ -121,7 +120,7 @@ def test_a_sample_passes_over_empty_bad_and_undecodable_documents(tokenizer, tmp
     lines = ['{"text": "river stone"}', '{"text": " "}', "{broken", '{"text": "\\ud800 window"}',
              '{"text": null}', '{"text": "garden"}']  # fmt: skip
     file.write_text("\n".join(lines) + "\n")
-    units = [LineRangeUnit(StoredFile(str(file)), TextLayout("jsonl", "text"))]
+    units = [Unit(StoredFile(str(file)), LineRanges(TextLayout("jsonl", "text")))]
     found = sample(units, tokenizer, 0.999999)
     assert decode(tokenizer, found.heldout) == ["river stone", "garden"]
     assert found.num_documents == 2
@@ -235,7 +234,7 @@ def test_the_share_of_a_source_of_the_heldout_tokens_is_its_weight(tokenizer, tm
 
 
 def test_entropy_of_the_shipped_speeches(tokenizer):
-    units = {"corpus": [ParquetUnit(StoredFile(str(EMBEDDED_TEXTS)), "content")]}
+    units = {"corpus": [Unit(StoredFile(str(EMBEDDED_TEXTS)), ParquetRows("content"))]}
     found = sample_of(TrainConfig(data=DataConfig(heldout_fraction=0.08)), units, tokenizer)
     assert found.num_documents == pq.read_metadata(EMBEDDED_TEXTS).num_rows == 74
     assert found.unigram_entropy == pytest.approx(6.478, abs=1e-3)

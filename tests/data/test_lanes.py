@@ -26,8 +26,8 @@ from neobert_train.config.schema import BatchConfig, TrainConfig
 from neobert_train.data.admission import is_heldout
 from neobert_train.data.documents import Position, WindowStart
 from neobert_train.data.lanes import Lane, LaneState
-from neobert_train.data.sources import Record, build_units
-from neobert_train.data.sources.text import LineRangeUnit, TextLayout
+from neobert_train.data.sources import Record, Unit, build_units
+from neobert_train.data.sources.text import LineRanges, TextLayout
 from neobert_train.data.storage import StoredFile
 from neobert_train.data.streams import SourceStream, StreamState
 from neobert_train.data.tokenization import SHIPPED_TOKENIZER
@@ -99,10 +99,9 @@ def make_lane(tokenizer):
     return make
 
 
-def divide(path: str, parts: int) -> list[LineRangeUnit]:
+def divide(path: str, parts: int) -> list[Unit]:
     """The parts of a file of JSON Lines."""
-    whole = LineRangeUnit(StoredFile(path), TextLayout("jsonl", "text"))
-    return [whole.take_part(part, parts) for part in range(parts)]
+    return Unit(StoredFile(path), LineRanges(TextLayout("jsonl", "text"))).divide(parts)
 
 
 def open_stream(lane: Lane, state: StreamState | None = None) -> SourceStream:

@@ -29,7 +29,8 @@ from neobert_train.config.data_schema import DataConfig
 from neobert_train.config.schema import BatchConfig, TrainConfig
 from neobert_train.data.lanes import initial_states
 from neobert_train.data.loader import StepLoader
-from neobert_train.data.sources.text import SequentialUnit, TextLayout
+from neobert_train.data.sources import Unit
+from neobert_train.data.sources.text import Sequential, TextLayout
 from neobert_train.data.storage import StoredFile
 
 if __name__ == "__main__":
@@ -39,7 +40,7 @@ if __name__ == "__main__":
         heldout_fraction=0.0,
     )
     config = TrainConfig(batch=BatchConfig(128, 128, 64), data=data)
-    units = {"corpus": [SequentialUnit(StoredFile(path), TextLayout("line"))]}
+    units = {"corpus": [Unit(StoredFile(path), Sequential(TextLayout("line")))]}
     loader = StepLoader(config, units, initial_states([0]))
     loader.next_step()
     print("ready", flush=True)

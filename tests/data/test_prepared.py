@@ -134,12 +134,12 @@ def test_shards_of_a_file_together_are_the_file(tmp_path_factory, corpus, shard_
     config.data.prepared_dir = None
     for unit, raw in zip(units, open_corpus(config, tokenizer)["corpus"], strict=True):
         for part in range(parts):
-            found = list(unit.take_part(part, parts).iter_records(0))
-            expected = list(raw.take_part(part, parts).iter_records(0))
+            found = list(unit.divide(parts)[part].iter_records(0))
+            expected = list(raw.divide(parts)[part].iter_records(0))
             assert [r.next_cursor for r in found] == [r.next_cursor for r in expected]
             for middle in {0, len(found) // 2, len(found)}:
                 cursor = found[middle - 1].next_cursor if middle else 0
-                again = list(unit.take_part(part, parts).iter_records(cursor))
+                again = list(unit.divide(parts)[part].iter_records(cursor))
                 assert [r.next_cursor for r in again] == [r.next_cursor for r in found[middle:]]
 
 
@@ -212,9 +212,9 @@ def test_the_tokens_of_a_shard_are_looked_at_where_a_unit_reads_them(corpus, tmp
     damaged.write_bytes(bytes(damaged.stat().st_size))
     tokenizer = load_tokenizer(config.tokenizer.path)
     unit = open_corpus(config, tokenizer)["corpus"][0]
-    assert list(unit.take_part(1, 2).iter_records(0))
+    assert list(unit.divide(2)[1].iter_records(0))
     with pytest.raises(InputError, match="sha256"):
-        list(unit.take_part(0, 2).iter_records(0))
+        list(unit.divide(2)[0].iter_records(0))
 
 
 def test_files_are_hashed_once_and_few_are_kept_open(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from neobert_train.config.store import compose_config, to_typed
 from neobert_train.data.corpus import open_corpus
 from neobert_train.data.lanes import Lane, LaneState, initial_states
 from neobert_train.data.loader import StepLoader
-from neobert_train.data.sources.text import SequentialUnit
+from neobert_train.data.sources.text import Sequential
 from neobert_train.data.storage import StorageError
 from neobert_train.errors import InputError
 
@@ -151,7 +151,7 @@ def test_a_server_without_ranges_serves_lines_in_their_order(served, tokenizer, 
     config = make_config(served.url("b.jsonl"))
     units = open_corpus(config, tokenizer)["corpus"]
     assert "gives no part of a file by itself" in caplog.text
-    assert {type(unit) for unit in units} == {SequentialUnit}
+    assert {type(unit.format) for unit in units} == {Sequential}
     texts = sorted(record.text for unit in units for record in unit.iter_records(0))
     lines = (served.folder / "b.jsonl").read_text().splitlines()
     assert texts == sorted(json.loads(line)["text"] for line in lines)
@@ -162,7 +162,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(served, pauses, tokeni
     path.write_text(json.dumps({"text": "word " * 200}) + "\n")
     path.write_bytes(path.read_bytes() * 5000)
     units = open_corpus(make_config(served.url("large.jsonl")), tokenizer)["corpus"]
-    records = units[0].take_part(0, 1).iter_records(0)
+    records = units[0].divide(1)[0].iter_records(0)
     next(records)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(StorageError, match="changed"):

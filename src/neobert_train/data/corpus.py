@@ -1,7 +1,6 @@
 """The documents of a run: texts, or the token shards made of them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
 
 from neobert_train.config.derived import compute_num_lanes
 from neobert_train.config.schema import TrainConfig
@@ -14,20 +13,6 @@ from neobert_train.urls import show_url
 
 # Name and bytes of every file of every source; None for the bytes of remote files.
 SourceFiles = dict[str, list[tuple[str, Count | None]]]
-
-
-@runtime_checkable
-class SizedUnit(Protocol):
-    """A unit that knows its file, as all of a configured source do."""
-
-    @property
-    def path(self) -> str:
-        """Names the file."""
-        ...
-
-    def find_size(self) -> int:
-        """Bytes of the file; 0 where that cannot be known."""
-        ...
 
 
 def open_corpus(config: TrainConfig, tokenizer: TextTokenizer) -> Mapping[str, Sequence[Unit]]:
@@ -49,9 +34,9 @@ def list_source_files(units: Mapping[str, Sequence[Unit]]) -> SourceFiles:
     """
     files: SourceFiles = {}
     for name, parts in units.items():
-        whole = {unit.path: unit for unit in parts if isinstance(unit, SizedUnit)}
+        whole = {unit.path: unit for unit in parts}
         files[name] = [
-            (_get_name(path), None if is_url(path) else unit.find_size())
+            (_get_name(path), None if is_url(path) else unit.file.get_size())
             for path, unit in whole.items()
         ]
     return files

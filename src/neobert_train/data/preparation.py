@@ -30,7 +30,7 @@ from neobert_train.data.prepared import (
 from neobert_train.data.sources import (
     BadRecord,
     Record,
-    SourceUnit,
+    Unit,
     list_files_of_source,
 )
 from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
@@ -55,7 +55,7 @@ class ShardJob:
     """One shard to be written.
 
     Attributes:
-        unit: the part of a file, number `part` of `parts`.
+        unit: the part of a file that it holds.
         folder: of the source, in the prepared folder.
         name: of the shard in it.
         tokenizer_path: what to tokenise with.
@@ -63,9 +63,7 @@ class ShardJob:
         on_bad_record: whether an unreadable record is an error.
     """
 
-    unit: SourceUnit
-    part: int
-    parts: int
+    unit: Unit
     folder: str
     name: str
     tokenizer_path: str
@@ -82,9 +80,9 @@ class ShardJob:
         return {
             "shard": str(self.shard.relative_to(Path(self.folder).parent)),
             "path": self.unit.path,
-            "file_bytes": self.unit.find_size(),
-            "part": self.part,
-            "parts": self.parts,
+            "file_bytes": self.unit.file.get_size(),
+            "part": self.unit.part,
+            "parts": self.unit.parts,
             "tokenizer": self.fingerprint,
         }
 
@@ -115,16 +113,14 @@ def list_jobs(
         jobs[key] = [
             [
                 ShardJob(
-                    file.take_part(part, parts),
-                    part,
-                    parts,
+                    unit,
                     folder,
-                    f"{number:05d}-{part:04d}",
+                    f"{number:05d}-{unit.part:04d}",
                     tokenizer_path,
                     tokenizer.fingerprint,
                     config.on_bad_record,
                 )
-                for part in range(parts)
+                for unit in file.divide(parts)
             ]
             for number, file in enumerate(files)
             for parts in [_count_shards(file, len(files))]
@@ -132,11 +128,12 @@ def list_jobs(
     return jobs
 
 
-def _count_shards(unit: SourceUnit, num_files: int) -> int:
+def _count_shards(unit: Unit, num_files: int) -> int:
     """Shards of a file: as many as it has pieces of the size of a shard, if it can be divided."""
-    if unit.takes_turns or num_files >= _MANY_FILES:
+    takes_turns = unit.format.units_per_lane <= 1
+    if takes_turns or num_files >= _MANY_FILES:
         return 1
-    return max(1, round(unit.find_size() / _SHARD_BYTES))
+    return max(1, round(unit.file.get_size() / _SHARD_BYTES))
 
 
 def run_jobs(jobs: Sequence[ShardJob], num_processes: int) -> Iterator[ShardResult]:
@@ -212,7 +209,7 @@ def write_shard(job: ShardJob) -> ShardResult:
     }
     entry: dict[str, Any] = {
         **job.describe(),
-        "ends": None if job.part else job.unit.find_division().ends,
+        "ends": None if job.unit.part else job.unit.find_division().ends,
         "records": len(rows),
         "tokens": end,
         "bytes": {},
@@ -276,7 +273,7 @@ def write_manifest(
             described.append(
                 {
                     "path": unit.path,
-                    "units_per_lane": unit.units_per_lane,
+                    "units_per_lane": unit.format.units_per_lane,
                     "shards": [entries[name] for name in names],
                 }
             )

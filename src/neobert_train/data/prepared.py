@@ -15,7 +15,7 @@ the files and their division stands in the manifest; the texts are not needed an
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from neobert_train.config.derived import resolve_sources
 from neobert_train.data.sources import (
     BadRecord,
     Division,
-    SourceUnit,
     TokenizedRecord,
     Unit,
     divide_files,
@@ -96,34 +95,38 @@ class PreparedFile:
     Attributes:
         path: of the file that they were made of.
         shards: in the order of the file.
-        division: of the file.
-        units_per_lane: see `SourceUnit`.
     """
 
     path: str
     shards: tuple[PreparedShard, ...]
-    division: Division
-    units_per_lane: int
+
+    def get_size(self) -> int:
+        """Not known."""
+        return 0
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedUnit:
-    """The records of one part of a prepared file; cursors are those of the file itself."""
+class PreparedRecords:
+    """The records of a prepared file; cursors are those of the file itself.
 
-    file: PreparedFile
-    part: int = 0
-    parts: int = 1
+    Attributes:
+        division: of the file itself.
+        units_per_lane: of its format.
+    """
 
-    def iter_records(self, cursor: int) -> Iterator[TokenizedRecord | BadRecord]:
-        """The records from `cursor` on.
+    division: Division
+    units_per_lane: int
+
+    def iter_records(self, unit: Unit, cursor: int) -> Iterator[TokenizedRecord | BadRecord]:
+        """Yield the records from `cursor` on.
 
         Raises:
             InputError: a shard cannot be read.
         """
-        for shard in self.file.shards:
+        for shard in unit.file.shards:
             records = shard.open_records()
             begins = records["begin"]
-            chosen = self.file.division.select(begins, self.part, self.parts)
+            chosen = self.division.select(begins, unit.part, unit.parts)
             first = int(np.searchsorted(begins[chosen], cursor))
             if first == len(chosen):
                 continue
@@ -131,43 +134,19 @@ class PreparedUnit:
             if len(tokens) != records["end"][-1]:
                 raise InputError(f"{shard.path}: records and tokens differ: run `prepare` again")
             for start in range(first, len(chosen), _RECORDS_PER_READ):
-                yield from self._iter_block(
-                    records, tokens, chosen[start : start + _RECORDS_PER_READ]
-                )
+                block = chosen[start : start + _RECORDS_PER_READ]
+                yield from self._iter_block(unit, records, tokens, block)
+
+    def find_division(self, file: PreparedFile) -> Division:
+        """Return that of the file itself."""
+        return self.division
 
     def describe(self, next_cursor: int) -> str:
-        """Such as `texts.parquet, record up to 7`, in the numbers of the file's format."""
-        return f"{self.file.path}, record up to {next_cursor:,}"
-
-    @property
-    def path(self) -> str:
-        """Of the file itself."""
-        return self.file.path
-
-    def find_size(self) -> int:
-        """Not known."""
-        return 0
-
-    @property
-    def units_per_lane(self) -> int:
-        """As for the file itself."""
-        return self.file.units_per_lane
-
-    def take_part(self, part: int, parts: int) -> "PreparedUnit":
-        """Another part of the same file."""
-        return replace(self, part=part, parts=parts)
-
-    @property
-    def takes_turns(self) -> bool:
-        """As for the file itself."""
-        return self.file.division.ends is None
-
-    def find_division(self) -> Division:
-        """As for the file itself."""
-        return self.file.division
+        """Such as `record up to 7`, in the numbers of the file's format."""
+        return f"record up to {next_cursor:,}"
 
     def _iter_block(
-        self, records: np.ndarray, tokens: np.ndarray, chosen: np.ndarray
+        self, unit: Unit, records: np.ndarray, tokens: np.ndarray, chosen: np.ndarray
     ) -> Iterator[TokenizedRecord | BadRecord]:
         block = records[chosen]
         ends = block["end"].tolist()
@@ -182,7 +161,7 @@ class PreparedUnit:
             )
         ):
             if kind == BAD:
-                reason = f"{self.describe(cursor)}: could not be read when it was prepared"
+                reason = f"{unit.describe(cursor)}: could not be read when it was prepared"
                 yield BadRecord(reason, int(block["begin"][index]), cursor)
             else:
                 ids = tokens[starts[index] : ends[index]]
@@ -282,7 +261,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _to_unit(folder: Path, file: dict[str, Any], vocab_size: int) -> SourceUnit:
+def _to_unit(folder: Path, file: dict[str, Any], vocab_size: int) -> Unit:
     shards = []
     for entry in file["shards"]:
         shard = folder / entry["shard"]
@@ -295,10 +274,8 @@ def _to_unit(folder: Path, file: dict[str, Any], vocab_size: int) -> SourceUnit:
         digests = entry["sha256"]
         shards.append(PreparedShard(str(shard), digests["records"], digests["tokens"], vocab_size))
     ends = file["shards"][0]["ends"]
-    prepared = PreparedFile(
-        file["path"], tuple(shards), Division(ends and tuple(ends)), file["units_per_lane"]
-    )
-    return PreparedUnit(prepared)
+    known = PreparedRecords(Division(ends and tuple(ends)), file["units_per_lane"])
+    return Unit(PreparedFile(file["path"], tuple(shards)), known)
 
 
 def fingerprint_source(source: SourceConfig) -> str:

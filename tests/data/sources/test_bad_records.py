@@ -8,8 +8,8 @@ import pytest
 import zstandard
 
 from neobert_train.data import storage
-from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record
-from neobert_train.data.sources.text import TextLayout, open_text_file
+from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record, Unit
+from neobert_train.data.sources.text import TextLayout, choose_text_format
 from neobert_train.data.storage import StoredFile
 
 PACKERS = {"": lambda raw: raw, ".gz": gzip.compress, ".zst": zstandard.compress}
@@ -34,8 +34,8 @@ def make_line(number: int) -> bytes:
 
 
 def list_units(path, kind="jsonl", parts=1):
-    whole = open_text_file(StoredFile(str(path)), TextLayout(kind, "content"))
-    return [whole.take_part(part, parts) for part in range(parts)]
+    known = choose_text_format(str(path), TextLayout(kind, "content"))
+    return Unit(StoredFile(str(path)), known).divide(parts)
 
 
 def read(path, kind="jsonl", parts=1):

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from neobert_train.config.data_schema import DataConfig, MixtureSourceConfig, SourceKind
-from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record, build_units
-from neobert_train.data.sources.huggingface import HuggingFaceUnit, StreamedDataset
-from neobert_train.data.sources.parquet import ParquetUnit
+from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record, Unit, build_units
+from neobert_train.data.sources.huggingface import DatasetShard, StreamedDataset, StreamedRows
+from neobert_train.data.sources.parquet import ParquetRows
 from neobert_train.data.storage import StorageError
 from neobert_train.errors import InputError
 
@@ -140,7 +140,7 @@ def test_a_resume_over_http_fetches_the_rest_and_not_what_lies_before(tmp_path, 
     texts = [noise.randbytes(100_000).hex() for _ in range(120)]
     path = tmp_path / "large.parquet"
     pq.write_table(pa.table({"content": texts}), path, row_group_size=10, compression="none")
-    unit = build([f"{server.url}/large.parquet"])[0].take_part(0, 1)
+    unit = build([f"{server.url}/large.parquet"])[0].divide(1)[0]
     cursors = [record.next_cursor for record in itertools.islice(unit.iter_records(0), 115)]
     server.bytes_sent = 0
     assert [record.text for record in unit.iter_records(cursors[-1])] == texts[115:]
@@ -151,11 +151,11 @@ def test_parquet_files_are_read_as_files_and_all_else_is_streamed(tmp_path, capl
     """Of a dataset of parquet files `datasets` only says which files belong to the split."""
     names = [tmp_path / write_shard(tmp_path, shard, "parquet") for shard in range(2)]
     units = build(names, num_lanes=3)
-    assert {type(unit) for unit in units} == {ParquetUnit}
+    assert {type(unit.format) for unit in units} == {ParquetRows}
     assert {unit.path for unit in units} == {str(name) for name in names}
     with caplog.at_level(logging.WARNING):
         streamed = build([tmp_path / write_shard(tmp_path, 0, "jsonl")], "json")
-    assert {type(unit) for unit in streamed} == {HuggingFaceUnit}
+    assert {type(unit.format) for unit in streamed} == {StreamedRows}
     (record,) = caplog.records
     assert "a resume reads the shard it was in again" in record.getMessage()
 
@@ -172,7 +172,7 @@ def test_the_files_of_a_split_alone_are_read(tmp_path):
     write_splits(tmp_path)
     for split in ("train", "test"):
         units = build([], str(tmp_path), split=split, id_column="key")
-        assert {type(unit) for unit in units} == {ParquetUnit}
+        assert {type(unit.format) for unit in units} == {ParquetRows}
         records = [record for unit in units for record in unit.iter_records(0)]
         assert [(record.text, record.id) for record in records] == [
             (f"{split} {number} {row}", str(row)) for number in range(2) for row in range(5)
@@ -191,7 +191,7 @@ def test_splits_together_are_streamed_and_give_each_row_once(tmp_path, caplog):
     write_splits(tmp_path)
     with caplog.at_level(logging.WARNING):
         units = build([], str(tmp_path), split="train+test")
-    assert {type(unit) for unit in units} == {HuggingFaceUnit}
+    assert {type(unit.format) for unit in units} == {StreamedRows}
     assert "is streamed with `datasets`" in caplog.text
     texts = [record.text for unit in units for record in unit.iter_records(0)]
     assert sorted(texts) == sorted(
@@ -272,7 +272,7 @@ def test_a_streamed_row_of_a_later_row_group_is_named_by_both(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"content": list(range(9))}), path, row_group_size=4)
     source = StreamedDataset("parquet", None, "train", None, (str(path),))
-    unit = HuggingFaceUnit(source, "content", None, 0, 1)
+    unit = Unit(DatasetShard(source, 0, 1), StreamedRows("content", None))
     records = list(unit.iter_records(0))
     places = [f"row group {row // 4}, row {row % 4 + 1}" for row in range(9)]
     assert [record.reason for record in records] == [

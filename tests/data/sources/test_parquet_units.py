@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record
+from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record, Unit
 from neobert_train.data.sources import parquet as parquet_module
-from neobert_train.data.sources.parquet import ParquetUnit, check_parquet_file
+from neobert_train.data.sources.parquet import ParquetRows
 from neobert_train.data.storage import StoredFile
 from neobert_train.errors import InputError
 
@@ -34,8 +34,7 @@ def folder(tmp_path_factory):
 
 
 def list_units(path, parts: int = 1, column: str = "content", id_column=None):
-    whole = ParquetUnit(StoredFile(str(path)), column, id_column)
-    return [whole.take_part(part, parts) for part in range(parts)]
+    return Unit(StoredFile(str(path)), ParquetRows(column, id_column)).divide(parts)
 
 
 def read_all(path, parts: int = 1, **options) -> list[Record | BadRecord]:
@@ -197,7 +196,7 @@ def test_a_missing_id_column_is_an_error_at_the_start_and_a_bad_record_later(fol
     write_groups(path, num_groups=1)
     mend = f"{path} has no column 'key': write data.id_column=... with one of id, content"
     with pytest.raises(InputError) as error:
-        check_parquet_file(StoredFile(str(path)), "content", "key")
+        ParquetRows("content", "key").check(StoredFile(str(path)), 0)
     assert str(error.value) == mend
     (bad,) = list_units(path, 1, id_column="key")[0].iter_records(0)
     assert (bad.reason, bad.is_setting, bad.next_cursor) == (mend, True, END_OF_UNIT)
@@ -323,7 +322,7 @@ def test_a_file_cut_short_or_gone_after_the_start_ends_its_units_with_a_bad_reco
         (bad,) = unit.iter_records(0)
         assert bad.next_cursor == END_OF_UNIT
     with pytest.raises(InputError, match=r"cut\.parquet cannot be read as parquet: "):
-        check_parquet_file(StoredFile(str(path)), "content", None)
+        ParquetRows("content").check(StoredFile(str(path)), 0)
     path.unlink()
     (bad,) = units[1].iter_records(7)
     assert bad.reason.startswith(f"{path}: cannot be read (")

@@ -54,7 +54,7 @@ def test_every_problem_of_every_file_is_listed_at_once(tmp_path, sound):
     files = {
         "empty.jsonl": "is empty",
         "blank.txt": "is empty",
-        "archive.tar": "its name does not tell the format: write data.format=parquet, jsonl or text",
+        "archive.tar": "its name does not tell the format: write data.format=... with one of parquet",
         "other.jsonl": "has no key 'content': write data.column=... with one of text, url",
         "list.json": "JSON Lines has one object a line, so convert a JSON array first",
         "fake.parquet": "cannot be read as parquet",

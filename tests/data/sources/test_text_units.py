@@ -11,12 +11,12 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neobert_train.data.sources import Record
+from neobert_train.data.sources import Record, Unit
 from neobert_train.data.sources.text import (
-    LineRangeUnit,
-    SequentialUnit,
+    LineRanges,
+    Sequential,
     TextLayout,
-    open_text_file,
+    choose_text_format,
 )
 from neobert_train.data.storage import StoredFile
 
@@ -38,9 +38,9 @@ def plain_lines(draw) -> str:
 
 
 def list_units(path, kind: str, column: str, parts: int, id_column=None):
-    whole = open_text_file(StoredFile(str(path)), TextLayout(kind, column, id_column))
-    parts = parts if whole.units_per_lane else 1  # a file that is one document has no parts
-    return [whole.take_part(part, parts) for part in range(parts)]
+    known = choose_text_format(str(path), TextLayout(kind, column, id_column))
+    parts = parts if known.units_per_lane else 1  # a file that is one document has no parts
+    return Unit(StoredFile(str(path)), known).divide(parts)
 
 
 def pack(raw: bytes, packing: str, cut: float) -> bytes:
@@ -167,7 +167,7 @@ def test_range_ends_beside_line_ends_and_read_buffers_lose_nothing(folder, size,
         path.write_bytes(raw)
         assert len(raw) == parts * size
         units = list_units(path, "line", "", parts)
-        assert all(isinstance(unit, LineRangeUnit) for unit in units)
+        assert all(isinstance(unit.format, LineRanges) for unit in units)
         assert [r.text for unit in units for r in unit.iter_records(0)] == lines
 
 
@@ -198,7 +198,7 @@ def test_documents_are_named_by_their_id_and_place(folder, packing, parts):
 
 
 def test_large_offsets_are_written_so_that_they_can_be_read(folder):
-    unit = LineRangeUnit(StoredFile("a.jsonl"), TextLayout("jsonl", "content"))
+    unit = Unit(StoredFile("a.jsonl"), LineRanges(TextLayout("jsonl", "content")))
     assert unit.describe(12_345_678) == "a.jsonl, line ending at byte 12,345,678"
 
 
@@ -227,9 +227,9 @@ def test_a_file_that_cannot_be_entered_in_its_middle_is_read_from_its_beginning(
     path = folder / "stream.txt"
     lines = [f"line {number}" for number in range(10)]
     path.write_text("\n".join(lines))
-    whole = open_text_file(StoredFile(str(path)), TextLayout("line"), can_seek=False)
-    assert isinstance(whole, SequentialUnit)
-    parts = [whole.take_part(part, 3) for part in range(3)]
+    known = choose_text_format(str(path), TextLayout("line"), can_seek=False)
+    assert isinstance(known, Sequential)
+    parts = Unit(StoredFile(str(path)), known).divide(3)
     texts = [[record.text for record in part.iter_records(0)] for part in parts]
     assert texts == [lines[0::3], lines[1::3], lines[2::3]]
 

@@ -13,7 +13,6 @@ from neobert_train.data.sources.source import (
     BadRecord,
     Division,
     Record,
-    SourceUnit,
     TokenizedRecord,
     Unit,
     divide_files,
@@ -27,7 +26,6 @@ __all__ = [
     "BadRecord",
     "Division",
     "Record",
-    "SourceUnit",
     "TokenizedRecord",
     "Unit",
     "build_units",
@@ -50,7 +48,7 @@ def build_units(config: DataConfig, num_lanes: int) -> dict[str, Sequence[Unit]]
     }
 
 
-def list_files_of_source(config: DataConfig, source: SourceConfig) -> Sequence[SourceUnit]:
+def list_files_of_source(config: DataConfig, source: SourceConfig) -> Sequence[Unit]:
     """The files of a source, each as one unit.
 
     Raises:

@@ -7,20 +7,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from neobert_train.config.data_schema import (
-    BadRecordPolicy,
-    FileFormat,
-    SourceConfig,
-)
-from neobert_train.data.sources.parquet import ParquetUnit, check_parquet_file
-from neobert_train.data.sources.source import SettingError, SourceUnit
-from neobert_train.data.sources.text import (
-    COMPRESSED_SUFFIXES,
-    SequentialUnit,
-    TextLayout,
-    check_text_file,
-    open_text_file,
-)
+from neobert_train.config.data_schema import BadRecordPolicy, SourceConfig
+from neobert_train.data.sources.formats import build_format, find_format
+from neobert_train.data.sources.source import SettingError, Unit
 from neobert_train.data.storage import (
     Network,
     StorageError,
@@ -37,14 +26,6 @@ _BAD_RECORDS_LOOKED_PAST = 100
 # Files that are opened before training begins; the others are when they are read.
 _LOCAL_FILES_CHECKED = 1024
 _REMOTE_FILES_CHECKED = 8
-_SUFFIXES = {
-    ".parquet": FileFormat.parquet,
-    ".jsonl": FileFormat.jsonl,
-    ".ndjson": FileFormat.jsonl,
-    ".json": FileFormat.jsonl,
-    ".txt": FileFormat.text,
-    ".text": FileFormat.text,
-}
 
 
 def list_source_files(
@@ -52,7 +33,7 @@ def list_source_files(
     paths: Sequence[str],
     network: Network,
     on_bad_record: BadRecordPolicy,
-) -> list[SourceUnit]:
+) -> list[Unit]:
     """The files of a source, each as one unit.
 
     Args:
@@ -82,7 +63,7 @@ def list_source_files(
         raise InputError.from_problems(problems)
     sound = [file for file in files if file not in bad]
     can_seek = all(file.can_seek() for file in sound[:1])
-    units = [_open_file(source, file, can_seek) for file in sound]
+    units = [Unit(file, build_format(source, file.path, can_seek)) for file in sound]
     if not can_seek:
         logger.warning(
             "%s: its server gives no part of a file by itself, so that every unit reads from the "
@@ -141,13 +122,10 @@ def _check_files(
 
 def _find_error(source: SourceConfig, file: StoredFile, tolerance: int) -> InputError | None:
     try:
-        known = _get_format(source, file)
+        known = build_format(source, file.path)
         if file.get_size() == 0:
             raise InputError(f"{file.path} is empty")
-        if known is FileFormat.parquet:
-            check_parquet_file(file, source.column, source.id_column)
-        else:
-            check_text_file(file, get_layout(source, known), tolerance)
+        known.check(file, tolerance)
     except InputError as error:
         return error
     except OSError as error:
@@ -155,45 +133,13 @@ def _find_error(source: SourceConfig, file: StoredFile, tolerance: int) -> Input
     return None
 
 
-def _open_file(source: SourceConfig, file: StoredFile, can_seek: bool) -> SourceUnit:
-    known = _get_format(source, file)
-    if known is FileFormat.parquet:
-        return ParquetUnit(file, source.column, source.id_column)
-    return open_text_file(file, get_layout(source, known), can_seek)
-
-
-def get_layout(source: SourceConfig, file_format: FileFormat) -> TextLayout:
-    """How documents lie in a file of JSON Lines or text."""
-    if file_format is FileFormat.jsonl:
-        return TextLayout("jsonl", source.column, source.id_column)
-    return TextLayout(source.text_documents.value)
-
-
-def _get_format(source: SourceConfig, file: StoredFile) -> FileFormat:
-    known = find_format(file.path) if source.format is FileFormat.auto else source.format
-    if known is None:
-        raise SettingError(
-            f"{file.path}: its name does not tell the format: write data.format=parquet, jsonl or "
-            f"text"
-        )
-    return known
-
-
-def find_format(path: str) -> FileFormat | None:
-    """The format that the name of a file tells, if it does."""
-    name = path.split("?", 1)[0].lower() if is_url(path) else path.lower()
-    for suffix in COMPRESSED_SUFFIXES:
-        name = name.removesuffix(suffix)
-    return _SUFFIXES.get(os.path.splitext(name)[1])
-
-
-def _warn_of_sequential_files(units: Sequence[SourceUnit]) -> None:
+def _warn_of_sequential_files(units: Sequence[Unit]) -> None:
     """Say what it costs that some files cannot be entered in their middle."""
     # A file that is one document is read whole in any case.
-    slow = [u for u in units if isinstance(u, SequentialUnit) and u.units_per_lane]
+    slow = [unit for unit in units if unit.format.units_per_lane == 1]
     if slow:
         logger.warning(
-            "%d of %d files, such as %s, can be read from their beginning alone: every lane with a "
+            "%d of %d files, such as %s, can be read only from their beginning: every lane with a "
             "part of one reads it from there, also at a resume; `prepare` reads it once",
-            len(slow), len(units), slow[0].file.path,
+            len(slow), len(units), slow[0].path,
         )  # fmt: skip

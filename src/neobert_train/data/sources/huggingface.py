@@ -7,7 +7,7 @@ of one.
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +18,7 @@ from neobert_train.data.sources.source import (
     BadRecord,
     Division,
     Record,
-    SourceUnit,
+    Unit,
 )
 from neobert_train.data.storage import Network
 from neobert_train.errors import InputError
@@ -42,69 +42,63 @@ class StreamedDataset:
 
 
 @dataclass(frozen=True, slots=True)
-class HuggingFaceUnit:
-    """Every `parts`-th row of one shard of a streamed dataset."""
+class DatasetShard:
+    """One of `num_shards` shards of a streamed dataset."""
 
     source: StreamedDataset
+    number: int
+    num_shards: int
+
+    @property
+    def path(self) -> str:
+        """Such as `org/name, shard 3`."""
+        return f"{self.source.dataset}, shard {self.number}"
+
+    def get_size(self) -> int:
+        """Not known."""
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedRows:
+    """The rows of a shard, which parts take in turns.
+
+    Attributes:
+        column: of the text.
+        id_column: of the id, if any.
+    """
+
     column: str
     id_column: str | None
-    shard: int
-    num_shards: int
-    part: int = 0
-    parts: int = 1
+    units_per_lane = 1
 
-    def iter_records(self, cursor: int) -> Iterator[Record | BadRecord]:
-        """The rows from `cursor` on; a failed read is one bad record that ends the unit."""
+    def iter_records(self, unit: Unit, cursor: int) -> Iterator[Record | BadRecord]:
+        """Yield the rows from `cursor` on; a failed read is one bad record that ends the unit."""
         first_group, first_row = divmod(cursor, _GROUP)
-        place = cursor
+        place, file = cursor, unit.file
         try:
-            shard = _open_dataset(self.source).shard(num_shards=self.num_shards, index=self.shard)
+            shard = _open_dataset(file.source).shard(num_shards=file.num_shards, index=file.number)
             groups = shard.reshard()
             for group in range(first_group, groups.num_shards):
                 rows = groups.shard(num_shards=groups.num_shards, index=group)
                 skipped = first_row if group == first_group else 0
                 for place, record in enumerate(rows.skip(skipped), group * _GROUP + skipped + 1):
-                    if (place - 1) % self.parts == self.part:
-                        yield self._to_record(record, place)
+                    if (place - 1) % unit.parts == unit.part:
+                        yield self._to_record(record, unit.describe(place), place)
         except Exception as error:  # datasets raises whatever the reader and the network raise
-            reason = f"{self.source.dataset}, shard {self.shard}: cannot be read ({error})"
-            yield BadRecord(reason, place, END_OF_UNIT)
+            yield BadRecord(f"{unit.path}: cannot be read ({error})", place, END_OF_UNIT)
 
-    def describe(self, next_cursor: int) -> str:
-        """Such as `org/name, shard 3, row group 0, row 7`; rows count from 1."""
-        group, row = divmod(next_cursor, _GROUP)
-        return f"{self.source.dataset}, shard {self.shard}, row group {group}, row {row}"
-
-    @property
-    def path(self) -> str:
-        """Such as `org/name, shard 3`."""
-        return f"{self.source.dataset}, shard {self.shard}"
-
-    def find_size(self) -> int:
-        """Not known."""
-        return 0
-
-    @property
-    def units_per_lane(self) -> int:
-        """One, since every part reads the whole shard."""
-        return 1
-
-    def take_part(self, part: int, parts: int) -> "HuggingFaceUnit":
-        """Another part of the same shard."""
-        return replace(self, part=part, parts=parts)
-
-    @property
-    def takes_turns(self) -> bool:
-        """Records are found from the beginning of the file alone."""
-        return True
-
-    def find_division(self) -> Division:
-        """Rows are taken in turns."""
+    def find_division(self, file: DatasetShard) -> Division:
+        """Return the division in turns."""
         return Division(None)
 
-    def _to_record(self, record: dict[str, Any], next_cursor: int) -> Record | BadRecord:
-        text = record.get(self.column)
-        begin, name = next_cursor - 1, self.describe(next_cursor)
+    def describe(self, next_cursor: int) -> str:
+        """Such as `row group 0, row 7`; rows count from 1."""
+        group, row = divmod(next_cursor, _GROUP)
+        return f"row group {group}, row {row}"
+
+    def _to_record(self, record: dict[str, Any], name: str, next_cursor: int) -> Record | BadRecord:
+        text, begin = record.get(self.column), next_cursor - 1
         if text is not None and not isinstance(text, str):
             reason = f"{name}: '{self.column}' holds a {type(text).__name__}, not text"
             return BadRecord(reason, begin, next_cursor, is_setting=True)
@@ -135,7 +129,7 @@ def _open_dataset(source: StreamedDataset) -> Any:
 
 def list_huggingface_files(
     source: SourceConfig, network: Network, on_bad_record: BadRecordPolicy
-) -> Sequence[SourceUnit]:
+) -> Sequence[Unit]:
     """The files or shards of a dataset, each as one unit.
 
     Raises:
@@ -152,10 +146,8 @@ def list_huggingface_files(
         "%s is not made of parquet files: it is streamed with `datasets`, where a resume reads the "
         "shard it was in again from its beginning; `prepare` reads it once", source.dataset,
     )  # fmt: skip
-    return [
-        HuggingFaceUnit(streamed, source.column, source.id_column, shard, num_shards)
-        for shard in range(num_shards)
-    ]
+    rows = StreamedRows(source.column, source.id_column)
+    return [Unit(DatasetShard(streamed, shard, num_shards), rows) for shard in range(num_shards)]
 
 
 @lru_cache(maxsize=8)  # the sources of a mixture may be the same dataset, filtered

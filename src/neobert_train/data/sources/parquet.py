@@ -1,8 +1,8 @@
-"""Parquet files, one unit per range of rows."""
+"""Parquet files, divided by rows."""
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 
 from neobert_train.data.sources.source import (
     END_OF_UNIT,
+    STRETCHES_PER_LANE,
     BadRecord,
     Division,
     Record,
     SettingError,
+    Unit,
 )
 from neobert_train.data.storage import StorageError, StoredFile
 from neobert_train.errors import InputError
@@ -25,112 +27,98 @@ _READ_BYTES = 8 << 20
 # that its beginning is not decoded again for each of them, unless it is larger than this.
 _MOST_KEPT_BYTES = 256 << 20
 _KEPT_GROUPS = 2
-UNITS_PER_LANE = 4
 
 
 @dataclass(frozen=True, slots=True)
-class ParquetUnit:
-    """The rows of one part of a file; a cursor is the number of the next row of the file.
+class ParquetRows:
+    """The rows of a file; a cursor is the number of the next row of the file.
 
-    Parts are whole row groups where there are enough of them. Where they lie is looked up when the
+    Parts are whole row groups where there are enough of them. Where they lie is looked up when a
     unit is read, so that a source of thousands of remote files is listed without opening them.
+
+    Attributes:
+        column: of the text.
+        id_column: of the id, if any.
     """
 
-    file: StoredFile
     column: str
     id_column: str | None = None
-    part: int = 0
-    parts: int = 1
+    units_per_lane = STRETCHES_PER_LANE
 
-    def iter_records(self, cursor: int) -> Iterator[Record | BadRecord]:
-        """The rows from `cursor` on; a row group that cannot be read is one bad record.
+    def iter_records(self, unit: Unit, cursor: int) -> Iterator[Record | BadRecord]:
+        """Yield the rows from `cursor` on; a row group that cannot be read is one bad record.
 
         Raises:
             StorageError: the network gave out.
         """
         try:
-            with self.file.open() as stream, _open_parquet(stream) as parquet:
-                check_columns(self.file.path, parquet.schema_arrow, self.column, self.id_column)
+            with unit.file.open() as stream, _open_parquet(stream) as parquet:
+                check_columns(unit.path, parquet.schema_arrow, self.column, self.id_column)
                 ends = _find_group_ends(parquet)
-                start, stop = Division(ends).find_range(self.part, self.parts)
+                start, stop = Division(ends).find_range(unit.part, unit.parts)
                 for group, (begin, end) in enumerate(itertools.pairwise((0, *ends))):
                     wanted = range(max(start, cursor, begin), min(stop, end))
                     if wanted:
                         # Whatever the cursor: the two ways of reading lose different rows to damage.
                         divided = start > begin or stop < end
-                        yield from self._iter_row_group(parquet, group, begin, wanted, divided)
+                        reader = _RowGroup(unit.file, parquet, group, begin, divided)
+                        yield from self._iter_row_group(reader, wanted)
         except SettingError as error:
             yield BadRecord(str(error), 0, END_OF_UNIT, is_setting=True)
         except StorageError:
             raise
         except (OSError, pa.ArrowException) as error:
-            yield BadRecord(f"{self.file.path}: cannot be read ({error})", 0, END_OF_UNIT)
+            yield BadRecord(f"{unit.path}: cannot be read ({error})", 0, END_OF_UNIT)
 
-    @property
-    def path(self) -> str:
-        """Path or URL of the file."""
-        return self.file.path
-
-    def find_size(self) -> int:
-        """Bytes of the file."""
-        return self.file.get_size()
-
-    @property
-    def units_per_lane(self) -> int:
-        """Several, which even out what lanes read in an epoch, and are read side by side."""
-        return UNITS_PER_LANE
-
-    def take_part(self, part: int, parts: int) -> "ParquetUnit":
-        """Another part of the same file."""
-        return replace(self, part=part, parts=parts)
-
-    @property
-    def takes_turns(self) -> bool:
-        """A part is a stretch of the file."""
-        return False
-
-    def find_division(self) -> Division:
-        """By rows, in row groups where there are enough of them."""
-        with self.file.open() as stream, pq.ParquetFile(stream) as parquet:
+    def find_division(self, file: StoredFile) -> Division:
+        """Return the division by rows, in row groups where there are enough of them."""
+        with file.open() as stream, pq.ParquetFile(stream) as parquet:
             return Division(_find_group_ends(parquet))
 
-    def _iter_row_group(
-        self, parquet: pq.ParquetFile, group: int, begin: int, wanted: range, divided: bool
-    ) -> Iterator[Record | BadRecord]:
-        row = wanted.start - 1
+    def describe(self, next_cursor: int) -> str:
+        """Such as `row 7`; rows count from 1."""
+        return f"row {next_cursor}"
+
+    def check(self, file: StoredFile, tolerance: int) -> None:
+        """Read the footer of a file; see `StoredFormat`."""
         try:
-            for row, text, id_ in self._iter_rows(parquet, group, begin, wanted, divided):
-                if row >= wanted.stop:
-                    return
-                yield self._to_record(text, id_, row)
-            if row + 1 < wanted.stop:
-                raise pa.ArrowInvalid(f"it ends after {row + 1 - begin} rows")
+            with file.open() as stream, pq.ParquetFile(stream) as parquet:
+                schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
         except StorageError:
             raise
         except (OSError, pa.ArrowException) as error:
-            place = f"{self.file.path}, row group {group}"
+            raise InputError(f"{file.path} cannot be read as parquet: {error}") from error
+        check_columns(file.path, schema, self.column, self.id_column)
+        if num_rows == 0:
+            raise InputError(f"{file.path} has no rows")
+
+    def _iter_row_group(self, group: "_RowGroup", wanted: range) -> Iterator[Record | BadRecord]:
+        row = wanted.start - 1
+        try:
+            for row, text, id_ in self._iter_rows(group, wanted):
+                if row >= wanted.stop:
+                    return
+                if isinstance(text, UnicodeDecodeError):
+                    reason = (
+                        f"{group.file.path}, {self.describe(row + 1)}: not UTF-8 ({text.reason})"
+                    )
+                    yield BadRecord(reason, row, row + 1)
+                else:
+                    yield Record(text or "", row, row + 1, id_)
+            if row + 1 < wanted.stop:
+                raise pa.ArrowInvalid(f"it ends after {row + 1 - group.begin} rows")
+        except StorageError:
+            raise
+        except (OSError, pa.ArrowException) as error:
+            place = f"{group.file.path}, row group {group.number}"
             yield BadRecord(f"{place}: cannot be read ({error})", row + 1, wanted.stop)
 
-    def describe(self, next_cursor: int) -> str:
-        """Such as `texts.parquet, row 7`; rows count from 1."""
-        return f"{self.file.path}, row {next_cursor}"
-
     def _iter_rows(
-        self, parquet: pq.ParquetFile, group: int, begin: int, wanted: range, divided: bool
+        self, group: "_RowGroup", wanted: range
     ) -> Iterator[tuple[int, Any, str | None]]:
         """Row numbers of the file with their values: the wanted ones, and perhaps some after."""
-        columns = [self.column, *([self.id_column] if self.id_column else [])]
-        size = parquet.metadata.row_group(group).total_byte_size
-        row = begin
-        if divided and size <= _MOST_KEPT_BYTES:
-            batches = _copy_rows(
-                _read_row_group(self.file, group, tuple(columns)), wanted.start - begin, len(wanted)
-            )
-            row = wanted.start
-        else:
-            batches = parquet.iter_batches(
-                batch_size=_ROWS_PER_READ, row_groups=[group], columns=columns, use_threads=False
-            )
+        columns = (self.column, *([self.id_column] if self.id_column else ()))
+        row, batches = group.read(columns, wanted)
         for batch in batches:
             if row + len(batch) > wanted.start:
                 past = max(0, wanted.start - row)
@@ -140,11 +128,41 @@ class ParquetUnit:
                     yield number, text, None if id_ is None else str(id_)
             row += len(batch)
 
-    def _to_record(self, text: Any, id_: str | None, row: int) -> Record | BadRecord:
-        if isinstance(text, UnicodeDecodeError):
-            reason = f"{self.describe(row + 1)}: not UTF-8 ({text.reason})"
-            return BadRecord(reason, row, row + 1)
-        return Record(text or "", row, row + 1, id_)
+
+@dataclass(frozen=True, slots=True)
+class _RowGroup:
+    """A row group of an open file.
+
+    Attributes:
+        file, parquet: the file, and the same opened.
+        number: of the row group.
+        begin: number of its first row in the file.
+        divided: whether several units divide it.
+    """
+
+    file: StoredFile
+    parquet: pq.ParquetFile
+    number: int
+    begin: int
+    divided: bool
+
+    def read(self, columns: tuple[str, ...], wanted: range) -> tuple[int, Iterator[pa.RecordBatch]]:
+        """Read the wanted rows, and perhaps some before and after.
+
+        Returns:
+            The number of the first row read, and the rows in batches.
+        """
+        size = self.parquet.metadata.row_group(self.number).total_byte_size
+        if self.divided and size <= _MOST_KEPT_BYTES:
+            table = _read_row_group(self.file, self.number, columns)
+            return wanted.start, _copy_rows(table, wanted.start - self.begin, len(wanted))
+        batches = self.parquet.iter_batches(
+            batch_size=_ROWS_PER_READ,
+            row_groups=[self.number],
+            columns=list(columns),
+            use_threads=False,
+        )
+        return self.begin, batches
 
 
 def _open_parquet(stream: Any) -> pq.ParquetFile:
@@ -186,26 +204,6 @@ def _find_group_ends(parquet: pq.ParquetFile) -> tuple[int, ...]:
     metadata = parquet.metadata
     sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
     return tuple(itertools.accumulate(sizes))
-
-
-def check_parquet_file(file: StoredFile, column: str, id_column: str | None) -> None:
-    """Read the footer of a file, so that what is wrong with all of it shows before training.
-
-    Raises:
-        SettingError: a column does not exist or holds no text.
-        StorageError: the network gave out, which says nothing about the file.
-        InputError: the file cannot be read or is empty.
-    """
-    try:
-        with file.open() as stream, pq.ParquetFile(stream) as parquet:
-            schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
-    except StorageError:
-        raise
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{file.path} cannot be read as parquet: {error}") from error
-    check_columns(file.path, schema, column, id_column)
-    if num_rows == 0:
-        raise InputError(f"{file.path} has no rows")
 
 
 def check_columns(path: str, schema: pa.Schema, column: str, id_column: str | None) -> None:

@@ -1,8 +1,8 @@
 """What a source of documents is: a list of units, each read from any point on."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -74,57 +74,6 @@ class SettingError(InputError):
     """The configured column or format is not that of the data; never a matter of one record."""
 
 
-class Unit(Protocol):
-    """A part of a source that one lane reads in one go: some rows, a byte range, a shard.
-
-    Units of one source are disjoint and cover it. A cursor is a number that only the unit
-    understands; 0 is its beginning.
-    """
-
-    def iter_records(self, cursor: int) -> Iterator[AnyRecord]:
-        """The records from `cursor` on."""
-        ...
-
-    def describe(self, next_cursor: int) -> str:
-        """Names the record after which the unit continues at `next_cursor`."""
-        ...
-
-
-class SourceUnit(Unit, Protocol):
-    """A unit that is one of several parts of a file."""
-
-    @property
-    def path(self) -> str:
-        """Names the file."""
-        ...
-
-    def find_size(self) -> int:
-        """Bytes of the file; 0 where that cannot be known."""
-        ...
-
-    @property
-    def units_per_lane(self) -> int:
-        """Into how many parts files are divided, by the lanes that share them; 0 for no parts."""
-        ...
-
-    def take_part(self, part: int, parts: int) -> "SourceUnit":
-        """Another part of the same file; `take_part(0, 1)` is the whole file."""
-        ...
-
-    @property
-    def takes_turns(self) -> bool:
-        """Whether a part takes records in turns with the others, and not a stretch of the file."""
-        ...
-
-    def find_division(self) -> "Division":
-        """What decides which records belong to which part; may open the file.
-
-        Raises:
-            OSError: the file cannot be read.
-        """
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Division:
     """Divides the records of a file into parts, by the numbers at which they begin.
@@ -159,15 +108,98 @@ def split_range(start: int, stop: int, part: int, parts: int) -> tuple[int, int]
     return start + length * part // parts, start + length * (part + 1) // parts
 
 
-def divide_files(files: Sequence[SourceUnit], num_lanes: int) -> list[SourceUnit]:
-    """The units of whole files, as many a lane as they say.
+class Format(Protocol):
+    """How records are found in a file; frozen and picklable.
+
+    A cursor is a number that only the format understands; 0 is the beginning of every unit.
+    """
+
+    @property
+    def units_per_lane(self) -> int:
+        """Return into how many parts files are divided, per lane that shares them.
+
+        Several where a part is a stretch of the file that is read by itself. One where records are
+        found only from the beginning of the file, so that parts take them in turns. None (0) of a
+        file that is one document.
+        """
+        ...
+
+    def iter_records(self, unit: "Unit", cursor: int) -> Iterator[AnyRecord]:
+        """Yield the records of a part of a file from `cursor` on."""
+        ...
+
+    def find_division(self, file: Any) -> Division:
+        """Return what decides which records belong to which part; may open the file.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        ...
+
+    def describe(self, next_cursor: int) -> str:
+        """Name the record of a file after which a unit continues at `next_cursor`."""
+        ...
+
+
+# Parts of a file that are read by themselves even out what lanes read in an epoch, and are read
+# side by side.
+STRETCHES_PER_LANE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A part of a file that one lane reads in one go; the units of a source cover it once.
+
+    Attributes:
+        file: what it is a part of, such as a `StoredFile`; has a `path` and `get_size()` in bytes.
+        format: how records are found in the file.
+        part, parts: which part of how many.
+    """
+
+    file: Any
+    format: Format
+    part: int = 0
+    parts: int = 1
+
+    @property
+    def path(self) -> str:
+        """Path or URL of the file."""
+        return str(self.file.path)
+
+    def iter_records(self, cursor: int) -> Iterator[AnyRecord]:
+        """Yield the records from `cursor` on.
+
+        Raises:
+            InputError: the file cannot be read, which says nothing about its records.
+        """
+        return self.format.iter_records(self, cursor)
+
+    def find_division(self) -> Division:
+        """Return what decides which records of the file belong to which part; may open it.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        return self.format.find_division(self.file)
+
+    def describe(self, next_cursor: int) -> str:
+        """Name the record after which the unit continues at `next_cursor`."""
+        return f"{self.path}, {self.format.describe(next_cursor)}"
+
+    def divide(self, parts: int) -> list["Unit"]:
+        """Return the units that divide the file into so many parts."""
+        return [replace(self, part=part, parts=parts) for part in range(parts)]
+
+
+def divide_files(files: Sequence[Unit], num_lanes: int) -> list[Unit]:
+    """Divide files into as many units per lane as their formats say.
 
     Args:
         files: each as one unit.
         num_lanes: lanes that share the units.
     """
-    units: list[SourceUnit] = []
+    units: list[Unit] = []
     for file in files:
-        parts = max(1, -(-file.units_per_lane * num_lanes // len(files)))
-        units += [file.take_part(part, parts) for part in range(parts)]
+        parts = max(1, -(-file.format.units_per_lane * num_lanes // len(files)))
+        units += file.divide(parts)
     return units

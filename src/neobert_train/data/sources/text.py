@@ -10,7 +10,7 @@ import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -18,10 +18,12 @@ import zstandard
 
 from neobert_train.data.sources.source import (
     END_OF_UNIT,
+    STRETCHES_PER_LANE,
     BadRecord,
     Division,
     Record,
     SettingError,
+    Unit,
 )
 from neobert_train.data.storage import StorageError, StoredFile
 from neobert_train.errors import InputError
@@ -29,7 +31,6 @@ from neobert_train.errors import InputError
 COMPRESSED_SUFFIXES = (".gz", ".zst")
 
 _READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError)
-UNITS_PER_LANE = 4
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -120,25 +121,25 @@ def _to_record(
 
 
 @dataclass(frozen=True, slots=True)
-class LineRangeUnit:
-    """The lines whose first byte lies in one part of a plain file; a cursor is a byte offset."""
+class LineRanges:
+    """The lines of a plain file, by the part of it in which their first byte lies.
 
-    file: StoredFile
+    A cursor is a byte offset.
+    """
+
     layout: TextLayout
-    part: int = 0
-    parts: int = 1
+    units_per_lane = STRETCHES_PER_LANE
 
-    def iter_records(self, cursor: int) -> Iterator[Record | BadRecord]:
-        """The non-blank lines from `cursor` on.
+    def iter_records(self, unit: Unit, cursor: int) -> Iterator[Record | BadRecord]:
+        """Yield the non-blank lines from `cursor` on.
 
         Raises:
             StorageError: the network gave out.
         """
-        numbers, path = _LineNumbers(self.file), self.file.path
-        offset = cursor
+        numbers, offset = _LineNumbers(unit.file), cursor
         try:
-            begin, stop = self.find_division().find_range(self.part, self.parts)
-            with self.file.open() as file:
+            begin, stop = unit.find_division().find_range(unit.part, unit.parts)
+            with unit.file.open() as file:
                 if cursor == 0 and begin > 0:
                     # A line that began before this range belongs to the one before.
                     file.seek(begin - 1)
@@ -155,38 +156,19 @@ class LineRangeUnit:
         except StorageError:
             raise
         except OSError as error:
-            yield BadRecord(f"{path}: cannot be read ({error})", offset, END_OF_UNIT)
+            yield BadRecord(f"{unit.path}: cannot be read ({error})", offset, END_OF_UNIT)
+
+    def find_division(self, file: StoredFile) -> Division:
+        """Return the division by bytes."""
+        return Division((file.get_size(),))
 
     def describe(self, next_cursor: int) -> str:
-        """Such as `texts.jsonl, line ending at byte 2,041`."""
-        return f"{self.file.path}, line ending at byte {next_cursor:,}"
+        """Such as `line ending at byte 2,041`."""
+        return f"line ending at byte {next_cursor:,}"
 
-    @property
-    def path(self) -> str:
-        """Path or URL of the file."""
-        return self.file.path
-
-    def find_size(self) -> int:
-        """Bytes of the file."""
-        return self.file.get_size()
-
-    @property
-    def units_per_lane(self) -> int:
-        """Several, which even out what lanes read in an epoch, and are read side by side."""
-        return UNITS_PER_LANE
-
-    def take_part(self, part: int, parts: int) -> "LineRangeUnit":
-        """Another part of the same file."""
-        return replace(self, part=part, parts=parts)
-
-    @property
-    def takes_turns(self) -> bool:
-        """A part is a stretch of the file."""
-        return False
-
-    def find_division(self) -> Division:
-        """By bytes."""
-        return Division((self.file.get_size(),))
+    def check(self, file: StoredFile, tolerance: int) -> None:
+        """Read the beginning of a file; see `StoredFormat`."""
+        _check_beginning(file, self.layout, tolerance)
 
 
 class _LineNumbers:
@@ -212,28 +194,30 @@ class _LineNumbers:
 
 
 @dataclass(frozen=True, slots=True)
-class SequentialUnit:
-    """Every `parts`-th document of a file that is read from its beginning.
+class Sequential:
+    """The documents of a file that is read from its beginning; parts take them in turns.
 
     A cursor counts documents of the file.
     """
 
-    file: StoredFile
     layout: TextLayout
-    part: int = 0
-    parts: int = 1
 
-    def iter_records(self, cursor: int) -> Iterator[Record | BadRecord]:
-        """The documents from `cursor` on; a damaged stream is one bad record that ends the unit.
+    @property
+    def units_per_lane(self) -> int:
+        """One, or none of a file that is one document."""
+        return 0 if self.layout.kind == "file" else 1
+
+    def iter_records(self, unit: Unit, cursor: int) -> Iterator[Record | BadRecord]:
+        """Yield the documents from `cursor` on; damage is one bad record that ends the unit.
 
         Raises:
             StorageError: the network gave out.
         """
-        number, path = -1, self.file.path
+        number, path = -1, unit.path
         try:
-            with self.file.open() as file, _decompress(path, file) as stream:
+            with unit.file.open() as file, _decompress(path, file) as stream:
                 for number, (line, raw) in enumerate(_SPLITTERS[self.layout.kind](stream)):
-                    if number >= cursor and number % self.parts == self.part:
+                    if number >= cursor and number % unit.parts == unit.part:
                         place = partial("{}, line {}".format, path, line)
                         yield _to_record(raw, self.layout, number, number + 1, place)
         except StorageError:
@@ -242,36 +226,17 @@ class SequentialUnit:
             reason = f"{path}, after document {number + 1}: cannot be read ({error})"
             yield BadRecord(reason, number + 1, END_OF_UNIT)
 
-    def describe(self, next_cursor: int) -> str:
-        """Such as `texts.txt, document 7`; documents count from 1."""
-        return f"{self.file.path}, document {next_cursor}"
-
-    @property
-    def path(self) -> str:
-        """Path or URL of the file."""
-        return self.file.path
-
-    def find_size(self) -> int:
-        """Bytes of the file."""
-        return self.file.get_size()
-
-    @property
-    def units_per_lane(self) -> int:
-        """One, since every part reads the whole file; none of a file that is one document."""
-        return 0 if self.layout.kind == "file" else 1
-
-    def take_part(self, part: int, parts: int) -> "SequentialUnit":
-        """Another part of the same file."""
-        return replace(self, part=part, parts=parts)
-
-    @property
-    def takes_turns(self) -> bool:
-        """Records are found from the beginning of the file alone."""
-        return True
-
-    def find_division(self) -> Division:
-        """Documents are taken in turns."""
+    def find_division(self, file: StoredFile) -> Division:
+        """Return the division in turns."""
         return Division(None)
+
+    def describe(self, next_cursor: int) -> str:
+        """Such as `document 7`; documents count from 1."""
+        return f"document {next_cursor}"
+
+    def check(self, file: StoredFile, tolerance: int) -> None:
+        """Read the beginning of a file; see `StoredFormat`."""
+        _check_beginning(file, self.layout, tolerance)
 
 
 def _iter_lines(stream: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -343,40 +308,27 @@ class _ZstdFile(io.RawIOBase):
         return count
 
 
-def open_text_file(
-    file: StoredFile, layout: TextLayout, can_seek: bool = True
-) -> LineRangeUnit | SequentialUnit:
-    """A whole file of JSON Lines or text as one unit.
+def choose_text_format(
+    path: str, layout: TextLayout, can_seek: bool = True
+) -> LineRanges | Sequential:
+    """Choose how a file of JSON Lines or text is read.
 
     Args:
-        file, layout: which file.
+        path, layout: of the file.
         can_seek: whether its storage can be read from the middle.
     """
-    if is_sequential(file.path, layout) or not can_seek:
-        return SequentialUnit(file, layout)
-    return LineRangeUnit(file, layout)
+    if can_seek and layout.has_lines and not is_compressed(path):
+        return LineRanges(layout)
+    return Sequential(layout)
 
 
-def is_sequential(path: str, layout: TextLayout) -> bool:
-    """Whether documents in the middle of a file are found from its beginning alone."""
-    return not layout.has_lines or is_compressed(path)
-
-
-def check_text_file(file: StoredFile, layout: TextLayout, tolerance: int) -> None:
-    """Read the beginning of a file, so that what is wrong with all of it shows before training.
-
-    Args:
-        file, layout: as in `list_text_units`.
-        tolerance: bad records to look past for a sound one.
-
-    Raises:
-        SettingError: none of its first records has the column.
-        InputError: the file is empty, or its first records are bad.
-    """
+def _check_beginning(file: StoredFile, layout: TextLayout, tolerance: int) -> None:
     reason = f"{file.path} is empty"
-    for record in itertools.islice(SequentialUnit(file, layout).iter_records(0), tolerance + 1):
+    records = Unit(file, Sequential(layout)).iter_records(0)
+    for record in itertools.islice(records, tolerance + 1):
         if isinstance(record, Record):
             return
+        assert isinstance(record, BadRecord)
         reason = record.reason
         if record.is_setting:
             raise SettingError(reason)
