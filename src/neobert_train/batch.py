@@ -19,6 +19,7 @@ class Batch:
         labels: [M] int64, the tokens that stood there.
         lane: the lane this micro-batch belongs to.
         lane_state: JSON-ready state from which the lane continues after this micro-batch.
+        num_unknown: text tokens that are [UNK], which are never predicted.
     """
 
     input_ids: torch.Tensor
@@ -29,11 +30,17 @@ class Batch:
     labels: torch.Tensor
     lane: int
     lane_state: dict[str, Any]
+    num_unknown: int = 0
 
     @property
     def num_tokens(self) -> int:
         """Tokens of documents, padding not counted."""
         return int(self.cu_seqlens[-1])
+
+    @property
+    def num_text(self) -> int:
+        """Tokens of documents without the [CLS] and [SEP] around each."""
+        return self.num_tokens - 2 * (len(self.cu_seqlens) - 1)
 
     @property
     def squared_lengths(self) -> int:

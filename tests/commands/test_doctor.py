@@ -54,7 +54,7 @@ def test_it_tells_what_the_machine_has_and_what_a_run_would_use(tmp_path):
         "a run begins",
         "bert-base-uncased, 30,522 entries",
         "GB free; a checkpoint of 4,004,218 parameters",
-        "corpus: 1 files or shards, 0.7 MB; the first record can be read",
+        "corpus: 1 files or shards, 0.7 MB; 74 documents were read",
     ):
         assert words in output
     assert output.endswith("no problems: a run can start\n")

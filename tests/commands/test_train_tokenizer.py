@@ -7,6 +7,7 @@ from transformers import AutoTokenizer
 
 from commands.conftest import run_command
 from neobert_train.data.tokenization import load_tokenizer
+from support.thai import write_texts
 
 SPEECHES = ["train_tokenizer", "+experiment=smoke", "vocab_size=500"]
 
@@ -95,3 +96,14 @@ def test_settings_that_cannot_be_are_told_before_anything_is_read():
     assert "vocab_size=261" in output
     assert "data.paths is empty" in output
     assert "output=FOLDER" in output
+
+
+def test_a_tokenizer_that_does_not_know_its_texts_is_not_recommended(tmp_path):
+    # More characters than half of the vocabulary has room for.
+    texts = ["".join(chr(0x4E00 + 37 * n + m) for m in range(60)) for n in range(60)]
+    settings = ["train_tokenizer", "data=files", "data.column=text", "vocab_size=200"]
+    paths = write_texts(tmp_path / "texts.jsonl", texts)
+    output = run_command(*settings, f"data.{paths}", f"output={tmp_path / 'out'}")
+    assert "do not train with it" in output
+    assert "algorithm=bpe" in output
+    assert "tokenizer.path=" not in output

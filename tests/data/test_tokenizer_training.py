@@ -24,6 +24,7 @@ from neobert_train.data.tokenizer_training import (
 )
 from neobert_train.errors import InputError
 from neobert_train.model import build_model
+from support.thai import make_thai
 
 ALGORITHMS = [algorithm.value for algorithm in TokenizerAlgorithm]
 SMALL = 1500
@@ -334,3 +335,29 @@ def test_the_model_takes_size_and_padding_from_the_tokenizer(speeches):
     assert model.config.vocab_size == 500
     assert model.config.pad_token_id == tokenizer.special.pad == 0
     assert model.get_input_embeddings().weight.shape[0] == 500
+
+
+def test_sentences_without_spaces_are_learnt_from_and_known(tmp_path):
+    documents = [make_thai(number, 300) for number in range(150)]
+    tokenizer = learn(documents[:100], "wordpiece", "vocab_size=500")
+    assert measure_tokenizer(tokenizer, documents[100:]).unknown_share == 0.0
+    tokenizer.save(tmp_path, 512)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for text in (documents[100], f"ไทย {documents[101]} ปลา", "x" * 250):
+        [ids] = tokenizer.encode([text])
+        assert theirs(text, add_special_tokens=False)["input_ids"] == ids.tolist()
+        if "x" not in text:
+            assert tokenizer.decode(ids).replace(" ", "") == text.replace(" ", "")
+
+
+def test_words_are_cut_in_front_of_no_combining_mark():
+    text = "กี่" * 90  # two marks on each letter
+    tokenizer = learn([text], "wordpiece", "vocab_size=200", "min_frequency=1")
+    words = [word for word, _ in tokenizer._tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+    assert [len(word) for word in words] == [99, 99, 72]
+    assert "".join(words) == text
+
+
+def test_words_that_wordpiece_takes_leave_the_steps_of_bert_as_they_are():
+    tokenizer = learn(["x" * 100 + " a word"] * 3, "wordpiece", "vocab_size=100")
+    assert json.loads(tokenizer.to_json())["pre_tokenizer"] == {"type": "BertPreTokenizer"}

@@ -20,9 +20,12 @@ from neobert_train.commands.plan import (
     find_largest_micro_batch,
 )
 from neobert_train.config.checks import find_experiment_problems
-from neobert_train.config.derived import compute_num_lanes, find_divisors
+from neobert_train.config.derived import compute_num_lanes, find_divisors, resolve_sources
 from neobert_train.config.schema import DoctorConfig, Precision
+from neobert_train.data.admission import build_admission
 from neobert_train.data.corpus import list_source_files, open_corpus
+from neobert_train.data.heldout import sample_source
+from neobert_train.data.targets import MOST_UNKNOWN, describe_unknown
 from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
 from neobert_train.distributed import find_device
 from neobert_train.environment import find_versions
@@ -46,6 +49,7 @@ Result = TypeVar("Result")
 _LAUNCHERS = ("deepspeed", "torchrun", "srun")
 # A run is more patient; here one short attempt says enough.
 _NETWORK_SECONDS = 10.0
+_SAMPLE_DOCUMENTS = 256
 _BYTES_PER_PARAMETER = 12  # fp32 weight and two moments
 
 
@@ -315,5 +319,11 @@ def _examine_data(findings: Findings, config: DoctorConfig, tokenizer: TextToken
         size = sum(num_bytes or 0 for _, num_bytes in files)
         text = f"{name}: {len(files):,} files or shards"
         text += f", {size / 1e6:,.1f} MB" if size else ""
-        next(iter(units[name][0].iter_records(0)), None)
-        findings.tell("data", f"{text}; the first record can be read")
+        admission = build_admission(data, resolve_sources(data)[name])
+        sample = sample_source(units[name], admission, tokenizer, 0, _SAMPLE_DOCUMENTS)
+        share = sample.compute_unknown_share(tokenizer)
+        findings.tell("data", f"{text}; {sample.num_documents:,} documents were read")
+        findings.tell("", f"{share:.2%} of their tokens are unknown to the tokenizer")
+        if share > MOST_UNKNOWN:
+            found = findings.problems if share == 1.0 else findings.notes
+            found.append(describe_unknown(share, f"the source '{name}'", tokenizer.name))

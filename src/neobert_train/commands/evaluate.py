@@ -31,7 +31,7 @@ def run(config: EvaluateConfig, world: World) -> None:
     """Print held-out loss, accuracy and perplexity.
 
     Raises:
-        InputError: the model or the texts cannot be read.
+        InputError: the model or the texts cannot be read, or hold nothing to predict.
     """
     transformers.utils.logging.disable_progress_bar()
     model, tokenizer, context_length = load_subject(config)

@@ -97,13 +97,15 @@ def format_step(
     num_tokens = sum(lane.batch.num_tokens for lane in lanes)
     num_masked = sum(lane.batch.num_masked for lane in lanes)
     chunks = [chunk for lane in lanes for chunk in lane.packed.chunks]
-    num_text = num_tokens - 2 * len(chunks)
+    num_text = sum(lane.batch.num_text for lane in lanes)
+    num_unknown = sum(lane.batch.num_unknown for lane in lanes)
     lines = [
         f"step {config.step}: {len(lanes)} micro-batches of {config.batch.micro_batch_tokens:,} "
         f"tokens",
         f"  fill        {num_tokens / config.batch.global_batch_tokens:.3%}, {num_tokens:,} tokens "
         f"in {len(chunks):,} documents or parts of one",
         f"  to predict  {num_masked:,} tokens, {num_masked / max(1, num_text):.2%} of the text",
+        f"  unknown     {num_unknown:,} tokens, {num_unknown / max(1, num_text):.2%} of the text",
     ]
     for number, name in enumerate(names):
         own = [len(chunk) for chunk in chunks if chunk.source == number]

@@ -20,6 +20,7 @@ from neobert_train.data.corpus import list_source_files
 from neobert_train.data.heldout import CorpusSample, build_evaluation_batches, sample_corpus
 from neobert_train.data.loader import StepLoader
 from neobert_train.data.sources import Unit
+from neobert_train.data.targets import MOST_UNKNOWN, describe_unknown
 from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.distributed import Collectives, find_device, is_lost_connection
 from neobert_train.environment import describe_environment, find_environment_changes
@@ -110,6 +111,9 @@ def _train(
         return
     model, attention = build_starting_model(config, start, collectives, device)
     sample = share_sample(config, run, start, collectives)
+    evaluation_batches = collectives.on_all(
+        lambda: build_heldout_batches(config, sample, tokenizer)
+    )
     peak_flops = find_run_peak_flops(config, collectives, device)
     environment = describe_environment(world, attention) | {"peak_flops": peak_flops}
     collectives.on_main(lambda: open_run_directory(config, run, environment, sample, units))
@@ -126,7 +130,7 @@ def _train(
         state=state,
         size=compute_model_size(config.model, tokenizer.vocab_size),
         peak_flops=peak_flops,
-        evaluation_batches=build_heldout_batches(config, sample, tokenizer),
+        evaluation_batches=evaluation_batches,
         run=run,
         guard=Guard(config, collectives, run, tokenizer, state.divergence),
         writer=CheckpointWriter(run, config, tokenizer, on_checkpoint) if is_main else None,
@@ -134,6 +138,7 @@ def _train(
         console=Console(config.trainer.max_steps, state.step, is_main, config.logging.progress),
         watchdog=Watchdog(world.rank, config.trainer.step_timeout_seconds),
         stop=stop,
+        warned_of_unknown=bool(sample.unknown_shares),
     )
     del start  # its copy of all weights takes room on every process
     first_tokens = state.tokens
@@ -234,19 +239,41 @@ def find_sample(config: TrainConfig, run: RunDirectory, start: StartingPoint) ->
     """The held-out documents; looked for when a run begins, and kept in its directory.
 
     Raises:
-        InputError: evaluation is asked for and no document is held out.
+        InputError: evaluation is asked for and no document is held out, or the tokenizer knows
+            nothing of the documents.
     """
     if start.checkpoint is not None and run.heldout_file.exists():
-        return CorpusSample.load(run.heldout_file, start.tokenizer.vocab_size)
+        sample = CorpusSample.load(run.heldout_file, start.tokenizer.vocab_size)
+        check_unknown_shares(sample, start.tokenizer)
+        return sample
     if not config.evaluation.max_tokens:
         return CorpusSample()
     sample = sample_corpus(config, start.units, start.tokenizer)
+    check_unknown_shares(sample, start.tokenizer)
     if not sample.heldout:
         raise InputError(
             f"none of the {sample.num_documents} documents looked through is held out: raise "
             f"data.heldout_fraction, or write evaluation.max_tokens=0 to train without evaluation"
         )
     return sample
+
+
+def check_unknown_shares(sample: CorpusSample, tokenizer: TextTokenizer) -> None:
+    """Warn of sources that the tokenizer does not know much of.
+
+    Raises:
+        InputError: it knows nothing of any of them.
+    """
+    shares = sample.unknown_shares
+    problems = [
+        describe_unknown(share, f"the source '{name}'", tokenizer.name)
+        for name, share in shares.items()
+        if share > MOST_UNKNOWN
+    ]
+    if shares and min(shares.values()) == 1.0:
+        raise InputError.from_problems(problems)
+    for problem in problems:
+        logger.warning("%s", problem)
 
 
 def open_run_directory(

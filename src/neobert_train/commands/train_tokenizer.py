@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from neobert_train.config.schema import TrainTokenizerConfig
+from neobert_train.data.targets import MOST_UNKNOWN
 from neobert_train.data.tokenization import SHIPPED_TOKENIZER, TextTokenizer, load_tokenizer
 from neobert_train.data.tokenizer_training import (
     TrainingTexts,
@@ -53,17 +54,24 @@ def format_summary(
         f"{len(sample):,} {kind} documents with {sum(map(len, sample)):,} characters:",
         f"  {'':20} {'tokens/word':>12} {'characters/token':>17} {'unknown':>9}",
     ]
-    shipped = load_tokenizer(str(SHIPPED_TOKENIZER))
-    for name, subject in (("this tokenizer", tokenizer), (SHIPPED_TOKENIZER.name, shipped)):
-        rates = measure_tokenizer(subject, sample)
+    own = measure_tokenizer(tokenizer, sample)
+    shipped = measure_tokenizer(load_tokenizer(str(SHIPPED_TOKENIZER)), sample)
+    for name, rates in (("this tokenizer", own), (SHIPPED_TOKENIZER.name, shipped)):
         lines.append(
             f"  {name:20} {rates.tokens_per_word:>12.3f} {rates.characters_per_token:>17.3f} "
             f"{rates.unknown_share:>9.3%}"
         )
-    lines += [
-        "train with it, on the same data=...:",
-        f"  python -m neobert_train +experiment=NAME tokenizer.path={config.output}",
-    ]
+    if own.unknown_share > MOST_UNKNOWN:
+        lines += [
+            f"do not train with it: {own.unknown_share:.1%} of the tokens are [UNK], which is never "
+            f"predicted; raise vocab_size, or take algorithm=bpe, which knows every character, with "
+            f"another output=FOLDER"
+        ]
+    else:
+        lines += [
+            "train with it, on the same data=...:",
+            f"  python -m neobert_train +experiment=NAME tokenizer.path={config.output}",
+        ]
     return "\n".join(lines)
 
 

@@ -55,4 +55,5 @@ def collate(
         labels=torch.from_numpy(labels),
         lane=lane,
         lane_state=lane_state or {},
+        num_unknown=int(np.count_nonzero(ids == special.unk)),
     )

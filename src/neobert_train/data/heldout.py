@@ -21,6 +21,7 @@ from neobert_train.data.masking import build_masking
 from neobert_train.data.packing import pack_all
 from neobert_train.data.randomness import keyed_generator
 from neobert_train.data.sources import BadRecord, Unit
+from neobert_train.data.targets import describe_no_targets
 from neobert_train.data.tokenization import TextTokenizer, split_document
 from neobert_train.errors import InputError
 from neobert_train.files import write_checked_json
@@ -40,11 +41,13 @@ class CorpusSample:
         unigram_entropy: of the token frequencies, in nats: the loss of a model that knows only
             how frequent each token is.
         num_documents: documents looked through.
+        unknown_shares: by source, the share of their tokens that are [UNK].
     """
 
     heldout: list[list[Count]] = field(default_factory=list)
     unigram_entropy: float = math.nan
     num_documents: Count = 0
+    unknown_shares: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -111,6 +114,7 @@ def sample_corpus(
         sample.heldout += [ids.tolist() for ids in new]
         sample.num_documents += found.num_documents
         frequencies += share * found.counts / max(1, found.counts.sum())
+        sample.unknown_shares[name] = found.compute_unknown_share(tokenizer)
     sample.unigram_entropy = compute_entropy(frequencies)
     return sample
 
@@ -128,6 +132,10 @@ class SourceSample:
     heldout: list[np.ndarray]
     counts: np.ndarray
     num_documents: int = 0
+
+    def compute_unknown_share(self, tokenizer: TextTokenizer) -> float:
+        """Return the share of the tokens that are [UNK]; 0 where there are none."""
+        return float(self.counts[tokenizer.special.unk] / max(1, self.counts.sum()))
 
 
 def sample_source(
@@ -213,6 +221,9 @@ def build_evaluation_batches(
         micro_batch_tokens: tokens of a batch.
         max_tokens: chunks beyond this many tokens are left out.
         seed: decides which tokens are masked.
+
+    Raises:
+        InputError: there are documents, and nothing to predict in them.
     """
     rule = build_masking(masking, tokenizer)
     chunks: list[np.ndarray] = []
@@ -228,4 +239,10 @@ def build_evaluation_batches(
         generator = keyed_generator(seed, "evaluation mask", number)
         size = sum(len(chunk) + 2 for chunk in packed)  # nothing needs a constant shape here
         batches.append(collate(packed, size, tokenizer.special, rule, masking.rate, generator))
+    if batches and not any(batch.num_masked for batch in batches):
+        num_text = sum(batch.num_text for batch in batches)
+        num_unknown = sum(batch.num_unknown for batch in batches)
+        raise InputError(
+            describe_no_targets(num_text, num_unknown, "the held-out text", tokenizer.name)
+        )
     return batches

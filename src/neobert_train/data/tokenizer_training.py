@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from tokenizers import (
+    Regex,
     Tokenizer,
     decoders,
     models,
@@ -55,6 +56,12 @@ _END_OF_WORD = "\0"
 _FED_CHARACTERS = 1 << 16
 # Text without spaces is one word to Unigram, and the time to learn from it grows with its square.
 _MOST_WORD_CHARACTERS = 1000
+# WordPiece makes one [UNK] of a longer word, which is every sentence of a script without spaces. So
+# such words are cut, and not between a character and its combining marks.
+_MOST_WORDPIECE_CHARACTERS = 100
+_CUT_WORDS = pre_tokenizers.Split(
+    Regex(rf".{{1,{_MOST_WORDPIECE_CHARACTERS}}}(?!\p{{M}})"), "isolated"
+)
 # Sums over a randomly seeded hash table differ by 1e-10 or so from one run to the next.
 _SCORE_DIGITS = 3
 # What the library adds to the lowest score for each further character that it had pruned.
@@ -183,10 +190,17 @@ def train_tokenizer(words: Mapping[str, int], config: TrainTokenizerConfig) -> T
             "the source has no document to learn from: all are empty or held out; add documents "
             "or lower data.heldout_fraction"
         )
+    is_wordpiece = config.algorithm is TokenizerAlgorithm.wordpiece
+    cuts_words = is_wordpiece and max(map(len, words)) > _MOST_WORDPIECE_CHARACTERS
+    if cuts_words:
+        words = _cut_words(words)
     if config.algorithm is not TokenizerAlgorithm.bpe:  # bytes are never too many
         words = _leave_out_characters(words, config)
     model = _TRAINERS[config.algorithm](words, config)
     tokenizer = _add_pipeline(Tokenizer(model), config.algorithm, config.lowercase)
+    if cuts_words:
+        steps = [tokenizer.pre_tokenizer, _CUT_WORDS]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     trained = TextTokenizer(tokenizer, config.output)
     if trained.vocab_size < config.vocab_size:
@@ -235,6 +249,15 @@ def _build_normalizer(
     # Composing comes last, or Hangul would stay in pieces.
     steps = [decompose, normalizers.Lowercase(), normalizers.StripAccents(), compose]
     return normalizers.Sequence(steps)
+
+
+def _cut_words(words: Mapping[str, int]) -> dict[str, int]:
+    """Return the words of which none is longer than WordPiece takes, and how often each occurs."""
+    counts: Counter[str] = Counter()
+    for word, count in words.items():
+        for part, _ in _CUT_WORDS.pre_tokenize_str(word):
+            counts[part] += count
+    return dict(counts)
 
 
 def _leave_out_characters(words: Mapping[str, int], config: TrainTokenizerConfig) -> dict[str, int]:

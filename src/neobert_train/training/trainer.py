@@ -29,6 +29,7 @@ from neobert_train.config.schema import (
 )
 from neobert_train.data.lanes import SourceProgress, sum_progress
 from neobert_train.data.loader import StepLoader
+from neobert_train.data.targets import MOST_UNKNOWN, describe_no_targets, describe_unknown
 from neobert_train.distributed import Collectives
 from neobert_train.errors import InputError
 from neobert_train.evaluation.masked_lm import MaskedLMResult, evaluate_masked_lm
@@ -63,6 +64,8 @@ class StepResult:
         losses: summed cross-entropy of each of this process's micro-batches, on the device.
         num_correct: right predictions of this process, on the device.
         tokens: tokens of documents in the global batch.
+        text_tokens: those without the [CLS] and [SEP] around each document.
+        unknown_tokens: those of the text that are [UNK].
         masked_tokens: masked tokens in the global batch.
         squared_lengths: sum of the squared lengths of its documents.
         seconds: duration of the step, data included.
@@ -73,6 +76,8 @@ class StepResult:
     losses: list[torch.Tensor]
     num_correct: torch.Tensor
     tokens: int
+    text_tokens: int
+    unknown_tokens: int
     masked_tokens: int
     squared_lengths: int
     seconds: float
@@ -99,6 +104,7 @@ class Trainer:
         console: shows progress.
         watchdog: ends this process when it hangs.
         stop: requests to stop.
+        warned_of_unknown: whether it was said that the tokenizer knows too little of the documents.
         latest_evaluation: what the last evaluation of this process's life gave.
     """
 
@@ -117,6 +123,7 @@ class Trainer:
     console: Console
     watchdog: Watchdog
     stop: StopRequest
+    warned_of_unknown: bool = False
     latest_evaluation: MaskedLMResult | None = None
     _since_log: list[StepResult] = field(default_factory=list, init=False)
     _saved_step: int | None = field(default=None, init=False)
@@ -129,7 +136,7 @@ class Trainer:
 
         Raises:
             StoppedError: a signal or the time limit; the state is saved.
-            InputError: the data cannot be read on; the state is saved.
+            InputError: the data cannot be read on, or leaves nothing to predict; the state is saved.
             DivergedError: step after step had to be skipped.
         """
         trainer = self.config.trainer
@@ -166,11 +173,13 @@ class Trainer:
         batches, failure = self._next_batches()
         data_wait = time.perf_counter() - start
         tokens = sum(batch.num_tokens for batch in batches)
+        text = sum(batch.num_text for batch in batches)
+        unknown = sum(batch.num_unknown for batch in batches)
         masked = sum(batch.num_masked for batch in batches)
         squares = sum(batch.squared_lengths for batch in batches)
         reason = self._find_reason_to_stop()
-        tokens, masked, squares, failures, stops = self.collectives.sum(
-            [tokens, masked, squares, failure is not None, reason is not None]
+        tokens, text, unknown, masked, squares, failures, stops = self.collectives.sum(
+            [tokens, text, unknown, masked, squares, failure is not None, reason is not None]
         )
         if failures:
             self._save()
@@ -180,6 +189,10 @@ class Trainer:
             self._save()
             reasons = self.collectives.gather(reason)
             raise StoppedError(next(reason for reason in reasons if reason))
+        if not masked:
+            self._save()
+            batch, tokenizer = f"step {self.state.step + 1}", self.config.tokenizer.path
+            raise InputError(describe_no_targets(text, unknown, batch, tokenizer))
         losses, num_correct, grad_norm = self._forward_backward(batches, masked)
         self.state.step += 1
         if math.isfinite(grad_norm):
@@ -196,8 +209,9 @@ class Trainer:
         self.state.seconds += seconds
         self._slowest_step = max(0.9 * self._slowest_step, seconds)
         result = StepResult(
-            losses, num_correct, tokens, masked, squares, seconds, data_wait, grad_norm
-        )
+            losses, num_correct, tokens, text, unknown, masked, squares, seconds, data_wait,
+            grad_norm,
+        )  # fmt: skip
         self._since_log.append(result)
         return result
 
@@ -295,6 +309,7 @@ class Trainer:
             "train/step_seconds": seconds / len(recent),
             "train/data_wait_seconds": sum(step.data_wait_seconds for step in recent) / len(recent),
             "data/packing_efficiency": tokens / len(recent) / self.config.batch.global_batch_tokens,
+            "data/unknown_share": self._measure_unknown(recent),
             **self._count_records(),
         }
         if self.writer is not None and self.writer.failure:
@@ -313,6 +328,16 @@ class Trainer:
         rate = self.size.compute_flops(tokens, squares, masked) / seconds
         work = {"train/flops_per_second": rate}
         return work if self.peak_flops is None else {**work, "train/mfu": rate / self.peak_flops}
+
+    def _measure_unknown(self, steps: Sequence[StepResult]) -> float:
+        """Return the share of text tokens that are [UNK]; warn of a large one, once per start."""
+        text_tokens = sum(step.text_tokens for step in steps)
+        share = sum(step.unknown_tokens for step in steps) / max(1, text_tokens)
+        if share > MOST_UNKNOWN and self.collectives.world.is_main and not self.warned_of_unknown:
+            self.warned_of_unknown = True
+            documents = f"the documents up to step {self.state.step}"
+            logger.warning("%s", describe_unknown(share, documents, self.config.tokenizer.path))
+        return share
 
     def _count_records(self) -> dict[str, Any]:
         """What the lanes have read so far and given of each source, summed over all of them."""
