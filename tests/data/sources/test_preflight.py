@@ -83,16 +83,11 @@ def test_every_problem_of_every_file_is_listed_at_once(tmp_path, sound):
     assert lines[0] == f"{len(files) + 2} problems were found:"
     assert len(lines) == len(files) + 3
     for path in missing:
-        assert f"{path}: no such file, and no readable format in such a folder or glob" in message
+        assert f"{path}: no such file, and no files in such a folder or glob" in message
     for name, mend in files.items():
         (line,) = [line for line in lines if str(tmp_path / name) in line]
         assert mend in line
     assert "sound" not in message
-
-
-def test_a_folder_without_a_readable_format_is_named(tmp_path):
-    (tmp_path / "a.bin").write_text("x")
-    assert find_problem(tmp_path).startswith(f"{tmp_path}: no such file, and no readable format")
 
 
 @pytest.mark.parametrize(
@@ -172,37 +167,6 @@ def test_skip_leaves_a_broken_file_out_whatever_its_name(tmp_path, sound):
     path.write_text("broken\n")
     units = build(path, sound, on_bad_record=BadRecordPolicy.skip)
     assert {unit.path for unit in units} == {str(sound)}
-
-
-def test_folders_globs_and_files_are_read_once_each_in_a_fixed_order(tmp_path):
-    for name in ("b/2.jsonl", "b/1.ndjson", "a/x.json", "c/deep/er/y.jsonl", "b/[odd].jsonl"):
-        write_jsonl(tmp_path / name, {"content": name})
-    (tmp_path / "b" / "notes.bin").write_text("not read")
-    folder = ["b/1.ndjson", "b/2.jsonl", "b/[odd].jsonl"]
-    assert read(tmp_path / "b") == folder
-    assert read(tmp_path / "b" / "2.jsonl", tmp_path / "b") == ["b/2.jsonl", folder[0], folder[2]]
-    assert read(f"{tmp_path}/**/*.jsonl") == [*folder[1:], "c/deep/er/y.jsonl"]
-    assert read(tmp_path / "b" / "[odd].jsonl") == ["b/[odd].jsonl"]
-    assert sorted(read(tmp_path)) == sorted(["a/x.json", *folder, "c/deep/er/y.jsonl"])
-
-
-def test_a_file_named_in_two_ways_is_read_once(tmp_path, monkeypatch):
-    write_jsonl(tmp_path / "a.jsonl", {"content": "only"})
-    monkeypatch.chdir(tmp_path)
-    assert read(".", "./*.jsonl", tmp_path / "a.jsonl") == ["only"]
-
-
-def test_a_folder_of_parts_named_like_a_file_is_read_inside_another_folder(tmp_path):
-    (tmp_path / "corpus" / "texts.parquet").mkdir(parents=True)
-    pq.write_table(
-        pa.table({"content": ["a"]}), tmp_path / "corpus" / "texts.parquet" / "part-0.parquet"
-    )
-    assert read(tmp_path / "corpus") == ["a"]
-
-
-def test_a_link_to_nothing_in_a_folder_is_left_out(tmp_path, sound):
-    os.symlink(tmp_path / "gone", tmp_path / "link.jsonl")
-    assert read(tmp_path) == ["sound"]
 
 
 def test_a_named_format_decides_for_files_whose_names_tell_nothing(tmp_path):

@@ -1,22 +1,14 @@
 """Files by path, folder, glob or URL."""
 
-import glob
 import logging
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from neobert_train.config.data_schema import BadRecordPolicy, SourceConfig
+from neobert_train.config.data_schema import BadRecordPolicy, FileFormat, SourceConfig
 from neobert_train.data.sources.formats import build_format, find_format
+from neobert_train.data.sources.listing import describe_left_out, list_paths
 from neobert_train.data.sources.source import SettingError, Unit
-from neobert_train.data.storage import (
-    Network,
-    StorageError,
-    StoredFile,
-    is_url,
-    list_files,
-)
+from neobert_train.data.storage import Network, StorageError, StoredFile
 from neobert_train.errors import InputError
 from neobert_train.urls import show_url
 
@@ -47,7 +39,11 @@ def list_source_files(
             without the column; of many files those that were looked into. With the policy `skip`,
             unreadable files are left out with a warning instead, as long as one file remains.
     """
-    files, problems = expand_paths(paths, network)
+    is_any = source.format is not FileFormat.auto
+    listing = list_paths(paths, network, lambda path: is_any or find_format(path) is not None)
+    files, problems = listing.files, listing.problems
+    if listing.left_out:
+        logger.warning("left out of data.paths: %s", describe_left_out(listing.left_out))
     bad = {}
     for file, error in _check_files(source, files, on_bad_record):
         # What the network gives may come back, and the order of the files would be another.
@@ -72,36 +68,6 @@ def list_source_files(
         )
     _warn_of_sequential_files(units)
     return units
-
-
-def expand_paths(paths: Sequence[str], network: Network) -> tuple[list[StoredFile], list[str]]:
-    """Files named by paths, folders, globs and URLs, sorted within each; and what matches nothing."""
-    files: dict[str, StoredFile] = {}  # by real path: a file named in two ways is read once
-    problems: list[str] = []
-    for path in paths:
-        try:
-            found = list_files(path, network) if is_url(path) else _list_local_files(path)
-        except OSError as error:
-            problems.append(str(error))
-            continue
-        if not found:
-            problems.append(
-                f"{path}: no such file, and no readable format in such a folder or glob"
-            )
-        for file in found:
-            key = file if is_url(file) else os.path.realpath(file)
-            files.setdefault(key, StoredFile(file, network))
-    return list(files.values()), problems
-
-
-def _list_local_files(path: str) -> list[str]:
-    pattern = os.path.expanduser(path)
-    if os.path.isdir(pattern):
-        inside = (file for file in Path(pattern).rglob("*") if file.is_file())
-        return sorted(str(file) for file in inside if find_format(str(file)))
-    if os.path.isfile(pattern):
-        return [pattern]
-    return sorted(f for f in glob.glob(pattern, recursive=True) if os.path.isfile(f))
 
 
 def _check_files(
