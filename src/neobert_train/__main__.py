@@ -33,7 +33,6 @@ from neobert_train.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPE
 from neobert_train.signals import StopSignal, raise_stop_signals
 from neobert_train.sweep import SWEEP_FLAGS, plan_sweep, run_sweep
 from neobert_train.terminal import print_message, print_output, protect_streams, show_warnings
-from neobert_train.urls import hide_credentials
 from neobert_train.world import World, strip_launcher_arguments
 
 DEFAULT_COMMAND = "train"
@@ -222,9 +221,7 @@ def _print_traceback(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """Print an uncaught exception as Python does, without what may be secret in URLs."""
-    print_message(
-        hide_credentials("".join(traceback.format_exception(kind, error, trace)).rstrip())
-    )
+    print_message("".join(traceback.format_exception(kind, error, trace)).rstrip())
 
 
 if __name__ == "__main__":

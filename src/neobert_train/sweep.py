@@ -16,6 +16,7 @@ from neobert_train.config.checks import find_problems
 from neobert_train.config.store import compose_config, list_swept_values, to_typed
 from neobert_train.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, InputError
 from neobert_train.terminal import print_message, print_output
+from neobert_train.urls import show_value
 
 SWEEP_FLAGS = ("-m", "--multirun")
 
@@ -33,10 +34,15 @@ class Job:
     swept: tuple[str, ...]
 
     @property
+    def settings(self) -> str:
+        """The swept settings as they are shown."""
+        return " ".join(map(show_value, self.swept))
+
+    @property
     def label(self) -> str:
         """The swept settings in the form of a file name: `lr-0.001-seed-2`."""
-        settings = (override.lstrip("+").rpartition("=") for override in self.swept)
-        names = (f"{key.rpartition('.')[2]}-{value}" for key, _, value in settings)
+        settings = (override.lstrip("+").partition("=") for override in self.swept)
+        names = (f"{key.rpartition('.')[2]}-{show_value(value)}" for key, _, value in settings)
         return re.sub(r"[^\w.+-]+", "_", "-".join(names))
 
 
@@ -62,7 +68,7 @@ def plan_sweep(command: str, arguments: Sequence[str]) -> list[Job]:
     if command == "train":
         jobs = _separate(jobs, [config.output_dir for config in configs])
     problems = [
-        f"{problem} (in {' '.join(job.swept)})" if job.swept else problem
+        f"{problem} (in {job.settings})" if job.swept else problem
         for job, config in zip(jobs, configs, strict=True)
         for problem in find_problems(config, world_size=1)
     ]
@@ -100,7 +106,7 @@ def run_sweep(command: str, jobs: Sequence[Job]) -> int:
     failures: list[tuple[Job, int]] = []
     with _StopForwarder() as stop:
         for number, job in enumerate(jobs, 1):
-            print_output(f"job {number} of {len(jobs)}: {' '.join(job.swept)}")
+            print_output(f"job {number} of {len(jobs)}: {job.settings}")
             code = stop.run([sys.executable, "-m", "neobert_train", command, *job.overrides])
             if code == EXIT_STOPPED or stop.is_requested:
                 return EXIT_STOPPED if code == EXIT_DONE else code
@@ -108,7 +114,7 @@ def run_sweep(command: str, jobs: Sequence[Job]) -> int:
                 failures.append((job, code))
     if not failures:
         return EXIT_DONE
-    shown = "; ".join(f"{' '.join(job.swept)} (exit code {code})" for job, code in failures)
+    shown = "; ".join(f"{job.settings} (exit code {code})" for job, code in failures)
     failed = f"{len(failures)} of {len(jobs)} jobs failed: {shown}"
     print_message(f"neobert_train: {failed}")
     return failures[0][1]

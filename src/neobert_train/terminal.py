@@ -7,6 +7,8 @@ import re
 import sys
 from typing import Any
 
+from neobert_train.urls import hide_credentials
+
 # Line ends and tabs may stay. What turns the direction of writing can make a text look like another.
 _CONTROLS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -27,8 +29,8 @@ def print_output(text: str) -> None:
 
 
 def print_message(text: str) -> None:
-    """Print what concerns the person at the terminal, on standard error."""
-    _print(sys.stderr, text)
+    """Print what concerns the person at the terminal, on standard error, URLs without credentials."""
+    _print(sys.stderr, hide_credentials(text))
 
 
 def _print(stream: Any, text: str) -> None:

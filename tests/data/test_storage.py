@@ -473,22 +473,6 @@ def test_every_long_pause_is_shown(server, stored, pauses, caplog):
     assert len(caplog.messages) == len(pauses) == 3
 
 
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("https://u:p@host:80/a/b.txt?sig=x#f", "https://host:80/a/b.txt"),
-        ("https://host?sig=x", "https://host"),
-        ("https://u:p/w@host/a", "https://(not a host)"),
-        ("http://[::1]:80/a?b", "http://[::1]:80/a"),
-        ("s3://bucket/a-?.parquet", "s3://bucket/a-?.parquet"),
-        ("s3://bucket/a?versionId=x", "s3://bucket/a"),
-        ("hf://datasets/o/n@main/a", "hf://datasets/o/n@main/a"),
-    ],
-)
-def test_shown_urls_hold_no_secrets(url, shown):
-    assert show_url(url) == shown
-
-
 def test_messages_of_libraries_are_scrubbed():
     error = OSError("for url 'https://u:p@host/a?Signature=x' and url: /b?X-Amz-Signature=y (no)")
     assert failures.explain(error) == "OSError: for url 'https://host/a' and url: /b (no)"

@@ -42,6 +42,7 @@ from neobert_train.run_directory import RunDirectory
 from neobert_train.terminal import print_output
 from neobert_train.training.engine import import_deepspeed
 from neobert_train.training.starting_point import check_resume
+from neobert_train.urls import show_value
 from neobert_train.world import World
 
 Result = TypeVar("Result")
@@ -228,7 +229,9 @@ def _examine_launch(findings: Findings, config: DoctorConfig) -> None:
     launcher = (
         f"deepspeed --num_gpus {num_processes} --module" if num_processes > 1 else "python -m"
     )
-    findings.tell("launch", shlex.join([*launcher.split(), "neobert_train", *sys.argv[1:]]))
+    findings.tell(
+        "launch", shlex.join([*launcher.split(), "neobert_train", *map(show_value, sys.argv[1:])])
+    )
     findings.tell(
         "step",
         f"{lanes} lanes: {lanes // num_processes} micro-batches of "

@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.setting import iter_settings
 from neobert_train.errors import InputError
-from neobert_train.urls import hide_credentials
+from neobert_train.urls import hide_in_values
 
 # What decides the model and the data of every step. The rest may differ from start to start.
 _IDENTITY = ("seed", "batch.", "data.", "tokenizer.", "masking.", "model.")
@@ -40,7 +40,7 @@ _UNREMARKABLE = (
 def dump_config(config: Any) -> str:
     """A typed configuration as YAML with every value, URLs without their credentials."""
     values = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    return OmegaConf.to_yaml(OmegaConf.create(_without_credentials(values)))
+    return OmegaConf.to_yaml(OmegaConf.create(hide_in_values(values)))
 
 
 def load_train_config(path: Path) -> TrainConfig:
@@ -73,23 +73,12 @@ def find_differences(saved: TrainConfig, current: TrainConfig) -> tuple[list[str
     old = {setting.key: setting.value for setting in iter_settings(saved)}
     new = {setting.key: setting.value for setting in iter_settings(current)}
     for key in {**old, **new}:  # a source of a mixture may be in one of them alone
-        before, now = (_without_credentials(side.get(key)) for side in (old, new))
+        before, now = (hide_in_values(side.get(key)) for side in (old, new))
         if key.startswith(_UNREMARKABLE) or before == now:
             continue
         text = f"{key}: {_show(before)} -> {_show(now)}"
         (fatal if key.startswith(_IDENTITY) else notable).append(text)
     return fatal, notable
-
-
-def _without_credentials(value: Any) -> Any:
-    """The value, or the list or dictionary of such, with URLs that can be shown."""
-    if isinstance(value, str):
-        return hide_credentials(value)
-    if isinstance(value, list):
-        return [_without_credentials(entry) for entry in value]
-    if isinstance(value, dict):
-        return {key: _without_credentials(entry) for key, entry in value.items()}
-    return value
 
 
 def _show(value: Any) -> str:

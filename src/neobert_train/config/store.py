@@ -19,6 +19,7 @@ from neobert_train.config.data_schema import MixtureSourceConfig
 from neobert_train.config.schema import SCHEMAS
 from neobert_train.config.setting import ANY_NAME, iter_default_settings
 from neobert_train.errors import InputError
+from neobert_train.urls import show_value
 
 COMMANDS_WITH_GROUPS = ("train", "prepare", "inspect_data", "train_tokenizer", "plan", "doctor")
 
@@ -228,17 +229,17 @@ def _find_swept_problem(
 
 def _describe_unparsed(argument: str) -> str:
     if "=" not in argument:
-        return f"'{argument}' is neither a flag nor of the form key=value"
+        return f"'{show_value(argument)}' is neither a flag nor of the form key=value"
     key, _, value = argument.partition("=")
     if value.startswith("[") and value.endswith("]"):
-        items = ",".join(f'"{item.strip()}"' for item in value[1:-1].split(","))
+        items = ",".join(f'"{show_value(item.strip())}"' for item in value[1:-1].split(","))
         return (
             f"the list of {key} cannot be read: quote its items and the whole, as in "
             f"'{key}=[{items}]'"
         )
     return (
         f"the value of {key} cannot be read: quote characters that have a meaning to Hydra, as in "
-        f"'{key}=\"{value}\"'"
+        f"'{key}=\"{show_value(value)}\"'"
     )
 
 
@@ -247,7 +248,7 @@ def _find_choice_problem(group: str, override: Override, choices: list[str]) -> 
         return f"~{group} would leave the run without it: choose among {', '.join(choices)}"
     if override.value() in choices:
         return None
-    name = override.get_value_element_as_str()
+    name = show_value(override.get_value_element_as_str())
     return f"{group}={name} does not exist: choose among {', '.join(choices)}"
 
 
@@ -269,14 +270,15 @@ def _find_type_problem(schema: type[Any], key: str, override: Override) -> str |
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         written = f"{override.get_key_element()}={override.get_value_element_as_str()}"
-        return f"{written} does not fit: {reason}{_hint(override, reason)}"
+        return f"{show_value(written)} does not fit: {reason}{_hint(override, reason)}"
     return None
 
 
 def _hint(override: Override, reason: str) -> str:
     value = override.value()
     if isinstance(value, str) and "ListConfig" in reason:
-        return f"; write {override.get_key_element()}=[{override.get_value_element_as_str()}]"
+        written = show_value(override.get_value_element_as_str())
+        return f"; write {override.get_key_element()}=[{written}]"
     if isinstance(value, float) and value.is_integer():
         return f"; write {override.get_key_element()}={int(value)}"
     return ""

@@ -43,6 +43,7 @@ from neobert_train.files import (
     read_text,
     write_json,
 )
+from neobert_train.urls import show_value
 
 _GROUP_RECORDS = 64
 # Of a source file; about a minute of one core, so that little is lost when it is stopped.
@@ -79,7 +80,7 @@ class ShardJob:
         """What decides the content of the shard; one that was made of something else is not it."""
         return {
             "shard": str(self.shard.relative_to(Path(self.folder).parent)),
-            "path": self.unit.path,
+            "path": show_value(self.unit.path),
             "file_bytes": self.unit.file.get_size(),
             "part": self.unit.part,
             "parts": self.unit.parts,
@@ -272,7 +273,7 @@ def write_manifest(
             names = [str(job.shard.relative_to(root)) for job in shards]
             described.append(
                 {
-                    "path": unit.path,
+                    "path": show_value(unit.path),
                     "units_per_lane": unit.format.units_per_lane,
                     "shards": [entries[name] for name in names],
                 }

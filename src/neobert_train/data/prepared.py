@@ -33,6 +33,7 @@ from neobert_train.data.sources import (
 )
 from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.errors import InputError
+from neobert_train.urls import hide_in_values
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -281,7 +282,7 @@ def _to_unit(folder: Path, file: dict[str, Any], vocab_size: int) -> Unit:
 def fingerprint_source(source: SourceConfig) -> str:
     """A name for the settings of a source that decide its records."""
     values = {
-        field.name: str(getattr(source, field.name))
+        field.name: str(hide_in_values(getattr(source, field.name)))
         for field in fields(source)
         if not field.name.startswith(_FREE)
     }

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from neobert_train.errors import InputError
+from neobert_train.urls import show_value
 
 # The cursor of a unit that has nothing more to give, also when the rest of it cannot be read.
 END_OF_UNIT = 2**62
@@ -184,7 +185,7 @@ class Unit:
 
     def describe(self, next_cursor: int) -> str:
         """Name the record after which the unit continues at `next_cursor`."""
-        return f"{self.path}, {self.format.describe(next_cursor)}"
+        return f"{show_value(self.path)}, {self.format.describe(next_cursor)}"
 
     def divide(self, parts: int) -> list["Unit"]:
         """Return the units that divide the file into so many parts."""
