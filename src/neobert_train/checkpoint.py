@@ -3,27 +3,34 @@
 It depends neither on the number of processes nor on the ZeRO stage, and holds no pickle.
 """
 
-import json
-import logging
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from neobert_train.config.saved import dump_config
 from neobert_train.config.schema import CheckpointConfig, TrainConfig
+from neobert_train.config.setting import Range
+from neobert_train.config.typed import Count, Finite, parse
+from neobert_train.data.lanes import LaneState
 from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.errors import InputError
-from neobert_train.files import hash_file, sync_folder, sync_tree, to_json, write_json
+from neobert_train.files import (
+    DamagedFileError,
+    hash_file,
+    parse_json,
+    read_text,
+    sync_folder,
+    sync_tree,
+    write_json,
+)
 from neobert_train.run_directory import RunDirectory
-
-logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "model.safetensors"
 MOMENTS_FILE = "optimizer.safetensors"
@@ -31,7 +38,6 @@ STATE_FILE = "state.json"
 CONFIG_FILE = "config.yaml"
 TOKENIZER_FOLDER = "tokenizer"
 MANIFEST_FILE = "manifest.json"
-_NEEDED_FILES = (WEIGHTS_FILE, MOMENTS_FILE, STATE_FILE, CONFIG_FILE)
 FORMAT_VERSION = 3
 
 
@@ -46,10 +52,10 @@ class DivergenceState:
         recent_losses: those that the next loss is compared with, oldest first.
     """
 
-    skipped_steps: int = 0
-    rewinds: int = 0
-    skipped_in_a_row: int = 0
-    recent_losses: list[float] = field(default_factory=list)
+    skipped_steps: Count = 0
+    rewinds: Count = 0
+    skipped_in_a_row: Count = 0
+    recent_losses: list[Finite] = field(default_factory=list)
 
 
 @dataclass
@@ -67,12 +73,12 @@ class TrainingState:
         divergence: skipped steps, and what decides about the next ones.
     """
 
-    step: int
-    tokens: int
-    masked_tokens: int
+    step: Count
+    tokens: Count
+    masked_tokens: Count
     lanes: dict[int, dict[str, Any]]
-    updates: int = 0
-    seconds: float = 0.0
+    updates: Count = 0
+    seconds: Annotated[float, Range(at_least=0.0)] = 0.0
     heldout_loss: float | None = None
     divergence: DivergenceState = field(default_factory=DivergenceState)
 
@@ -148,125 +154,73 @@ def prune_checkpoints(run: RunDirectory, keep: CheckpointConfig, newest: int) ->
 
 def _read_heldout_loss(folder: Path) -> float | None:
     try:
-        loss = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["heldout_loss"]
-    except (OSError, ValueError, KeyError):
+        state = parse(dict[str, Any], parse_json(read_text(folder / STATE_FILE)))
+        loss: float | None = parse(float | None, state.get("heldout_loss"))
+    except (DamagedFileError, ValueError):
         return None
-    return None if loss is None or math.isnan(loss) else float(loss)
-
-
-def find_damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None when all are as they were written."""
-    name = MANIFEST_FILE
-    try:
-        text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
-        manifest = json.loads(text)
-        if text != to_json(manifest):  # which the checks below would not notice
-            return f"{MANIFEST_FILE} is not as it was written"
-        if folder.name != f"step-{manifest['step']:08d}":
-            return f"{MANIFEST_FILE} is that of step {manifest['step']}"
-        files = manifest["files"]
-        for name in _NEEDED_FILES:
-            if name not in files:
-                return f"{MANIFEST_FILE} does not list {name}"
-        for name, expected in files.items():
-            if not _lies_below(name):
-                return f"{MANIFEST_FILE} lists {name}, which is not in the folder"
-            path = folder / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != expected["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-            if hash_file(path) != expected["sha256"]:
-                return f"{name} is not the file that {MANIFEST_FILE} was written for (sha256)"
-    except OSError as error:
-        return f"{name} cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError) as error:
-        return f"{MANIFEST_FILE} cannot be read ({error})"
-    return None
-
-
-def find_misfit(
-    folder: Path, shapes: Mapping[str, Sequence[int]], is_same_run: Callable[[Path], bool]
-) -> str | None:
-    """Why a sound checkpoint is not one of a run; None when it is.
-
-    Args:
-        folder: of the checkpoint.
-        shapes: of the model's weights, by name.
-        is_same_run: whether a configuration file is one that the run could have written.
-    """
-    if not is_same_run(folder / CONFIG_FILE):
-        return f"{CONFIG_FILE} is that of another run"
-    for file, prefixes in ((WEIGHTS_FILE, ("",)), (MOMENTS_FILE, ("exp_avg.", "exp_avg_sq."))):
-        expected = {f"{prefix}{name}": list(shapes[name]) for prefix in prefixes for name in shapes}
-        with safe_open(folder / file, "pt") as tensors:
-            found = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
-        for name in expected.keys() | found.keys() if found else ():  # no moments before a step
-            if expected.get(name) != found.get(name):
-                return f"{file} has {name} as {found.get(name)}, the model as {expected.get(name)}"
-    return None
-
-
-def find_checkpoint(
-    run: RunDirectory,
-    step: int | None = None,
-    find_misfit: Callable[[Path], str | None] | None = None,
-) -> Path | None:
-    """The newest sound checkpoint, or the one of `step`; None when the run has none.
-
-    A damaged one is named in a warning and passed over.
-
-    Args:
-        run: the run directory.
-        step: of the one wanted; None for the newest.
-        find_misfit: says what else is wrong with one whose files are sound.
-
-    Raises:
-        InputError: the checkpoint of `step` is missing or damaged, or all are damaged.
-    """
-    available = run.list_checkpoints()
-    if step is not None:
-        return _find_step(run, available, step)
-    damages = []
-    for _, folder in reversed(available):
-        damage = find_damage(folder)
-        if damage is None and find_misfit is not None:
-            damage = find_misfit(folder)
-        if damage is None:
-            return folder
-        logger.warning("the checkpoint %s is damaged and passed over: %s", folder, damage)
-        damages.append(f"{folder}: {damage}")
-    if damages:
-        raise InputError(
-            "no checkpoint of the run is sound; restore one, or remove the folder to start "
-            "afresh:\n  " + "\n  ".join(damages)
-        )
-    return None
-
-
-def _find_step(run: RunDirectory, available: list[tuple[int, Path]], step: int) -> Path:
-    folder = dict(available).get(step)
-    if folder is None:
-        steps = ", ".join(str(number) for number, _ in available) or "none"
-        raise InputError(f"{run.path} has no checkpoint of step {step}; there are: {steps}")
-    damage = find_damage(folder)
-    if damage is not None:
-        raise InputError(f"the checkpoint {folder} is damaged: {damage}")
-    return folder
+    return None if loss is None or math.isnan(loss) else loss
 
 
 def load_state(folder: Path) -> TrainingState:
-    """The counters and lanes of a checkpoint."""
-    raw = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-    if raw["format_version"] != FORMAT_VERSION:
-        raise InputError(
-            f"{folder} was written in format {raw['format_version']}; this version of "
-            f"neobert_train reads format {FORMAT_VERSION}"
+    """Read the counters and lanes of a checkpoint.
+
+    Raises:
+        InputError: they are damaged, or of another version.
+    """
+    try:
+        return read_state(folder)
+    except (DamagedFileError, ValueError) as error:
+        raise InputError(f"{folder / STATE_FILE} cannot be read ({error})") from error
+
+
+def read_state(folder: Path) -> TrainingState:
+    """Read the counters and lanes of a checkpoint.
+
+    Raises:
+        DamagedFileError: the file is no JSON, or was written by another version.
+        ValueError: a value is missing, or is none that a run comes to; says which.
+    """
+    raw = parse(dict[str, Any], parse_json(read_text(folder / STATE_FILE)))
+    version = raw.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise DamagedFileError(
+            f"it was written in format {version}; this version of neobert_train reads format "
+            f"{FORMAT_VERSION}"
         )
-    del raw["format_version"]
-    raw["lanes"] = {int(lane): state for lane, state in raw["lanes"].items()}
-    raw["divergence"] = DivergenceState(**raw["divergence"])
-    return TrainingState(**raw)
+    state: TrainingState = parse(TrainingState, raw)
+    problem = _find_problem(state)
+    if problem is not None:
+        raise ValueError(problem)
+    return state
+
+
+def _find_problem(state: TrainingState) -> str | None:
+    """Return what contradicts itself in a state whose values are all in range."""
+    if not state.lanes or sorted(state.lanes) != list(range(len(state.lanes))):
+        return "lanes are missing"
+    trained = 0
+    for number, raw in state.lanes.items():
+        lane: LaneState = parse(LaneState, raw, f"lanes.{number}")
+        problem = lane.find_problem()
+        if problem is not None:
+            return f"lanes.{number}: {problem}"
+        if lane.num_batches != state.step:
+            return f"lanes.{number} is at step {lane.num_batches}, the run at {state.step}"
+        trained += sum(stream.tokens for stream in lane.streams.values())
+    limits = {
+        "the tokens of the lanes": (trained, state.tokens),
+        "masked_tokens": (state.masked_tokens, state.tokens),
+        "updates": (state.updates, state.step),
+        "divergence.skipped_steps": (state.divergence.skipped_steps, state.step),
+        "divergence.skipped_in_a_row": (
+            state.divergence.skipped_in_a_row,
+            state.divergence.skipped_steps,
+        ),
+    }
+    for name, (number, limit) in limits.items():
+        if number > limit:
+            return f"{name} are {number:,}, more than {limit:,}"
+    return None
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
@@ -282,6 +236,11 @@ def load_moments(folder: Path) -> dict[str, Tensor]:
 def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path} is gone: the run still trains, and keeps its newest checkpoints; repeat the "
+            f"command"
+        ) from error
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
 
@@ -289,11 +248,6 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
 def _state_to_dict(state: TrainingState) -> dict[str, Any]:
     lanes = {str(lane): state.lanes[lane] for lane in sorted(state.lanes)}
     return {"format_version": FORMAT_VERSION, **asdict(state), "lanes": lanes}
-
-
-def _lies_below(name: str) -> bool:
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts
 
 
 def _describe_files(folder: Path) -> Mapping[str, Any]:

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from neobert_train.checkpoint import find_checkpoint, load_weights
+from neobert_train.checkpoint import load_weights
+from neobert_train.checkpoint_search import find_checkpoint
 from neobert_train.config.derived import wants_compilation
 from neobert_train.config.schema import ModelConfig, Precision, TrainConfig
 from neobert_train.data.tokenization import TextTokenizer

@@ -1,12 +1,18 @@
 """A configuration written beside a run comes back equal, and what changed since is named."""
 
-import pytest
+from itertools import pairwise
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neobert_train.config.data_schema import MixtureSourceConfig
 from neobert_train.config.saved import dump_config, find_differences, load_train_config
 from neobert_train.config.schema import SCHEMAS, Resume, TrainConfig
 from neobert_train.config.setting import iter_settings
 from neobert_train.config.store import compose_config, find_group_choices, to_typed
 from neobert_train.errors import InputError
+from neobert_train.files import write_atomically
 
 
 def compose(*overrides: str) -> TrainConfig:
@@ -36,19 +42,67 @@ def test_every_setting_is_written(command):
         assert f"{setting.key.rsplit('.', 1)[-1]}:" in text
 
 
-@pytest.mark.parametrize("content", [None, "seed: [", "trainer:\n  bogus: 1\n", "seed: many\n"])
-def test_a_file_that_is_no_configuration_is_named_with_the_reason(tmp_path, content):
+BOMB = "a: &a [x]\n" + "".join(f"{n}: &{n} [*{p}, *{p}]\n" for p, n in pairwise("abcdefghij"))
+DAMAGED = {
+    "missing": (None, "No such file"),
+    "empty": ("", "it holds no settings"),
+    "list": ("[1, 2]", "must be an object"),
+    "cut off": ("seed: [", "while parsing"),
+    "unknown": ("trainer:\n  bogus: 1\n", "trainer.bogus is not known"),
+    "wrong type": ("seed: many\n", "seed is many, and must be a whole number"),
+    "out of range": ("masking: {rate: 2}", "masking.rate=2.0 is out of range"),
+    "not finite": ("optimizer: {lr: .nan}", "optimizer.lr=nan is out of range"),
+    "unknown choice": ("resume: perhaps", "resume is perhaps, and must be one of auto, never"),
+    "date": ("seed: 2026-01-01", "seed is 2026-01-01, and must be a whole number"),
+    "tag": ("seed: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+    "aliases": (BOMB, "it holds aliases"),
+    "deep": ("a: " + "[" * 5000, "nested too deeply"),
+    "two documents": ("seed: 1\n---\nseed: 2\n", "expected a single document"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_file_that_is_no_configuration_is_named_with_the_reason(tmp_path, damage):
+    content, words = DAMAGED[damage]
     path = tmp_path / "config.yaml"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(InputError, match=r"config\.yaml cannot be read as a configuration: ."):
+    with pytest.raises(
+        InputError, match=rf"config\.yaml cannot be read as a configuration: .*{words}"
+    ):
         load_train_config(path)
 
 
-def test_an_empty_file_is_no_configuration(tmp_path):
-    (tmp_path / "config.yaml").write_text("")
-    with pytest.raises(InputError, match=r"config\.yaml"):
-        load_train_config(tmp_path / "config.yaml")
+def test_nothing_in_a_loaded_file_is_looked_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLANTED", "planted-secret")
+    text = "a${oc.env:PLANTED}\\${seed} ${nothing}"
+    config = compose()
+    config.data.dataset, config.data.paths = text, [text]
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    loaded = load_train_config(tmp_path / "config.yaml")
+    assert (loaded.data.dataset, loaded.data.paths) == (text, [text])
+
+
+TEXTS = st.text(max_size=8) | st.sampled_from(
+    ["1e5", "null", "~", "yes", "0x1f", "1:30", "- a", "\udc80"]
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(TEXTS, max_size=3), st.floats(1e-9, 1e9), st.integers(0, 2**62))
+def test_any_text_and_number_comes_back_equal(tmp_path_factory, paths, rate, seed):
+    config = TrainConfig(seed=seed)
+    config.data.paths, config.optimizer.lr = [path.replace("://", "") for path in paths], rate
+    config.data.mixture = {name: MixtureSourceConfig(paths=config.data.paths) for name in "ab"}
+    file = tmp_path_factory.mktemp("saved") / "config.yaml"
+    write_atomically(file, dump_config(config))
+    assert load_train_config(file) == config
+
+
+def test_numbers_as_people_write_them_are_read(tmp_path):
+    (tmp_path / "config.yaml").write_text("optimizer: {lr: 1e-3}\nseed: 1_000\n")
+    loaded = load_train_config(tmp_path / "config.yaml")
+    assert (loaded.optimizer.lr, loaded.seed) == (1e-3, 1000)
 
 
 @pytest.mark.parametrize(

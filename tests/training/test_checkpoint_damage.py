@@ -3,29 +3,35 @@
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import shutil
 import signal
 import sys
+from hashlib import sha256
 
 import pytest
 import torch
+from safetensors.torch import load_file, save
 
-from neobert_train import checkpoint as module
+from neobert_train import checkpoint as writing
+from neobert_train import checkpoint_search as search
 from neobert_train.checkpoint import (
     Checkpoint,
     TrainingState,
-    find_checkpoint,
-    find_damage,
     load_moments,
     load_state,
     load_weights,
     prune_checkpoints,
     save_checkpoint,
 )
+from neobert_train.checkpoint_search import find_checkpoint, find_damage
 from neobert_train.config.schema import CheckpointConfig
 from neobert_train.config.store import compose_config, to_typed
+from neobert_train.data.documents import Position, WindowStart
+from neobert_train.data.lanes import LaneState
+from neobert_train.data.streams import StreamState
 from neobert_train.errors import InputError
 from neobert_train.files import write_json
 from neobert_train.run_directory import RunDirectory
@@ -50,9 +56,21 @@ def replace(path):
     shutil.copy(root.parent / "another" / "checkpoints" / step, path)
 
 
+def put_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def put_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
 DAMAGES = {
     "replaced": replace,
     "missing": lambda path: path.unlink(),
+    "pipe": put_pipe,
+    "folder": put_folder,
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-3]),
     "one bit flipped": flip,
 }
@@ -60,10 +78,12 @@ DAMAGES = {
 
 def make(step):
     weights = {"a.weight": torch.full((3, 5), float(step)), "a.bias": torch.randn(3)}
-    moments = {f"{m}.{n}": torch.randn_like(w) for m in ("exp_avg", "exp_avg_sq")
+    moments = {f"{m}.{n}": torch.rand_like(w) for m in ("exp_avg", "exp_avg_sq")
                for n, w in weights.items()}  # fmt: skip
-    state = TrainingState(step, 2**53 + 1, 2**40, {1: {"pending": [0]}, 0: {"pending": []}})
-    return Checkpoint(state, weights, moments)
+    stream = StreamState(Position(WindowStart(1, 2, 3, ((2, 5),)), 4), 1, 3, (0, 2), tokens=9)
+    states = (LaneState(step, (0.5,), (), {"corpus": s}) for s in (stream, StreamState()))
+    lanes = {1 - number: state.to_dict() for number, state in enumerate(states)}
+    return Checkpoint(TrainingState(step, 2**53 + 1, 2**40, lanes, updates=1), weights, moments)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +101,7 @@ def template(tmp_path_factory, tokenizer):
 
     save("run", 1, 2**53 + 1)
     save("run", 2, 2**53 + 1)
-    other = save("another", 2, 7, "seed=1", "model.max_length=256")
+    other = save("another", 2, 2**53, "seed=1", "model.max_length=256")
     vocabulary = other / "tokenizer" / "tokenizer.json"
     vocabulary.write_text(vocabulary.read_text().replace("king", "gink"))
     return folder
@@ -97,7 +117,7 @@ SHAPES = {"a.weight": (3, 5), "a.bias": (3,)}
 
 
 def find_misfit(folder, shapes=SHAPES, is_same_run=lambda path: True):
-    return module.find_misfit(folder, shapes, is_same_run)
+    return search.find_misfit(folder, shapes, is_same_run)
 
 
 def test_what_is_read_is_what_was_written(run, make_config, tokenizer):
@@ -115,6 +135,7 @@ def test_what_is_read_is_what_was_written(run, make_config, tokenizer):
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.timeout(60)
 def test_damage_is_named_and_the_one_before_is_taken(run, file, damage, caplog):
     DAMAGES[damage](run.checkpoint(2) / file)
     with caplog.at_level(logging.WARNING):
@@ -144,6 +165,165 @@ def test_a_file_that_cannot_be_read_is_named(run):
     assert find_damage(folder) == "state.json cannot be read (Input/output error)"
 
 
+def forge(folder, name, content):
+    """Write a file, and a manifest that fits it."""
+    (folder / name).write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": len(content), "sha256": sha256(content).hexdigest()}
+    write_json(folder / "manifest.json", manifest)
+
+
+def put(**values):
+    return lambda state: state.update(values)
+
+
+def put_in_lane(key, value):
+    return lambda state: state["lanes"]["1"].update({key: value})
+
+
+def put_in_stream(key, value):
+    return lambda state: state["lanes"]["1"]["streams"]["corpus"].update({key: value})
+
+
+FORGED = {
+    "step below 0": (put(step=-5), "step is -5, and must be at least 0"),
+    "step of another": (put(step=10**9), "lanes.0 is at step 2, the run at 1000000000"),
+    "step true": (put(step=True), "step is True, and must be a whole number"),
+    "tokens below 0": (put(tokens=-1), "tokens is -1, and must be at least 0"),
+    "fewer tokens than lanes": (put(tokens=8, masked_tokens=1), "tokens of the lanes are 9, more"),
+    "more masked than tokens": (put(masked_tokens=2**60), "masked_tokens are"),
+    "more updates than steps": (put(updates=3), "updates are 3, more than 2"),
+    "endless number": (put(tokens=10**400), "tokens is 1000"),
+    "seconds not a number": (put(seconds=float("nan")), "seconds is nan"),
+    "loss in words": (put(heldout_loss="low"), "heldout_loss is low, and must be a number"),
+    "losses not finite": (
+        lambda state: state["divergence"].update(recent_losses=[1.0, float("inf")]),
+        "divergence.recent_losses\\[1\\] is inf, and must be finite",
+    ),
+    "no divergence": (lambda state: state.pop("divergence"), "divergence is missing"),
+    "unknown value": (put(bogus=1), "bogus is not known"),
+    "no lanes": (put(lanes={}), "lanes are missing"),
+    "lane missing": (lambda state: state["lanes"].pop("0"), "lanes are missing"),
+    "lane twice": (
+        lambda state: state["lanes"].update({"01": state["lanes"]["1"]}), "a key of lanes is 01"
+    ),
+    "lanes a list": (put(lanes=[1, 2]), "lanes is a list, and must be an object"),
+    "lane of another step": (put_in_lane("num_batches", 1), "lanes.1 is at step 1, the run at 2"),
+    "credit not finite": (put_in_lane("credits", [float("nan")]), "credits\\[0\\] is nan"),
+    "credits too many": (put_in_lane("credits", [0.0, 0.0]), "2 credits for 1 sources"),
+    "pending of no source": (put_in_lane("pending_sources", [0, 7]), "pending_sources and the"),
+    "position short": (put_in_stream("position", [0, 0]), "position is a list, and must be a list of"),
+    "position below 0": (put_in_stream("position", [0, 0, 0, [], -1]), "position\\[4\\] is -1"),
+    "unit not begun": (put_in_stream("position", [0, 0, 1, [[1, 0]], 0]), "open that were not begun"),
+    "pending descends": (put_in_stream("pending", [0, 2, 1]), "pending is not ascending from 0"),
+    "reads for ever": (put_in_stream("num_read", 10**12), "num_read is 1000000000000, and must be"),
+    "format of another": (put(format_version=99), "written in format 99; this version .* reads"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("forgery", FORGED)
+def test_a_state_that_no_run_comes_to_is_named_and_the_one_before_is_taken(run, forgery, caplog):
+    change, words = FORGED[forgery]
+    folder = run.checkpoint(2)
+    state = json.loads((folder / "state.json").read_text())
+    change(state)
+    forge(folder, "state.json", json.dumps(state).encode())
+    assert find_checkpoint(run) == run.checkpoint(1)
+    assert re.search(f"state.json cannot be used: .*{words}", caplog.text)
+    with pytest.raises(InputError, match=r"state\.json cannot be read"):
+        load_state(folder)
+
+
+@pytest.mark.parametrize("name", ["state.json", "config.yaml", "manifest.json"])
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b'{"a":' * 900, b"\xff\xfe", b"", b"[]", b"3"],
+    ids=["deep", "less deep", "latin-1", "empty", "list", "number"],
+)  # fmt: skip
+def test_text_that_is_none_of_ours_is_named(run, name, content, caplog):
+    if name == "manifest.json":
+        (run.checkpoint(2) / name).write_bytes(content)
+    else:
+        forge(run.checkpoint(2), name, content)
+    assert find_checkpoint(run) == run.checkpoint(1)
+    assert f"{name} cannot be" in caplog.text
+
+
+def forge_tensors(folder, name, change):
+    tensors = load_file(folder / name)
+    change(tensors)
+    forge(folder, name, save(tensors))
+
+
+TENSORS = {
+    "weight nan": ("model", lambda t: t["a.bias"].__setitem__(1, math.nan), "not finite in a.bias"),
+    "weight inf": ("model", lambda t: t["a.weight"].fill_(math.inf), "not finite in a.weight"),
+    "weight bf16": ("model", lambda t: t.update({"a.bias": t["a.bias"].bfloat16()}), "not float32"),
+    "no weights": ("model", lambda t: t.clear(), "holds no weights"),
+    "moment nan": (
+        "optimizer", lambda t: t["exp_avg.a.bias"].fill_(math.nan), "not finite in exp_avg.a.bias"
+    ),
+    "second moment below 0": (
+        "optimizer", lambda t: t["exp_avg_sq.a.bias"].fill_(-1e-9), "negative .* exp_avg_sq.a.bias"
+    ),
+    "moment missing": (
+        "optimizer", lambda t: t.pop("exp_avg.a.bias"), "does not fit .* in exp_avg.a.bias"
+    ),
+    "no moments": ("optimizer", lambda t: t.clear(), "does not fit model.safetensors in"),
+    "moment of another shape": (
+        "optimizer", lambda t: t.update({"exp_avg.a.bias": torch.zeros(4)}), "in exp_avg.a.bias"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("forgery", TENSORS)
+def test_numbers_that_cannot_be_trained_on_are_named(run, forgery, caplog):
+    name, change, words = TENSORS[forgery]
+    forge_tensors(run.checkpoint(2), f"{name}.safetensors", change)
+    assert find_checkpoint(run) == run.checkpoint(1)
+    assert re.search(f"{name}.safetensors .*{words}", caplog.text)
+
+
+def test_a_file_that_is_no_safetensors_is_named(run, caplog):
+    forge(run.checkpoint(2), "model.safetensors", b"\x08\0\0\0\0\0\0\0{}      ")
+    (run.checkpoint(1) / "model.safetensors").write_bytes(b"")
+    forge(run.checkpoint(1), "model.safetensors", b"no tensors")
+    with pytest.raises(InputError, match="no checkpoint of the run is sound") as error:
+        find_checkpoint(run)
+    assert "model.safetensors holds no weights" in str(error.value)
+    assert "model.safetensors cannot be read" in str(error.value)
+
+
+def test_a_checkpoint_that_a_run_removes_while_it_is_looked_at_is_not_damaged(run, monkeypatch):
+    """The run writes that of step 3 meanwhile, and keeps no other."""
+    find = search.find_damage
+
+    def find_late(folder):
+        if folder == run.checkpoint(2):
+            run.checkpoint(2).rename(run.checkpoint(3))
+            manifest = (run.checkpoint(3) / "manifest.json").read_text()
+            state = json.loads((run.checkpoint(3) / "state.json").read_text())
+            state["step"] = state["lanes"]["0"]["num_batches"] = 3
+            state["lanes"]["1"]["num_batches"] = 3
+            (run.checkpoint(3) / "manifest.json").write_text(
+                manifest.replace('"step": 2', '"step": 3')
+            )
+            forge(run.checkpoint(3), "state.json", json.dumps(state).encode())
+            run.remove_checkpoint(1)
+        return find(folder)
+
+    monkeypatch.setattr(search, "find_damage", find_late)
+    assert find_checkpoint(run) == run.checkpoint(3)
+
+
+def test_names_that_only_look_like_a_checkpoint_are_none(run):
+    for name in ("step-000000003", "step-3", "step-٠٠٠٠٠٠٠٣", "step-00000003.tmp"):
+        (run.checkpoints / name).mkdir()
+    (run.checkpoints / "step-00000009").symlink_to("nowhere")
+    (run.checkpoints / "step-00000008").touch()
+    assert [step for step, _ in run.list_checkpoints()] == [1, 2, 8, 9]
+    assert find_checkpoint(run) == run.checkpoint(2)
+
+
 def test_nothing_sound_is_an_error_that_names_everything(run):
     for step in (1, 2):
         flip(run.checkpoint(step) / "model.safetensors")
@@ -170,8 +350,10 @@ def test_tensors_of_another_model_are_noticed(run, shapes, words):
 
 def test_a_checkpoint_before_the_first_update_has_no_moments(run, make_config, tokenizer):
     first = make(3)
-    first.moments = {}
-    assert find_misfit(save_checkpoint(run, first, make_config(), tokenizer)) is None
+    first.moments, first.state.updates = {}, 0
+    folder = save_checkpoint(run, first, make_config(), tokenizer)
+    assert find_damage(folder) is None
+    assert find_misfit(folder) is None
 
 
 def test_a_whole_checkpoint_of_another_run_or_step_is_noticed(run, tmp_path, caplog):
@@ -273,7 +455,7 @@ def test_a_write_that_fails_leaves_no_checkpoint_and_no_leftover(
     def fail(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, function, fail)
+    monkeypatch.setattr(writing, function, fail)
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(run, make(3), make_config(), tokenizer)
     left = sorted(path.name for path in run.checkpoints.iterdir())

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 import transformers
 
-from neobert_train.checkpoint import CONFIG_FILE, TOKENIZER_FOLDER, find_checkpoint, load_weights
+from neobert_train.checkpoint import CONFIG_FILE, TOKENIZER_FOLDER, load_weights
+from neobert_train.checkpoint_search import find_checkpoint
 from neobert_train.config.data_schema import BadRecordPolicy, SourceConfig, SourceKind
 from neobert_train.config.saved import load_train_config
 from neobert_train.config.schema import EvaluateConfig

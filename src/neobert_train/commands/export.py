@@ -8,10 +8,10 @@ import transformers
 from neobert_train.checkpoint import (
     CONFIG_FILE,
     TOKENIZER_FOLDER,
-    find_checkpoint,
     load_state,
     load_weights,
 )
+from neobert_train.checkpoint_search import find_checkpoint
 from neobert_train.config.saved import load_train_config
 from neobert_train.config.schema import ExportConfig
 from neobert_train.data.tokenization import load_tokenizer

@@ -8,7 +8,8 @@ from typing import Any
 from tqdm import tqdm
 
 from neobert_train.batch import Batch
-from neobert_train.checkpoint import find_checkpoint, load_state
+from neobert_train.checkpoint import load_state
+from neobert_train.checkpoint_search import find_checkpoint
 from neobert_train.config.derived import compute_num_lanes
 from neobert_train.config.saved import find_differences, load_train_config
 from neobert_train.config.schema import InspectDataConfig

@@ -1,17 +1,23 @@
 """A configuration as YAML beside a run, and what may change when the run goes on."""
 
+import dataclasses
+import re
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from neobert_train.config.checks import find_range_problems
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.setting import iter_settings
+from neobert_train.config.typed import parse
 from neobert_train.errors import InputError
+from neobert_train.files import DamagedFileError, read_text
 from neobert_train.urls import hide_in_values
 
+_MOST_BYTES = 1 << 24  # hundreds of thousands of paths
+_NOT_ONE = "cannot be read as a configuration"
 # What decides the model and the data of every step. The rest may differ from start to start.
 _IDENTITY = ("seed", "batch.", "data.", "tokenizer.", "masking.", "model.")
 _FREE_WITHIN_IDENTITY = (
@@ -38,27 +44,68 @@ _UNREMARKABLE = (
 
 
 def dump_config(config: Any) -> str:
-    """A typed configuration as YAML with every value, URLs without their credentials."""
-    values = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    return OmegaConf.to_yaml(OmegaConf.create(hide_in_values(values)))
+    """Return a typed configuration as YAML with every value, URLs without their credentials."""
+    values = hide_in_values(_to_plain(config))
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def load_train_config(path: Path) -> TrainConfig:
-    """The typed configuration that `dump_config` wrote.
+    """Read the typed configuration that `dump_config` wrote; what it leaves out has its default.
+
+    The file may come from anywhere: nothing in it is looked up, neither interpolations such as
+    `${oc.env:NAME}` nor tags, and aliases, which can stand for endless values, are refused.
 
     Raises:
         InputError: the file is missing or not a configuration of this version.
     """
     try:
-        saved = OmegaConf.load(path)
-        if not isinstance(saved, DictConfig) or not saved:
-            raise InputError(f"{path} cannot be read as a configuration: it holds no settings")
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), saved))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} cannot be read as a configuration: {reason}") from error
-    assert isinstance(config, TrainConfig)
+        values = yaml.load(read_text(path, _MOST_BYTES), _Loader)
+        if not values:
+            raise ValueError("it holds no settings")
+        config: TrainConfig = parse(TrainConfig, values, complete=False)
+        for problem in find_range_problems(config):
+            raise ValueError(problem)
+    except RecursionError as error:
+        raise InputError(f"{path} {_NOT_ONE}: it is nested too deeply") from error
+    except (DamagedFileError, yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{path} {_NOT_ONE}: {str(error).splitlines()[0]}") from error
     return config
+
+
+def _to_plain(value: Any) -> Any:
+    """Return a configuration as dictionaries, lists and scalars; enums by their names."""
+    if dataclasses.is_dataclass(value):
+        fields = dataclasses.fields(value)
+        return {field.name: _to_plain(getattr(value, field.name)) for field in fields}
+    if isinstance(value, dict):
+        return {key: _to_plain(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_to_plain(entry) for entry in value]
+    return value.name if isinstance(value, Enum) else value
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a value that occurs twice twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML without aliases, and 1e-3 as a number."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("it holds aliases, which no configuration of a run does")
+        return super().compose_node(parent, index)
+
+
+# YAML 1.1 wants a point in it. The dumper has to know, so that a text of this form gets quotes.
+for _side in (_Dumper, _Loader):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile("[-+]?[0-9]+[eE][-+]?[0-9]+"), list("-+0123456789")
+    )
 
 
 def find_differences(saved: TrainConfig, current: TrainConfig) -> tuple[list[str], list[str]]:

@@ -5,6 +5,7 @@ import re
 import sys
 import types
 from enum import Enum
+from functools import lru_cache
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from neobert_train.config.setting import Range
@@ -113,12 +114,11 @@ def _are_counts(values: list[Any]) -> bool:
 
 
 def _parse_dataclass(kind: Any, value: Any, name: str, complete: bool) -> Any:
-    kinds = get_type_hints(kind, include_extras=True)
-    fields = [field.name for field in dataclasses.fields(kind)]
+    kinds = _list_fields(kind)
     for key in _expect_object(value, name):
-        if key not in fields:
+        if key not in kinds:
             raise ValueError(f"{_join(name, key)} is not known")
-    for key in fields:
+    for key in kinds:
         if complete and key not in value:
             raise ValueError(f"{_join(name, key)} is missing")
     return kind(
@@ -127,6 +127,13 @@ def _parse_dataclass(kind: Any, value: Any, name: str, complete: bool) -> Any:
             for key, entry in value.items()
         }
     )
+
+
+@lru_cache(maxsize=256)
+def _list_fields(kind: Any) -> dict[str, Any]:
+    """Return the type of every field of a dataclass by name."""
+    kinds = get_type_hints(kind, include_extras=True)
+    return {field.name: kinds[field.name] for field in dataclasses.fields(kind)}
 
 
 def _expect_object(value: Any, name: str) -> dict[Any, Any]:

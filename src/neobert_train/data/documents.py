@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from neobert_train.config.typed import Count, parse
 from neobert_train.data.randomness import keyed_generator
 from neobert_train.data.sources import END_OF_UNIT, AnyRecord, Unit
 from neobert_train.errors import InputError
@@ -42,6 +43,9 @@ class WindowStart:
     open_units: tuple[tuple[int, int], ...] = ()
 
 
+_POSITION = tuple[Count, Count, Count, list[tuple[Count, Count]], Count]
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """Where in its lane a record lies: in which window, and at which place after the shuffle."""
@@ -54,6 +58,16 @@ class Position:
         window = self.window
         open_units = [list(unit) for unit in window.open_units]
         return [window.epoch, window.number, window.num_begun, open_units, self.offset]
+
+    @classmethod
+    def from_json(cls, value: Any, name: str) -> "Position":
+        """Return the inverse of `to_list` for a value from a file; see `typed.parse`."""
+        parse(_POSITION, value, name)
+        position = cls.from_list(value)
+        places = [place for place, _ in position.window.open_units]
+        if len(set(places)) < len(places) or any(p >= position.window.num_begun for p in places):
+            raise ValueError(f"{name} has units open that were not begun")
+        return position
 
     @classmethod
     def from_list(cls, values: Sequence[Any]) -> "Position":
@@ -182,6 +196,11 @@ def _iter_epoch(order: LaneOrder, start: WindowStart) -> Iterator[Window]:
     deal = order.deal(start.epoch)
     num_open = min(order.shuffle_units, order.shuffle_window)
     share = -(-order.shuffle_window // num_open)
+    if any(place >= len(deal) for place, _ in start.open_units):
+        raise InputError(
+            f"the state of lane {order.lane} is not one of this data: it is in its unit "
+            f"{max(start.open_units)[0] + 1} of {len(deal)}"
+        )
     readers = [_UnitReader(order, place, deal[place], cursor) for place, cursor in start.open_units]
     num_begun = start.num_begun
     while True:

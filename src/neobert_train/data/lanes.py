@@ -19,6 +19,7 @@ from neobert_train.config.derived import (
     resolve_sources,
 )
 from neobert_train.config.schema import TrainConfig
+from neobert_train.config.typed import Count, Finite
 from neobert_train.data.admission import build_admission
 from neobert_train.data.collate import collate
 from neobert_train.data.documents import LaneOrder
@@ -44,9 +45,9 @@ class LaneState:
         streams: of each source, by name.
     """
 
-    num_batches: int = 0
-    credits: tuple[float, ...] = ()
-    pending_sources: tuple[int, ...] = ()
+    num_batches: Count = 0
+    credits: tuple[Finite, ...] = ()
+    pending_sources: tuple[Count, ...] = ()
     streams: dict[str, StreamState] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,6 +66,19 @@ class LaneState:
         return cls(
             state["num_batches"], tuple(state["credits"]), tuple(state["pending_sources"]), streams
         )
+
+    def find_problem(self) -> str | None:
+        """Find what contradicts itself in a state that was read from a file; None if nothing does."""
+        problems = (stream.find_problem() for stream in self.streams.values())
+        problem = next(filter(None, problems), None)
+        pending = [len(stream.pending) for stream in self.streams.values()]
+        if problem is None and len(self.credits) not in (0, len(self.streams)):
+            problem = f"{len(self.credits)} credits for {len(self.streams)} sources"
+        if problem is None and self.pending_sources:
+            named = [self.pending_sources.count(number) for number in range(len(pending))]
+            if named != pending or len(self.pending_sources) != sum(pending):
+                problem = "pending_sources and the pending chunks of the sources differ"
+        return problem
 
 
 @dataclass(frozen=True, slots=True)

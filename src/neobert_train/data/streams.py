@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from neobert_train.config.data_schema import BadRecordPolicy
+from neobert_train.config.typed import Count
 from neobert_train.data.admission import Admission, Kind
 from neobert_train.data.documents import LaneOrder, Position, iter_lane_records
 from neobert_train.data.encoding import encode_documents
@@ -69,11 +70,11 @@ class StreamState:
     """
 
     position: Position = field(default_factory=Position)
-    chunk: int = 0
-    num_read: int = 0
-    pending: tuple[int, ...] = ()
-    counts: Counts = _NOTHING
-    tokens: int = 0
+    chunk: Count = 0
+    num_read: Count = 0
+    pending: tuple[Count, ...] = ()
+    counts: tuple[Count, Count, Count, Count] = _NOTHING
+    tokens: Count = 0
     exhausted: bool = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,6 +102,18 @@ class StreamState:
             state["tokens"],
             state["exhausted"],
         )
+
+    def find_problem(self) -> str | None:
+        """Find what contradicts itself in a state that was read from a file; None if nothing does."""
+        pending = self.pending
+        if list(pending) != sorted(set(pending)) or pending[:1] not in ((), (0,)):
+            return "pending is not ascending from 0"
+        # What is read again is pending or packed, and every chunk packed has two special tokens.
+        most = len(pending) + self.tokens // 2 if pending else 0
+        least = pending[-1] + 1 if pending else 0
+        if not least <= self.num_read <= most:
+            return f"num_read is {self.num_read}, and must be from {least} to {most}"
+        return None
 
 
 class SourceStream:
@@ -142,7 +155,9 @@ class SourceStream:
         self.pending: list[Chunk] = []
         wanted = set(state.pending)
         for ordinal in range(state.num_read):
-            chunk = next(self._chunks)
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                raise InputError("a lane has read more than its source has: the data are others")
             if ordinal in wanted:
                 self.pending.append(chunk)
             self._last = (chunk.position, chunk.index + 1)

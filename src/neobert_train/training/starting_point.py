@@ -10,11 +10,10 @@ from torch import Tensor
 
 from neobert_train.checkpoint import (
     TrainingState,
-    find_checkpoint,
-    find_misfit,
     load_state,
     load_weights,
 )
+from neobert_train.checkpoint_search import find_checkpoint, find_misfit
 from neobert_train.config.derived import compute_num_lanes, resolve_sources
 from neobert_train.config.saved import find_differences, load_train_config
 from neobert_train.config.schema import Resume, TrainConfig

@@ -16,11 +16,11 @@ from neobert_train.batch import Batch
 from neobert_train.checkpoint import (
     Checkpoint,
     TrainingState,
-    find_checkpoint,
     load_moments,
     load_state,
     load_weights,
 )
+from neobert_train.checkpoint_search import find_checkpoint
 from neobert_train.config.derived import compute_num_lanes, resolve_sources
 from neobert_train.config.schema import (
     OnWriteError,
