@@ -1,5 +1,6 @@
 """Fixtures that more than one folder of tests uses."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,12 @@ import pytest
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.store import compose_config, to_typed
 from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs, also from the processes that tests start, unless their tests are asked for."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")

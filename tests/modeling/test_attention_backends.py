@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neobert_train.modeling import attention
 from neobert_train.modeling.attention import (
     BACKENDS,
     attend,
@@ -16,6 +17,7 @@ from neobert_train.modeling.attention import (
     find_flash_attention,
     find_obstacle,
     find_torch_varlen,
+    try_out,
 )
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.cpu_attention import plan_documents
@@ -215,15 +217,30 @@ MODULES = {
 
 @pytest.fixture
 def install(monkeypatch):
-    """Stand-ins for the modules named, on a GPU of a generation; the others do not import."""
+    """Stand-ins for the modules named, on a GPU of a generation; the others do not import.
 
-    def install(names: tuple[str, ...], major: int = 9) -> dict[str, types.ModuleType]:
+    Those in `broken` import, and fail when they are tried out.
+    """
+
+    def install(
+        names: tuple[str, ...], major: int = 9, broken: tuple[str, ...] = ()
+    ) -> dict[str, types.ModuleType]:
         for function in (choose_backend, find_flash_attention, find_torch_varlen):
             function.cache_clear()
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (major, 0))
         modules = {name: types.ModuleType(name) for name in names}
         for name in MODULES:
             monkeypatch.setitem(sys.modules, name, modules.get(name))
+
+        def try_out(kernel, device, dtype=None):
+            # A release of FlashAttention is tried out by itself, other backends as a whole.
+            tried = [module.__name__ for module in getattr(kernel, "args", ())]
+            tried = tried or [m for m, name in MODULES.items() if BACKENDS[name].function is kernel]
+            if {*tried} <= {*broken}:
+                raise NotImplementedError("no backward pass")
+
+        monkeypatch.setattr(attention, "try_out", try_out)
+
         for name in ("flash_attn_interface", "flash_attn.cute", "flash_attn"):
             if name in modules:
                 modules[name].flash_attn_varlen_func = lambda *args, **kwargs: kwargs
@@ -243,9 +260,9 @@ def test_a_library_that_does_not_import_is_an_obstacle_and_auto_goes_on(name, in
     device = torch.device("cuda")
     obstacle = find_obstacle(name, device, torch.bfloat16)
     assert all(module in obstacle for module, backend in MODULES.items() if backend == name)
-    assert "cannot be imported" in obstacle
+    assert "does not work here" in obstacle
     assert choose_backend("auto", device, torch.bfloat16) == "sdpa"
-    with pytest.raises(ValueError, match="cannot be imported"):
+    with pytest.raises(ValueError, match="does not work here"):
         choose_backend(name, device, torch.bfloat16)
 
 
@@ -274,6 +291,45 @@ def test_the_release_of_flash_attention_that_suits_the_gpu(major, installed, tak
     assert find_obstacle("flash_attn", device, torch.bfloat16) is None
 
 
+def test_a_release_that_cannot_go_back_is_passed_over(install):
+    modules = install(("flash_attn.cute", "flash_attn"), major=9, broken=("flash_attn.cute",))
+    device = torch.device("cuda")
+    assert find_flash_attention(device) is modules["flash_attn"]
+    assert choose_backend("auto", device, torch.bfloat16) == "flash_attn"
+
+
+@pytest.mark.parametrize("name", ["torch_varlen", "xformers"])
+def test_a_package_that_imports_without_its_kernels_is_not_believed(name, install):
+    (module,) = (module for module, backend in MODULES.items() if backend == name)
+    install((module,), broken=(module,))
+    device = torch.device("cuda")
+    obstacle = find_obstacle(name, device, torch.bfloat16)
+    assert obstacle == "it does not work here (NotImplementedError: no backward pass)"
+    assert choose_backend("auto", device, torch.bfloat16) == "sdpa"
+
+
+def test_trying_a_kernel_out_takes_its_forward_and_backward_numbers_into_account():
+    def attend_rightly(q, k, v, cu_seqlens, max_seqlen):
+        return explicit_attention(q, k, v, cu_seqlens.diff().tolist())
+
+    class Stubborn(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, q, k, v):
+            return explicit_attention(q, k, v, [9, 15])
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise NotImplementedError("variable length sequences")
+
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.inference_mode():
+            try_out(attend_rightly, CPU, dtype)
+    with pytest.raises(NotImplementedError):
+        try_out(lambda q, k, v, *_: Stubborn.apply(q, k, v), CPU)
+    with pytest.raises(ValueError, match="differ from those of sdpa"):  # across documents
+        try_out(lambda q, k, v, *_: explicit_attention(q, k, v, [24]), CPU)
+
+
 def test_the_empty_package_that_release_4_leaves_is_not_release_2(install):
     install(("flash_attn.cute",), major=8)
     obstacle = find_obstacle("flash_attn", torch.device("cuda"), torch.bfloat16)
@@ -282,9 +338,11 @@ def test_the_empty_package_that_release_4_leaves_is_not_release_2(install):
 
 @pytest.mark.parametrize(
     ("module", "implementation"),
-    [("flash_attn_interface", "FA3"), ("flash_attn.cute", "FA4"), ("flash_attn", None)],
+    [("flash_attn_interface", "FA3"), ("flash_attn.cute", None), ("flash_attn", None)],
 )
-def test_torch_takes_over_the_newer_kernels(module, implementation, install, monkeypatch):
+def test_torch_takes_over_release_3_and_not_release_4_which_it_cannot_call(
+    module, implementation, install, monkeypatch
+):
     activated = [None]
     monkeypatch.setattr(
         torch.nn.attention, "activate_flash_attention_impl", activated.append, raising=False

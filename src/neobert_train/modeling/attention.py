@@ -9,7 +9,7 @@ import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cpu_attention import LONGEST_BATCHED, attend_on_cpu
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
 
 HALF_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -70,30 +72,37 @@ _FLASH_ATTENTION = {
 
 @lru_cache(maxsize=8)
 def find_flash_attention(device: torch.device) -> Any:
-    """The module of the fastest release of FlashAttention for a GPU.
+    """Return the module of the fastest release of FlashAttention that works on a GPU.
 
     Raises:
-        ImportError: none is installed; says of each what is wrong with it.
+        ImportError: none does; says of each what is wrong with it.
     """
     major, _ = torch.cuda.get_device_capability(device)
     problems = []
     for name in _FLASH_ATTENTION.get(major, ("flash_attn",)):
         try:
             module = importlib.import_module(name)
+            # Release 4 leaves an empty `flash_attn` behind, and release 2.8 has a `flash_attn.cute`
+            # that cannot go back.
+            if not hasattr(module, "flash_attn_varlen_func"):
+                raise ImportError("it has no flash_attn_varlen_func")
+            try_out(partial(_call_flash_attn, module), device)
+            return module
         except Exception as error:  # a broken build raises OSError, RuntimeError, ...
             problems.append(f"{name}: {type(error).__name__}: {error}")
-            continue
-        # Release 4 alone leaves an empty `flash_attn` behind.
-        if hasattr(module, "flash_attn_varlen_func"):
-            return module
-        problems.append(f"{name}: has no flash_attn_varlen_func")
     raise ImportError("; ".join(problems))
 
 
 def _attend_flash_attn(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int
 ) -> Tensor:
-    output = find_flash_attention(q.device).flash_attn_varlen_func(
+    return _call_flash_attn(find_flash_attention(q.device), q, k, v, cu_seqlens, max_seqlen)
+
+
+def _call_flash_attn(
+    module: Any, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int
+) -> Tensor:
+    output = module.flash_attn_varlen_func(
         q,
         k,
         v,
@@ -108,20 +117,20 @@ def _attend_flash_attn(
 
 @lru_cache(maxsize=8)
 def find_torch_varlen(device: torch.device) -> Any:
-    """torch's own packed attention, told to use FlashAttention 3 or 4 where that is installed.
+    """Return torch's own packed attention, told to use FlashAttention 3 where that is installed.
+
+    It is not told to use release 4: torch 2.11 and 2.13 expect two values from its kernel, which
+    gives five, and telling it changes every other use of torch's attention in the process as well.
 
     Raises:
         ImportError: torch is older than 2.10.
     """
     varlen = importlib.import_module("torch.nn.attention.varlen")
     attention = importlib.import_module("torch.nn.attention")
-    implementations = {"flash_attn_interface": "FA3", "flash_attn.cute": "FA4"}
     if hasattr(attention, "activate_flash_attention_impl"):  # torch 2.11
-        module = None
         with contextlib.suppress(ImportError):
-            module = find_flash_attention(device).__name__
-        if module in implementations:
-            attention.activate_flash_attention_impl(implementations[module])
+            if find_flash_attention(device).__name__ == "flash_attn_interface":
+                attention.activate_flash_attention_impl("FA3")
     return varlen
 
 
@@ -172,7 +181,7 @@ class Backend:
         needs_cuda: whether it runs on NVIDIA GPUs in half precision only.
     """
 
-    function: Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+    function: Kernel
     load: Callable[[torch.device], Any] | None
     needs_cuda: bool
 
@@ -198,9 +207,33 @@ def find_obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | 
     if backend.load is not None:
         try:
             backend.load(device)
+            try_out(backend.function, device, dtype)
         except Exception as error:  # a broken build raises OSError, RuntimeError, ...
-            return f"it cannot be imported ({type(error).__name__}: {error})"
+            return f"it does not work here ({type(error).__name__}: {error})"
     return None
+
+
+def try_out(kernel: Kernel, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Let a kernel attend within two short documents, forward and backward.
+
+    A package may import without kernels for this GPU or this version of torch.
+
+    Raises:
+        ValueError: it gives other numbers than `sdpa`.
+        Exception: whatever it raises by itself.
+    """
+    bounds = torch.tensor([0, 9, 24], dtype=torch.int32, device=device)
+    with torch.inference_mode(False), torch.enable_grad():
+        inputs = torch.linspace(-1, 1, 3 * 24 * 2 * 64, device=device).view(3, 24, 2, 64).cos()
+        results = []
+        for function in (kernel, _attend_sdpa):
+            q, k, v = (x.clone().to(dtype).requires_grad_() for x in inputs)
+            output = function(q, k, v, bounds, 15)
+            output.float().square().sum().backward()
+            results.append(torch.stack([output, *(x.grad for x in (q, k, v))]).float())
+    difference = (results[0] - results[1]).norm() / results[1].norm()
+    if not difference < 0.05:
+        raise ValueError(f"its numbers differ from those of sdpa by {difference:.2g}")
 
 
 @lru_cache(maxsize=64)
