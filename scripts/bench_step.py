@@ -16,7 +16,8 @@ takes one step, so that all see the same moments of a shared machine; ratios are
                   padded, in their fastest attention; modernbert-sparse predicts at masked tokens alone
 
 Tokens are those of documents, never padding. MFU is the work that this model needs for them
-(`ModelSize.compute_flops`) as a share of the device's peak in bf16, for all alike. Memory is the most
+(`ModelSize.compute_flops`) as a share of the device's peak in the precision of the row; the peak of a
+CPU is measured in every round, and the highest counts. Memory is the most
 that a step takes beside the weights; on a CPU each contestant is measured in a process of its own. On
 a GPU it is followed by what the command `plan` reckons with.
 """
@@ -43,7 +44,7 @@ from neobert_train.accounting import compute_model_size, estimate_activation_byt
 from neobert_train.batch import Batch
 from neobert_train.config.schema import ModelConfig
 from neobert_train.distributed import find_device
-from neobert_train.hardware import find_peak_flops
+from neobert_train.hardware import PeakMeter
 from neobert_train.model import compile_blocks, find_compiler_obstacle
 from neobert_train.modeling.attention import BACKENDS, choose_backend, find_obstacle
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
@@ -186,6 +187,11 @@ class Contestant:
     problem: str | None = None
     seconds: list[float] = field(default_factory=list)
     peak_bytes: float | None = None
+
+    @property
+    def precision(self) -> str:
+        """A key of `DTYPES`."""
+        return self.name.split()[1]
 
 
 def list_contestants(shape: Shape, device: torch.device) -> Iterator[Contestant]:
@@ -380,16 +386,19 @@ def run_context(arguments: argparse.Namespace, context: int) -> list[dict[str, A
         shown = contestant.problem or f"loss {loss:.4f}"
         print(f"  {contestant.name:32} {shown}", flush=True)
     running = [contestant for contestant in contestants if contestant.step]
+    meters = {name: PeakMeter(device, dtype) for name, dtype in DTYPES.items()}
     for number in range(arguments.rounds):
         for contestant in random.Random(number).sample(running, len(running)):
             contestant.seconds.append(take_step(contestant, sample)[0])
+        for meter in meters.values():
+            meter.read()
     if device.type == "cpu" and not arguments.no_memory:
         for contestant in running:
             contestant.model = contestant.step = None
         for contestant in running:
             contestant.peak_bytes = _measure_apart(arguments, context, contestant.name)
-    peak = find_peak_flops(device, torch.bfloat16) or math.nan
-    return _tabulate(running, sample, shape, peak, context)
+    peaks = {name: meter.read() or math.nan for name, meter in meters.items()}
+    return _tabulate(running, sample, shape, peaks, context)
 
 
 def _measure_apart(arguments: argparse.Namespace, context: int, name: str) -> float | None:
@@ -416,7 +425,11 @@ def plan_bytes(name: str, shape: Shape, batch: Batch) -> float | None:
 
 
 def _tabulate(
-    contestants: list[Contestant], sample: Sample, shape: Shape, peak: float, context: int
+    contestants: list[Contestant],
+    sample: Sample,
+    shape: Shape,
+    peaks: dict[str, float],
+    context: int,
 ) -> list[dict[str, Any]]:
     reference = next((c.seconds for c in contestants if c.name == REFERENCE), [])
     batch, size = sample.packed, compute_model_size(shape.to_config(), shape.vocab_size)
@@ -431,7 +444,7 @@ def _tabulate(
                 "contestant": contestant.name,
                 "seconds": seconds,
                 "tokens_per_second": batch.num_tokens / seconds,
-                "mfu": flops / seconds / peak,
+                "mfu": flops / seconds / peaks[contestant.precision],
                 "peak_bytes": contestant.peak_bytes,
                 "planned_bytes": plan_bytes(contestant.name, shape, batch),
                 # None where the reference does not fit into memory.
@@ -450,10 +463,14 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         lines.append(
             f"| {row['context']:,} | {row['contestant']} | {row['seconds']:.3f} "
-            f"| {row['tokens_per_second']:,.0f} | {row['mfu']:.0%} "
+            f"| {row['tokens_per_second']:,.0f} | {_format_share(row['mfu'])} "
             f"| {_format_memory(row)} | {_format_ratio(row['times_reference'])} |"
         )
     return "\n".join(lines)
+
+
+def _format_share(share: float) -> str:
+    return f"{share:.0%}" if share <= 1 else ""  # of a peak that is not known, or was not reached
 
 
 def _format_memory(row: dict[str, Any]) -> str:

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from bench_step import DTYPES, Shape, add_model_arguments, build_ours, make_sample, move
 from torch import nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from neobert_train.accounting import compute_model_size
+from neobert_train.accounting import compute_model_size, format_flops
 from neobert_train.distributed import find_device
 from neobert_train.hardware import find_peak_flops
 from neobert_train.modeling import modeling_neobert
@@ -98,6 +99,8 @@ def is_backward(event: Any) -> bool:
 
 def sum_up(events: list[Any], device: torch.device) -> tuple[dict[str, list[float]], float]:
     """Forward and backward seconds of every part, and the operations of its matrix products."""
+    # The kernels of a GPU are listed a second time by themselves, and marked ranges as well.
+    events = [event for event in events if event.device_type == DeviceType.CPU]
     forward_parts: dict[int, str] = {}
     for event in events:
         if event.sequence_nr >= 0 and not is_backward(event):
@@ -164,9 +167,9 @@ def main() -> None:
         print(f"| {part} | {forward:.3f} | {backward:.3f} | {share:.1%} |")
     rate = operations / sum(seconds["matrix products"])
     used = flops * arguments.steps / total
-    shares = [f"{x / peak:.0%} of the peak" if peak else "" for x in (rate, used)]
-    print(f"\nmatrix products  {rate / 1e12:.2f} TFLOP/s {shares[0]}")
-    print(f"whole step       {used / 1e12:.2f} TFLOP/s {shares[1]}")
+    shares = [f"{x / peak:.0%} of the peak" if peak and x <= peak else "" for x in (rate, used)]
+    print(f"\nmatrix products  {format_flops(rate)} {shares[0]}")
+    print(f"whole step       {format_flops(used)} {shares[1]}")
     if arguments.trace:
         profiler.export_chrome_trace(arguments.trace)
 

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent, Kernel
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SMALL = ["--depth", "1", "--width", "64", "--vocab", "1000", "--tokens", "256"]
@@ -33,9 +36,18 @@ def test_bench_step_has_a_row_for_everything_that_runs_and_a_reason_for_the_rest
         names = {row["contestant"] for row in rows if row["context"] == context}
         assert {"padded fp32", "padded bf16", "bert bf16", "modernbert-sparse bf16"} < names
         assert {"ours fp32 sdpa", "ours bf16 sdpa"} < names
+    peaks: dict[tuple[int, str], list[float]] = {}
     for row in rows:
         assert all(row[key] > 0 for key in ("seconds", "tokens_per_second", "mfu"))
+        precision, seconds = row["contestant"].split()[1], row["seconds"]
+        peaks.setdefault((row["context"], precision), []).append(1 / seconds / row["mfu"])
         assert (row["contestant"] == "padded fp32") <= math.isclose(row["times_reference"], 1.0)
+    # All rows of a context and a precision are measured against one peak, and those of bf16 another.
+    for context in (64, 32):
+        bf16, fp32 = (peaks[context, precision] for precision in ("bf16", "fp32"))
+        assert max(bf16) == pytest.approx(min(bf16))
+        assert max(fp32) == pytest.approx(min(fp32))
+        assert bf16[0] != fp32[0]
     assert (tmp_path / "bench_step.md").read_text().count("\n") == len(rows) + 2
     assert "<svg" in (tmp_path / "bench_step.svg").read_text()
     # The same weights and documents, packed and padded, give the same loss.
@@ -57,6 +69,30 @@ def test_profile_step_divides_the_time_among_parts(tmp_path):
             "embedding", "other"} == shares.keys()  # fmt: skip
     assert abs(sum(shares.values()) - 100) < 1
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+def test_profile_step_counts_a_kernel_of_a_gpu_once():
+    """The profiler lists the operation that starts it, the kernel, and the marked range around it."""
+    sys.path.insert(0, str(SCRIPTS))
+    import profile_step
+
+    def make_event(number, name, device, start, end, is_range=False):
+        return FunctionEvent(
+            id=number, name=name, thread=1, start_us=start, end_us=end, device_type=device,
+            device_index=0, is_async=False, use_device="cuda", sequence_nr=-1,
+            is_user_annotation=is_range,
+        )  # fmt: skip
+
+    around = make_event(1, "part: loss", DeviceType.CPU, 0, 50, is_range=True)
+    operation = make_event(2, "aten::softmax", DeviceType.CPU, 5, 20)
+    around.append_cpu_child(operation)
+    operation.set_cpu_parent(around)
+    operation.kernels.append(Kernel("softmax_kernel", 0, 100.0))
+    kernel = make_event(3, "softmax_kernel", DeviceType.CUDA, 100, 200)
+    range_of_gpu = make_event(4, "part: loss", DeviceType.CUDA, 100, 200, is_range=True)
+    events = [around, operation, kernel, range_of_gpu]
+    seconds, _ = profile_step.sum_up(events, torch.device("cuda"))
+    assert dict(seconds) == {"loss": [pytest.approx(100e-6), 0.0]}
 
 
 @pytest.mark.slow

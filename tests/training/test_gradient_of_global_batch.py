@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pytest
 import torch
 
 from neobert_train.config.derived import compute_num_lanes
@@ -18,6 +19,16 @@ from neobert_train.optim.adamw import build_optimizer
 from neobert_train.training.engine import build_engine, read_engine_state, step_engine
 from neobert_train.world import World
 
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def world():
+    """One process; DeepSpeed remembers its group, so that all tests share one."""
+    collectives = Collectives(World(), CPU)
+    yield collectives.world
+    collectives.close()
+
 
 def _one_step_of_batches(config):
     units = build_units(config.data, compute_num_lanes(config))
@@ -25,7 +36,7 @@ def _one_step_of_batches(config):
     return loader.next_step()
 
 
-def test_engine_gradient_equals_one_big_float64_batch(make_config, tokenizer):
+def test_engine_gradient_equals_one_big_float64_batch(make_config, tokenizer, world):
     config = make_config("deepspeed=zero0", "optimizer.max_grad_norm=0.0")
     batches = _one_step_of_batches(config)
     masked = sum(batch.num_masked for batch in batches)
@@ -42,11 +53,8 @@ def test_engine_gradient_equals_one_big_float64_batch(make_config, tokenizer):
         total = total + torch.nn.functional.cross_entropy(chosen, batch.labels, reduction="sum")
     (total / masked).backward()
 
-    world = World()
-    collectives = Collectives(world, torch.device("cpu"))
-    engine = build_engine(
-        config, MaskedLanguageModelling(build_model(config, tokenizer)), world, torch.device("cpu")
-    )
+    objective = MaskedLanguageModelling(build_model(config, tokenizer))
+    engine = build_engine(config, objective, world, CPU)
     for batch in batches:
         loss, _ = engine(batch)
         engine.backward(loss / masked, scale_wrt_gas=False)
@@ -60,7 +68,26 @@ def test_engine_gradient_equals_one_big_float64_batch(make_config, tokenizer):
     exact = torch.sqrt(sum((p.grad**2).sum() for p in reference.parameters()))
     assert abs(norm - float(exact)) < 1e-5
     assert read_engine_state(engine, 1, keep=False) is None
-    collectives.close()
+
+
+@pytest.mark.parametrize("zero", ["zero0", "zero1", "zero2"])
+def test_an_engine_step_never_waits_for_the_device(
+    make_config, tokenizer, world, monkeypatch, zero
+):
+    """On a GPU each wait would leave it without work."""
+    config = make_config(f"deepspeed={zero}")
+    objective = MaskedLanguageModelling(build_model(config, tokenizer))
+    engine = build_engine(config, objective, world, CPU)
+    from deepspeed.accelerator import get_accelerator
+
+    waits = []
+    monkeypatch.setattr(get_accelerator(), "synchronize", lambda *_: waits.append(1))
+    for _ in range(3):
+        for batch in _one_step_of_batches(config):
+            loss, _ = engine(batch)
+            engine.backward(loss / 1000, scale_wrt_gas=False)
+            step_engine(engine, 1.0)
+    assert waits == []
 
 
 def test_norms_and_biases_are_not_decayed(make_config, tokenizer):
