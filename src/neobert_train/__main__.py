@@ -33,6 +33,7 @@ from neobert_train.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPE
 from neobert_train.signals import StopSignal, raise_stop_signals
 from neobert_train.sweep import SWEEP_FLAGS, plan_sweep, run_sweep
 from neobert_train.terminal import print_message, print_output, protect_streams, show_warnings
+from neobert_train.threads import limit_spinning
 from neobert_train.world import World, strip_launcher_arguments
 
 DEFAULT_COMMAND = "train"
@@ -80,6 +81,7 @@ def run_program() -> NoReturn:
     """
     protect_streams()
     raise_stop_signals()
+    limit_spinning()
     sys.excepthook = _print_traceback
     code: str | int | None = EXIT_DONE
     try:

@@ -75,6 +75,13 @@ def find_known_device(name: str) -> Device | None:
     return next((device for device in DEVICES.values() if words.issuperset(device.words)), None)
 
 
+def format_flops(rate: float) -> str:
+    """Such as `989 TFLOP/s` or `67.1 GFLOP/s`."""
+    factor, unit = (1e12, "TFLOP/s") if rate >= 1e12 else (1e9, "GFLOP/s")
+    digits = 0 if rate >= 100 * factor else 1
+    return f"{rate / factor:,.{digits}f} {unit}"
+
+
 # Rows that the loss scores at a time, and of these those that it turns into probabilities at a time:
 # CHUNK_ROWS and BLOCK_ROWS of modeling.cross_entropy, which needs torch.
 LOSS_CHUNK_ROWS = 2048

@@ -10,15 +10,18 @@ from typing import Any
 
 import torch
 
+from neobert_train.config.schema import Precision
 from neobert_train.world import World
 
 _PACKAGES = (
     "neobert_train", "torch", "deepspeed", "transformers", "tokenizers", "datasets", "numpy",
-    "pyarrow", "safetensors", "flash-attn", "xformers", "triton",
+    "pyarrow", "safetensors", "flash-attn", "flash-attn-3", "flash-attn-4", "xformers", "triton",
 )  # fmt: skip
 
 
-def describe_environment(world: World, attention_backend: str) -> dict[str, Any]:
+def describe_environment(
+    world: World, attention_backend: str, precision: Precision
+) -> dict[str, Any]:
     """Return versions, devices and source revision; nothing of the environment variables."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -31,6 +34,7 @@ def describe_environment(world: World, attention_backend: str) -> dict[str, Any]
         "cpu_threads": torch.get_num_threads(),
         "cpu_cores": os.cpu_count(),
         "attention": attention_backend,
+        "precision": precision.value,
     }
 
 
@@ -40,7 +44,15 @@ def find_versions() -> dict[str, str | None]:
 
 
 # Of which a difference may change results in the last bits.
-_COMPARED = ("python", "packages", "git_revision", "device", "cpu_threads", "attention")
+_COMPARED = (
+    "python",
+    "packages",
+    "git_revision",
+    "device",
+    "cpu_threads",
+    "attention",
+    "precision",
+)
 
 
 def find_environment_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from commands.conftest import run_command
+from neobert_train import hardware
 from neobert_train.commands import doctor
 from neobert_train.config.schema import DoctorConfig
 from neobert_train.config.store import compose_config, to_typed
@@ -25,7 +26,7 @@ FALSE_FILES = {
 @pytest.fixture
 def examine(tmp_path, monkeypatch):
     """Examine `+experiment=smoke` with overrides; without the measuring, which has a test."""
-    monkeypatch.setattr(doctor, "measure_matmul_flops", lambda dtype: 1e12 * dtype.itemsize)
+    monkeypatch.setattr(doctor, "find_peak_flops", lambda _, dtype: 1e10 * dtype.itemsize)
 
     def run(*overrides: str) -> doctor.Findings:
         base = ["+experiment=smoke", f"output_dir={tmp_path / 'run'}"]
@@ -44,7 +45,8 @@ def test_it_tells_what_the_machine_has_and_what_a_run_would_use(tmp_path):
         f"torch {torch.__version__}",
         "deepspeed 0",
         "launchers",
-        "TFLOP/s, measured",
+        "GFLOP/s, measured",
+        "trainer.precision=fp32 takes fp32",
         "model.attention=auto takes sdpa in fp32",
         "flash_attn: it runs on CUDA devices only, and this is cpu",
         "sdpa: can run",
@@ -131,10 +133,21 @@ def test_without_a_compiler_only_a_note_says_that_nothing_is_compiled(examine, m
 
 
 def test_a_cpu_that_is_slow_in_bf16(examine, monkeypatch):
-    assert "slower in bf16 than in fp32" in examine("trainer.precision=bf16").notes[0]
-    monkeypatch.setattr(doctor, "measure_matmul_flops", lambda dtype: 1e12 / dtype.itemsize)
+    found = examine("trainer.precision=bf16")
+    assert "peak        bf16 20.0 GFLOP/s, fp32 40.0 GFLOP/s, measured" in found.lines
+    assert "in bf16 at 0.5 times the rate of fp32: write trainer.precision=fp32" in found.notes[0]
+    monkeypatch.setattr(doctor, "find_peak_flops", lambda _, dtype: 1e10 / dtype.itemsize)
     assert examine("trainer.precision=bf16").notes == []
     assert examine().notes == []
+
+
+@pytest.mark.parametrize("is_native", [True, False])
+def test_the_precision_that_auto_takes(examine, monkeypatch, is_native):
+    monkeypatch.setattr(hardware, "has_native_bf16", lambda device: is_native)
+    precision = "bf16" if is_native else "fp32"
+    lines = examine("trainer.precision=auto").lines
+    assert f"precision   trainer.precision=auto takes {precision}" in lines
+    assert f"attention   model.attention=auto takes sdpa in {precision}" in lines
 
 
 def test_a_broken_deepspeed(examine, monkeypatch):

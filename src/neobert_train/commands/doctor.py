@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from neobert_train.accounting import compute_model_size, find_known_device
+from neobert_train.accounting import compute_model_size, format_flops
 from neobert_train.commands.plan import (
     USABLE_MEMORY,
     estimate_memory,
@@ -30,7 +30,12 @@ from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
 from neobert_train.distributed import find_device
 from neobert_train.environment import find_versions
 from neobert_train.errors import InputError
-from neobert_train.hardware import measure_matmul_flops
+from neobert_train.hardware import (
+    choose_precision,
+    describe_slow_bf16,
+    find_peak_flops,
+    has_native_bf16,
+)
 from neobert_train.model import DTYPES, decide_compilation, find_compiler_obstacle
 from neobert_train.modeling.attention import (
     BACKENDS,
@@ -40,6 +45,7 @@ from neobert_train.modeling.attention import (
 )
 from neobert_train.run_directory import RunDirectory
 from neobert_train.terminal import print_output
+from neobert_train.threads import describe_waiting
 from neobert_train.training.engine import import_deepspeed
 from neobert_train.training.starting_point import check_resume
 from neobert_train.urls import show_value
@@ -102,7 +108,8 @@ def examine(config: DoctorConfig, world: World) -> Findings:
     settings_are_sound = not findings.problems
     device = find_device(world)
     _examine_software(findings, device)
-    _examine_device(findings, config, device)
+    _examine_device(findings, device)
+    config = _settle_precision(findings, config, device)
     _examine_kernels(findings, config, device)
     if settings_are_sound:
         _examine_launch(findings, config)
@@ -137,8 +144,7 @@ def _examine_software(findings: Findings, device: torch.device) -> None:
     findings.tell("launchers", ", ".join(f"{name} {place}" for name, place in found.items()))
 
 
-def _examine_device(findings: Findings, config: DoctorConfig, device: torch.device) -> None:
-    precision = config.trainer.precision
+def _examine_device(findings: Findings, device: torch.device) -> None:
     if device.type == "cpu":
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         findings.tell(
@@ -146,14 +152,7 @@ def _examine_device(findings: Findings, config: DoctorConfig, device: torch.devi
             f"cpu, {torch.get_num_threads()} threads on {os.cpu_count()} cores, "
             f"{memory / 1e9:.1f} GB of memory",
         )
-        rates = {precision: measure_matmul_flops(dtype) for precision, dtype in DTYPES.items()}
-        findings.tell("peak", f"{_show_rates(rates)}, measured")
-        other = Precision.fp32
-        if rates[precision] < rates[other]:
-            findings.notes.append(
-                f"this CPU is slower in {precision.value} than in {other.value}: write "
-                f"trainer.precision={other.value}"
-            )
+        findings.tell("threads", f"while they wait for each other: {describe_waiting()}")
         return
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
@@ -162,20 +161,32 @@ def _examine_device(findings: Findings, config: DoctorConfig, device: torch.devi
             f"cuda:{index} {torch.cuda.get_device_name(index)}, {total / 1e9:.1f} GB of memory, "
             f"{free / 1e9:.1f} GB free",
         )
-    entry = find_known_device(torch.cuda.get_device_name(device))
-    if entry is None:
-        findings.notes.append("the peak rate of this kind of GPU is not known: no train/mfu")
+
+
+def _settle_precision(
+    findings: Findings, config: DoctorConfig, device: torch.device
+) -> DoctorConfig:
+    """The configuration with the precision that a run would train in."""
+    wanted = config.trainer.precision
+    chosen = choose_precision(wanted, device, config.deepspeed.zero_stage)
+    rates = {name: find_peak_flops(device, dtype) for name, dtype in DTYPES.items()}
+    known = {name: rate for name, rate in rates.items() if rate is not None}
+    if known:
+        shown = ", ".join(f"{name.value} {format_flops(rate)}" for name, rate in known.items())
+        origin = "measured" if device.type == "cpu" else "as the data sheet says"
+        findings.tell("peak", f"{shown}, {origin}")
+        if known[chosen] < known[Precision.fp32]:
+            findings.notes.append(
+                f"this {device.type.upper()} runs matrix products in {chosen.value} at "
+                f"{known[chosen] / known[Precision.fp32]:.2g} times the rate of fp32: write "
+                f"trainer.precision=fp32"
+            )
     else:
-        rates = {precision: entry.get_flops(precision is Precision.bf16) for precision in DTYPES}
-        findings.tell("peak", f"{_show_rates(rates)}, as the data sheet of {entry.name} says")
-    if precision is Precision.bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
-        findings.notes.append(
-            "this GPU has no bf16 units and computes it slowly: write trainer.precision=fp32"
-        )
-
-
-def _show_rates(rates: dict[Precision, float]) -> str:
-    return ", ".join(f"{name.value} {rate / 1e12:,.2f} TFLOP/s" for name, rate in rates.items())
+        findings.notes.append("the peak rate of this kind of GPU is not known: no train/mfu")
+    findings.tell("precision", f"trainer.precision={wanted.value} takes {chosen.value}")
+    if chosen is Precision.bf16 and device.type == "cuda" and not has_native_bf16(device):
+        findings.notes.append(f"{describe_slow_bf16(device)}: write trainer.precision=fp32")
+    return replace(config, trainer=replace(config.trainer, precision=chosen))
 
 
 def _examine_kernels(findings: Findings, config: DoctorConfig, device: torch.device) -> None:

@@ -20,6 +20,7 @@ from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
 from neobert_train.distributed import find_device
 from neobert_train.errors import InputError
 from neobert_train.evaluation.masked_lm import MaskedLMResult, evaluate_masked_lm
+from neobert_train.hardware import choose_precision
 from neobert_train.model import DTYPES, build_model, load_into
 from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
 from neobert_train.objective import MaskedLanguageModelling
@@ -50,7 +51,8 @@ def run(config: EvaluateConfig, world: World) -> None:
     if not batches:
         raise InputError("the texts hold nothing to evaluate on: all documents are empty")
     device = find_device(world)
-    objective = MaskedLanguageModelling(model).eval().to(device, DTYPES[config.precision])
+    precision = choose_precision(config.precision, device, zero_stage=1)
+    objective = MaskedLanguageModelling(model).eval().to(device, DTYPES[precision])
     result = evaluate_masked_lm(objective, batches, device)
     num_tokens = sum(batch.num_tokens for batch in batches)
     print_output(

@@ -7,6 +7,7 @@ from neobert_train.accounting import (
     compute_model_size,
     compute_state_bytes,
     estimate_activation_bytes,
+    format_flops,
 )
 from neobert_train.config.derived import (
     compute_masking_rate,
@@ -46,7 +47,7 @@ def format_plan(config: PlanConfig) -> str:
     device, batch = DEVICES[config.device], config.batch
     vocab_size = load_tokenizer(config.tokenizer.path).vocab_size
     size = compute_model_size(config.model, vocab_size)
-    bf16 = config.trainer.precision is Precision.bf16
+    bf16 = plans_bf16(config)
     peak = device.get_flops(bf16)
     rate = statistics.fmean(_sample_masking_rates(config))
     # Documents that fill the context are the most expensive ones; shorter ones cost less attention.
@@ -64,8 +65,8 @@ def format_plan(config: PlanConfig) -> str:
             f"step        {lanes} lanes on {config.num_devices} devices: "
             f"{lanes // config.num_devices} micro-batches of {batch.micro_batch_tokens:,} tokens each",
             f"time        {hours:,.1f} hours, {hours * config.num_devices:,.1f} device hours, at "
-            f"{speed:,.0f} tokens/s a device (mfu={config.mfu:g} of {peak / 1e12:,.0f} "
-            f"TFLOP/s, {device.name})",
+            f"{speed:,.0f} tokens/s a device (mfu={config.mfu:g} of {format_flops(peak)}, "
+            f"{device.name})",
             f"memory of one device by ZeRO stage (deepspeed=zero{config.deepspeed.zero_stage} is set)",
             *(
                 _format_memory(config, vocab_size, stage, device.memory_bytes)
@@ -76,11 +77,18 @@ def format_plan(config: PlanConfig) -> str:
     )
 
 
+def plans_bf16(config: TrainConfig) -> bool:
+    """Whether an experiment trains in bf16 on a GPU; all that the plan knows have it."""
+    precision = config.trainer.precision
+    chosen_by_zero = precision is Precision.auto and config.deepspeed.zero_stage > 0
+    return precision is Precision.bf16 or chosen_by_zero
+
+
 def estimate_memory(
     config: TrainConfig, vocab_size: int, zero_stage: int, num_devices: int, tokens: int
 ) -> tuple[float, float]:
     """Bytes of state and of activations on one GPU, for micro-batches of so many tokens."""
-    bf16 = config.trainer.precision is Precision.bf16
+    bf16 = plans_bf16(config)
     compiled = wants_compilation(config, zero_stage, on_gpu=True)
     parameters = compute_model_size(config.model, vocab_size).parameters
     masked_share = max(_sample_masking_rates(config))

@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from neobert_train.batch import Batch
 from neobert_train.checkpoint import load_moments
 from neobert_train.config.derived import parse_duration
 from neobert_train.config.saved import dump_config
-from neobert_train.config.schema import Resume, TrainConfig
+from neobert_train.config.schema import Precision, Resume, TrainConfig
 from neobert_train.data.corpus import list_source_files
 from neobert_train.data.heldout import CorpusSample, build_evaluation_batches, sample_corpus
 from neobert_train.data.loader import StepLoader
@@ -26,7 +27,12 @@ from neobert_train.distributed import Collectives, find_device, is_lost_connecti
 from neobert_train.environment import describe_environment, find_environment_changes
 from neobert_train.errors import EXIT_FAILED, EXIT_STOPPED, InputError
 from neobert_train.files import write_atomically, write_checked_json
-from neobert_train.hardware import find_peak_flops
+from neobert_train.hardware import (
+    PeakMeter,
+    choose_precision,
+    describe_slow_bf16,
+    has_native_bf16,
+)
 from neobert_train.model import (
     DTYPES,
     build_model,
@@ -48,7 +54,8 @@ from neobert_train.training.engine import EngineState, build_engine, write_optim
 from neobert_train.training.metrics import MetricsLog, start_wandb
 from neobert_train.training.preemption import StopRequest
 from neobert_train.training.starting_point import StartingPoint, find_starting_point
-from neobert_train.training.trainer import StoppedError, Trainer, is_complete
+from neobert_train.training.step_batches import StoppedError
+from neobert_train.training.trainer import Trainer, is_complete
 from neobert_train.training.watchdog import Watchdog
 from neobert_train.world import World
 
@@ -100,6 +107,8 @@ def _train(
         logger.warning("the run ends within the warm-up (scheduler.warmup_steps)")
     # Everything that can be wrong with what the user gave comes first, and leaves nothing behind.
     run = RunDirectory(config.output_dir)
+    console = Console(config.trainer.max_steps, world.is_main, config.logging.progress)
+    console.announce("looking at the run directory, the tokenizer and the data")
     collectives.on_main(run.claim)
     start = find_starting_point(config, run, collectives)
     state, tokenizer, units = start.state, start.tokenizer, start.units
@@ -109,14 +118,17 @@ def _train(
                 f"{run.path} is complete after {state.step} steps, {state.tokens:,} tokens"
             )
         return
+    asked, config = config, settle_precision(config, collectives, device)
     model, attention = build_starting_model(config, start, collectives, device)
+    console.announce("looking for held-out documents")
     sample = share_sample(config, run, start, collectives)
     evaluation_batches = collectives.on_all(
         lambda: build_heldout_batches(config, sample, tokenizer)
     )
-    peak_flops = find_run_peak_flops(config, collectives, device)
-    environment = describe_environment(world, attention) | {"peak_flops": peak_flops}
-    collectives.on_main(lambda: open_run_directory(config, run, environment, sample, units))
+    environment = describe_environment(world, attention, config.trainer.precision)
+    collectives.on_main(lambda: open_run_directory(asked, run, environment, sample, units))
+    console.announce(describe_setup(asked, config, attention, world, device))
+    compiles = decide_compilation(config, device) and compile_blocks(model, device)
     engine = build_starting_engine(config, start, model, world, device)
     state.lanes = {lane: state.lanes[lane] for lane in world.lanes(len(state.lanes))}
     report = ReportRefresher(run.path)
@@ -129,19 +141,21 @@ def _train(
         collectives=collectives,
         state=state,
         size=compute_model_size(config.model, tokenizer.vocab_size),
-        peak_flops=peak_flops,
+        peak=build_peak_meter(config, world, device),
         evaluation_batches=evaluation_batches,
         run=run,
         guard=Guard(config, collectives, run, tokenizer, state.divergence),
         writer=CheckpointWriter(run, config, tokenizer, on_checkpoint) if is_main else None,
         metrics=start_metrics(config, run, state.step) if is_main else None,
-        console=Console(config.trainer.max_steps, state.step, is_main, config.logging.progress),
+        console=console,
         watchdog=Watchdog(world.rank, config.trainer.step_timeout_seconds),
         stop=stop,
         warned_of_unknown=bool(sample.unknown_shares),
     )
     del start  # its copy of all weights takes room on every process
     first_tokens = state.tokens
+    console.announce("taking the first step" + (", which compiles the blocks" if compiles else ""))
+    console.begin_steps(state.step)
     _fit(trainer)
     collectives.on_main(lambda: check_last_checkpoint(trainer))
     if is_main:
@@ -191,8 +205,6 @@ def build_starting_engine(
     device: torch.device,
 ) -> Any:
     """A DeepSpeed engine around the model, with the optimiser where it was."""
-    if decide_compilation(config, device):
-        compile_blocks(model, device)
     if config.model.activation_checkpointing:
         checkpoint_activations(model)
     engine = build_engine(config, MaskedLanguageModelling(model), world, device)
@@ -211,20 +223,59 @@ def describe_stop(config: TrainConfig, reason: str) -> str:
     return f"stopped by {reason}, {left}; the same command continues"
 
 
-def find_run_peak_flops(
+def settle_precision(
     config: TrainConfig, collectives: Collectives, device: torch.device
-) -> float | None:
-    """Peak FLOP/s of the devices of all processes together; None, with a warning, if unknown."""
-    own = find_peak_flops(device, DTYPES[config.trainer.precision])
-    total, unknown = collectives.sum_floats([own or 0.0, own is None])
-    if not unknown:
-        return total
-    if collectives.world.is_main:
+) -> TrainConfig:
+    """Return the configuration with the precision that all processes train in.
+
+    bf16 is chosen for `auto` where every process has instructions for it. Where it was asked for
+    without them, a warning says what it costs.
+    """
+    wanted = config.trainer.precision
+    own = choose_precision(wanted, device, config.deepspeed.zero_stage)
+    (num_fp32,) = collectives.sum([own is Precision.fp32])
+    precision = Precision.fp32 if num_fp32 else Precision.bf16
+    if collectives.world.is_main and precision is Precision.bf16 and not has_native_bf16(device):
+        logger.warning("%s; write trainer.precision=auto", describe_slow_bf16(device))
+    return replace(config, trainer=replace(config.trainer, precision=precision))
+
+
+def describe_setup(
+    asked: TrainConfig,
+    config: TrainConfig,
+    attention: str,
+    world: World,
+    device: torch.device,
+) -> str:
+    """What a run is about to use, and why it computes in the precision it does.
+
+    Args:
+        asked: the configuration as given.
+        config: the same with its precision settled.
+        attention: the backend.
+        world: this process among all.
+        device: of this process.
+    """
+    place = f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else "one GPU"
+    processes = "1 process" if world.world_size == 1 else f"{world.world_size} processes"
+    precision = config.trainer.precision.value
+    if asked.trainer.precision is Precision.auto:
+        reason = "has" if has_native_bf16(device) else "lacks"
+        precision += (
+            f" (trainer.precision=auto; the {device.type.upper()} {reason} bf16 instructions)"
+        )
+    return f"setting up {processes} with {place} each: {precision}, {attention} attention"
+
+
+def build_peak_meter(config: TrainConfig, world: World, device: torch.device) -> PeakMeter:
+    """What knows the peak of this process's device; warns of a GPU whose peak is not known."""
+    peak = PeakMeter(device, DTYPES[config.trainer.precision])
+    if world.is_main and device.type == "cuda" and peak.read() is None:
         logger.warning(
             "train/mfu is left out: the peak rate of this kind of GPU is not known (the known ones "
             "are in accounting.DEVICES)"
         )
-    return None
+    return peak
 
 
 def share_sample(

@@ -196,7 +196,6 @@ def _iter_training_problems(config: TrainConfig) -> Iterator[str]:
                 f"trainer.time_limit={config.trainer.time_limit} is no duration: write "
                 f"trainer.time_limit='23:50:00' (hours:minutes:seconds)"
             )
-    yield from _iter_waiting_problems(config)
     if len(config.optimizer.betas) != 2:
         yield "optimizer.betas needs two values: write optimizer.betas=[0.9,0.95]"
     warmup_steps, decay_end = config.scheduler.warmup_steps, compute_decay_end(config)
@@ -212,24 +211,6 @@ def _iter_training_problems(config: TrainConfig) -> Iterator[str]:
         yield (
             "trainer.precision=bf16 needs fp32 master weights, which DeepSpeed keeps from ZeRO 1 "
             "on: write deepspeed=zero1 (the same cost on one process) or trainer.precision=fp32"
-        )
-
-
-def _iter_waiting_problems(config: TrainConfig) -> Iterator[str]:
-    """A step that waits for its data must not be taken for one that hangs."""
-    data, step_seconds = config.data, config.trainer.step_timeout_seconds
-    sources = [] if data.prepared_dir else resolve_sources(data).values()
-    is_remote = any(
-        source.source is SourceKind.huggingface or any("://" in path for path in source.paths)
-        for source in sources
-    )
-    request_seconds = data.timeout_seconds * (data.max_retries + 1)
-    if is_remote and step_seconds is not None and request_seconds >= step_seconds:
-        yield (
-            f"data.timeout_seconds={data.timeout_seconds:g} x (data.max_retries={data.max_retries} + "
-            f"1) lets a request fail after {request_seconds:g} seconds, when "
-            f"trainer.step_timeout_seconds={step_seconds:g} has ended the run without a checkpoint: "
-            f"write trainer.step_timeout_seconds={2 * request_seconds:g}, or lower the others"
         )
 
 

@@ -48,6 +48,7 @@ class ScheduleName(Enum):
 class Precision(Enum):
     """Number format of the forward and backward pass; weights and moments are kept in fp32."""
 
+    auto = "auto"
     bf16 = "bf16"
     fp32 = "fp32"
 
@@ -178,8 +179,8 @@ class TrainerConfig:
         None, "Stop with a checkpoint before this start has taken so long, as in 23:50:00 (h:m:s)."
     )
     precision: Precision = setting(
-        Precision.bf16, "bf16 or fp32 for the forward and backward pass."
-    )
+        Precision.auto, "bf16 or fp32 for forward and backward; auto is bf16 where the hardware has it."
+    )  # fmt: skip
     step_timeout_seconds: float | None = setting(
         1800.0, "A step or evaluation that takes longer ends the run and shows where it hangs; null is off.",
         above=0.0,
@@ -396,7 +397,9 @@ class EvaluateConfig:
     max_tokens: int = setting(1_048_576, "Most tokens to evaluate on.", at_least=1)
     masking: MaskingConfig = setting(MaskingConfig, "")
     seed: int = setting(0, "Decides which tokens are masked.", at_least=0)
-    precision: Precision = setting(Precision.fp32, "bf16 or fp32 for the forward pass.")
+    precision: Precision = setting(
+        Precision.fp32, "bf16 or fp32 for the forward pass; auto is bf16 where the hardware has it."
+    )
 
 
 SCHEMAS: dict[str, type[Any]] = {

@@ -23,6 +23,8 @@ from neobert_train.data.sources import Unit
 from neobert_train.data.tokenization import load_tokenizer
 from neobert_train.errors import InputError
 
+_POLL_SECONDS = 60.0
+
 
 class WorkerError(RuntimeError):
     """A worker process ended, or met an error that is not the user's."""
@@ -99,10 +101,9 @@ class StepLoader:
         workers: list[Worker] = []
         if config.data.num_workers:
             workers = [Worker(reader, config.data.prefetch_micro_batches) for reader in readers]
-        steps = _iter_steps(workers or readers, len(lanes))
-        collector = _Collector(steps) if workers else None
-        self._steps = collector.iter_steps() if collector else steps
-        self._end_workers = weakref.finalize(self, _end, workers, collector)
+        self._steps = _iter_steps(workers or readers, len(lanes))
+        self._collector = _Collector(self._steps) if workers else None
+        self._end_workers = weakref.finalize(self, _end, workers, self._collector)
 
     def next_step(self) -> list[Batch]:
         """One batch of every lane of this process, in the order of the lanes.
@@ -111,8 +112,19 @@ class StepLoader:
             InputError: the source cannot be read on.
             WorkerError: a worker process died.
         """
-        batches = next(self._steps)
-        return [batch.pin_memory() for batch in batches] if self._pin_memory else batches
+        while (batches := self.poll_step(_POLL_SECONDS)) is None:
+            pass
+        return batches
+
+    def poll_step(self, timeout: float) -> list[Batch] | None:
+        """What `next_step` gives; None if it is not there after `timeout` seconds.
+
+        Without worker processes the batches are made here, and take as long as they take.
+        """
+        batches = self._collector.take(timeout) if self._collector else next(self._steps)
+        if batches is None or not self._pin_memory:
+            return batches
+        return [batch.pin_memory() for batch in batches]
 
     def close(self) -> None:
         """End the worker processes at once; also happens when the program ends in any way."""
@@ -137,11 +149,19 @@ class _Collector:
         self._thread = threading.Thread(target=self._collect, args=(steps,), daemon=True)
         self._thread.start()
 
-    def iter_steps(self) -> Iterator[list[Batch]]:
-        """The steps, and at last what went wrong with one."""
-        while not isinstance(item := self._ready.get(), BaseException):
-            yield item
-        raise item
+    def take(self, timeout: float) -> list[Batch] | None:
+        """The next step; None if it is not there after `timeout` seconds.
+
+        Raises:
+            InputError, WorkerError: what went wrong with it.
+        """
+        try:
+            item = self._ready.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        if isinstance(item, BaseException):
+            raise item
+        return item
 
     def join(self) -> None:
         """Wait for the end of the thread, after that of the workers."""

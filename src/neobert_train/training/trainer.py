@@ -33,6 +33,7 @@ from neobert_train.data.targets import MOST_UNKNOWN, describe_no_targets, descri
 from neobert_train.distributed import Collectives
 from neobert_train.errors import InputError
 from neobert_train.evaluation.masked_lm import MaskedLMResult, evaluate_masked_lm
+from neobert_train.hardware import PeakMeter
 from neobert_train.optim.schedule import compute_learning_rate
 from neobert_train.run_directory import RunDirectory
 from neobert_train.training.checkpointing import CheckpointWriter
@@ -47,13 +48,10 @@ from neobert_train.training.engine import (
 )
 from neobert_train.training.metrics import MetricsLog
 from neobert_train.training.preemption import StopRequest
+from neobert_train.training.step_batches import StepBatches, StoppedError, collect_step
 from neobert_train.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
-
-
-class StoppedError(Exception):
-    """Training was asked to stop, or must; says by what."""
 
 
 @dataclass
@@ -61,27 +59,17 @@ class StepResult:
     """What one optimiser step did on this process, and what all processes know of it.
 
     Attributes:
+        data: what it trained on.
         losses: summed cross-entropy of each of this process's micro-batches, on the device.
         num_correct: right predictions of this process, on the device.
-        tokens: tokens of documents in the global batch.
-        text_tokens: those without the [CLS] and [SEP] around each document.
-        unknown_tokens: those of the text that are [UNK].
-        masked_tokens: masked tokens in the global batch.
-        squared_lengths: sum of the squared lengths of its documents.
         seconds: duration of the step, data included.
-        data_wait_seconds: part of it that waited for data.
         grad_norm: of the global batch, before clipping; NaN where the weights were not updated.
     """
 
+    data: StepBatches
     losses: list[torch.Tensor]
     num_correct: torch.Tensor
-    tokens: int
-    text_tokens: int
-    unknown_tokens: int
-    masked_tokens: int
-    squared_lengths: int
     seconds: float
-    data_wait_seconds: float
     grad_norm: float
 
 
@@ -96,7 +84,7 @@ class Trainer:
         collectives: sums over processes.
         state: how far the run has come; of `lanes`, those this process serves.
         size: of the model.
-        peak_flops: of the devices of all processes together; None where that is not known.
+        peak: of this process's device.
         evaluation_batches: held-out documents, the same on every process; empty for none.
         run: the run directory.
         guard: decides what to do about steps that do harm.
@@ -114,7 +102,7 @@ class Trainer:
     collectives: Collectives
     state: TrainingState
     size: ModelSize
-    peak_flops: float | None
+    peak: PeakMeter
     evaluation_batches: Sequence[Batch]
     run: RunDirectory
     guard: Guard
@@ -149,17 +137,17 @@ class Trainer:
             record: dict[str, Any] = {}
             if last or step % trainer.log_every_steps == 0:
                 record |= self._compute_metrics(result)
+            self.console.advance(result.data.tokens, result.seconds, record)
             if last or _is_due(step, trainer.evaluate_every_steps):
                 record |= self._evaluate()
             if record and self.metrics is not None:
                 self.metrics.write({"step": step, **record})
             if saves:
                 self._save()
-            self.console.advance()
 
     def close(self) -> None:
         """Finish what is being written and end the worker processes."""
-        self.watchdog.begin("ending the run")
+        self._begin("ending the run")
         self.console.close()
         self.loader.close()
         if self.metrics is not None:
@@ -168,52 +156,53 @@ class Trainer:
             self.writer.join()
 
     def _take_step(self) -> StepResult:
-        self.watchdog.begin(f"step {self.state.step + 1}")
         start = time.perf_counter()
-        batches, failure = self._next_batches()
-        data_wait = time.perf_counter() - start
-        tokens = sum(batch.num_tokens for batch in batches)
-        text = sum(batch.num_text for batch in batches)
-        unknown = sum(batch.num_unknown for batch in batches)
-        masked = sum(batch.num_masked for batch in batches)
-        squares = sum(batch.squared_lengths for batch in batches)
-        reason = self._find_reason_to_stop()
-        tokens, text, unknown, masked, squares, failures, stops = self.collectives.sum(
-            [tokens, text, unknown, masked, squares, failure is not None, reason is not None]
-        )
-        if failures:
-            self._save()
-            messages = self.collectives.gather(failure)
-            raise InputError.from_problems(list(dict.fromkeys(str(m) for m in messages if m)))
-        if stops:
-            self._save()
-            reasons = self.collectives.gather(reason)
-            raise StoppedError(next(reason for reason in reasons if reason))
-        if not masked:
-            self._save()
-            batch, tokenizer = f"step {self.state.step + 1}", self.config.tokenizer.path
-            raise InputError(describe_no_targets(text, unknown, batch, tokenizer))
-        losses, num_correct, grad_norm = self._forward_backward(batches, masked)
+        data = self._collect_batches()
+        self._begin(f"step {self.state.step + 1}")
+        losses, num_correct, grad_norm = self._forward_backward(data.batches, data.masked_tokens)
         self.state.step += 1
         if math.isfinite(grad_norm):
             self.state.updates += 1
             self.guard.note_update()
-        elif self.guard.note_skipped(self.state.step, batches, losses):
+        elif self.guard.note_skipped(self.state.step, data.batches, losses):
             self._rewind()
-        self.state.tokens += tokens
-        self.state.masked_tokens += masked
-        self.state.lanes.update({batch.lane: batch.lane_state for batch in batches})
+        self.state.tokens += data.tokens
+        self.state.masked_tokens += data.masked_tokens
+        self.state.lanes.update({batch.lane: batch.lane_state for batch in data.batches})
         # All processes count the seconds of the main one, so that they end together.
         (milliseconds,) = self.collectives.broadcast([round(1000 * (time.perf_counter() - start))])
         seconds = milliseconds / 1000
         self.state.seconds += seconds
-        self._slowest_step = max(0.9 * self._slowest_step, seconds)
-        result = StepResult(
-            losses, num_correct, tokens, text, unknown, masked, squares, seconds, data_wait,
-            grad_norm,
-        )  # fmt: skip
+        # A wait for data hears a request to stop at once.
+        self._slowest_step = max(0.9 * self._slowest_step, seconds - data.wait_seconds)
+        result = StepResult(data, losses, num_correct, seconds, grad_norm)
         self._since_log.append(result)
         return result
+
+    def _collect_batches(self) -> StepBatches:
+        """Wait for the next step's batches; the state is saved if they do not come."""
+        self.watchdog.rest()  # the wait has limits of its own, and ends with a checkpoint
+        self.console.note(f"waiting for the data of step {self.state.step + 1}")
+        patience = self.config.trainer.step_timeout_seconds
+        try:
+            data = collect_step(self.loader, self.collectives, self._find_reason_to_stop, patience)
+            if not data.masked_tokens:
+                raise InputError(
+                    describe_no_targets(
+                        data.text_tokens,
+                        data.unknown_tokens,
+                        f"step {self.state.step + 1}",
+                        self.config.tokenizer.path,
+                    )
+                )
+            return data
+        except (InputError, StoppedError):
+            self._save()
+            raise
+
+    def _begin(self, what: str) -> None:
+        self.watchdog.begin(what)
+        self.console.note(what)
 
     def _find_reason_to_stop(self) -> str | None:
         if self.writer is not None:
@@ -229,12 +218,6 @@ class Trainer:
             if self.writer.failure and self.config.checkpoint.on_error is OnWriteError.stop:
                 return f"checkpoint.on_error=stop ({self.writer.failure})"
         return self.stop.reason
-
-    def _next_batches(self) -> tuple[list[Batch], str | None]:
-        try:
-            return self.loader.next_step(), None
-        except InputError as error:
-            return [], str(error)
 
     def _forward_backward(
         self, batches: Sequence[Batch], masked_tokens: int
@@ -294,7 +277,7 @@ class Trainer:
         loss, accuracy = self._reduce(result)
         self.guard.look_at(self.state.step, loss)
         seconds = sum(step.seconds for step in recent)
-        tokens = sum(step.tokens for step in recent)
+        tokens = sum(step.data.tokens for step in recent)
         record: dict[str, Any] = {
             "train/loss": loss,
             "train/accuracy": accuracy,
@@ -307,32 +290,31 @@ class Trainer:
             "train/tokens_per_second": tokens / seconds,
             **self._measure_work(recent, seconds),
             "train/step_seconds": seconds / len(recent),
-            "train/data_wait_seconds": sum(step.data_wait_seconds for step in recent) / len(recent),
+            "train/data_wait_seconds": sum(step.data.wait_seconds for step in recent) / len(recent),
             "data/packing_efficiency": tokens / len(recent) / self.config.batch.global_batch_tokens,
             "data/unknown_share": self._measure_unknown(recent),
             **self._count_records(),
         }
         if self.writer is not None and self.writer.failure:
             logger.warning("%s; training goes on, and tries again", self.writer.failure)
-        steps_left = self.config.trainer.max_steps - self.state.step
-        self.console.show(
-            {"step": self.state.step, **record}, steps_left * record["train/step_seconds"]
-        )
         return record
 
     def _measure_work(self, steps: Sequence[StepResult], seconds: float) -> dict[str, float]:
-        """Operations that the model needs for its documents, by the second and of the peak."""
-        tokens = sum(step.tokens for step in steps)
-        squares = sum(step.squared_lengths for step in steps)
-        masked = sum(step.masked_tokens for step in steps)
+        """Operations that the model needs for its documents, per second and as a share of the peak."""
+        tokens = sum(step.data.tokens for step in steps)
+        squares = sum(step.data.squared_lengths for step in steps)
+        masked = sum(step.data.masked_tokens for step in steps)
         rate = self.size.compute_flops(tokens, squares, masked) / seconds
         work = {"train/flops_per_second": rate}
-        return work if self.peak_flops is None else {**work, "train/mfu": rate / self.peak_flops}
+        own = self.peak.read()
+        (peak,) = self.collectives.sum_floats([math.nan if own is None else own])
+        # A busy CPU may not have shown its peak yet, and a share above 1 would mean nothing.
+        return {**work, "train/mfu": rate / peak} if rate <= peak else work
 
     def _measure_unknown(self, steps: Sequence[StepResult]) -> float:
         """Return the share of text tokens that are [UNK]; warn of a large one, once per start."""
-        text_tokens = sum(step.text_tokens for step in steps)
-        share = sum(step.unknown_tokens for step in steps) / max(1, text_tokens)
+        text_tokens = sum(step.data.text_tokens for step in steps)
+        share = sum(step.data.unknown_tokens for step in steps) / max(1, text_tokens)
         if share > MOST_UNKNOWN and self.collectives.world.is_main and not self.warned_of_unknown:
             self.warned_of_unknown = True
             documents = f"the documents up to step {self.state.step}"
@@ -366,13 +348,14 @@ class Trainer:
     def _reduce(self, result: StepResult) -> tuple[float, float]:
         """Loss and accuracy of the global batch."""
         (num_correct,) = self.collectives.sum([int(result.num_correct)])
-        loss = reduce_loss(self.collectives, result.losses, result.masked_tokens)
-        return loss, num_correct / max(1, result.masked_tokens)
+        masked = result.data.masked_tokens
+        loss = reduce_loss(self.collectives, result.losses, masked)
+        return loss, num_correct / max(1, masked)
 
     def _evaluate(self) -> dict[str, float]:
         if not self.evaluation_batches:
             return {}
-        self.watchdog.begin(f"the evaluation after step {self.state.step}")
+        self._begin(f"the evaluation after step {self.state.step}")
         started = time.perf_counter()
         world = self.collectives.world
         self.engine.eval()
@@ -398,7 +381,7 @@ class Trainer:
         """Collect the whole state and hand it to the writer; every process takes part."""
         if self._saved_step == self.state.step:
             return
-        self.watchdog.begin(f"collecting the state of step {self.state.step}")
+        self._begin(f"collecting the state of step {self.state.step}")
         self._saved_step, started = self.state.step, time.perf_counter()
         if self.writer is not None:
             self.writer.join()  # one copy of the state in memory at most

@@ -36,6 +36,11 @@ class Watchdog:
         if self._timeout is not None:
             faulthandler.dump_traceback_later(self._timeout + _GRACE_SECONDS, exit=True)
 
+    def rest(self) -> None:
+        """Watch nothing until something begins again."""
+        self._what = ""
+        faulthandler.cancel_dump_traceback_later()
+
     def close(self) -> None:
         """Watch no longer."""
         self._closed.set()

@@ -1,0 +1,30 @@
+"""Every `pip install` that README shows resolves; nothing is installed."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+LINES = re.findall(r"`(?:\.venv/bin/)?pip install ([^`]+)`", README.read_text())
+
+
+def test_there_are_lines_for_all_kernels():
+    text = "\n".join(LINES)
+    assert all(name in text for name in ("flash-attn-4", "flash-attn", "xformers", "wandb"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", LINES)
+def test_an_install_line_resolves(line):
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--dry-run", *shlex.split(line)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=550,
+        # Without a GPU there is no CUDA build of torch to compile against.
+        env={**os.environ, "FLASH_ATTENTION_SKIP_CUDA_BUILD": "TRUE"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
