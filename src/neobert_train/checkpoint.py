@@ -4,7 +4,10 @@ It depends neither on the number of processes nor on the ZeRO stage, and holds n
 """
 
 import math
+import os
+import re
 import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +29,7 @@ from neobert_train.files import (
     hash_file,
     parse_json,
     read_text,
+    remove,
     sync_folder,
     sync_tree,
     write_json,
@@ -108,18 +112,18 @@ def save_checkpoint(
     """
     step = checkpoint.state.step
     folder, final = run.temporary_checkpoint(step), run.checkpoint(step)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     folder.mkdir(parents=True)
     try:
         metadata = {"format": "pt", "step": str(step)}
-        save_file(checkpoint.weights, folder / WEIGHTS_FILE, metadata)
-        save_file(checkpoint.moments, folder / MOMENTS_FILE, metadata)
+        save_tensors(checkpoint.weights, folder / WEIGHTS_FILE, metadata)
+        save_tensors(checkpoint.moments, folder / MOMENTS_FILE, metadata)
         write_json(folder / STATE_FILE, _state_to_dict(checkpoint.state))
         (folder / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
         tokenizer.save(folder / TOKENIZER_FOLDER, config.model.max_length)
         write_json(folder / MANIFEST_FILE, {"step": step, "files": _describe_files(folder)})
         sync_tree(folder)
-        if final.exists():  # an earlier one of the same step that was found damaged
+        if os.path.lexists(final):  # an earlier one of the same step that was found damaged
             run.remove_checkpoint(step)
         folder.rename(final)
         sync_folder(final.parent)
@@ -127,6 +131,24 @@ def save_checkpoint(
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return final
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file with the mode of any new file; the library leaves it private.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    path.chmod(mode)
 
 
 def prune_checkpoints(run: RunDirectory, keep: CheckpointConfig, newest: int) -> None:

@@ -1,8 +1,11 @@
 """Files that are written whole or not at all, and read only where they are what they should be."""
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import stat
@@ -11,10 +14,15 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
+logger = logging.getLogger(__name__)
+
 TEMPORARY_PREFIX = ".tmp-"
 # What any JSON file of ours may have; the state of 100,000 lanes is a tenth of it.
 MOST_JSON_BYTES = 1 << 30
 _CHECKSUM, _CONTENT = "sha256", "content"
+_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+# EBADF is what NFS says of a folder.
+_UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EBADF)
 
 
 class DamagedFileError(Exception):
@@ -126,6 +134,36 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file or folder until it is closed; return False where another process has it.
+
+    A file system that knows no locks is taken for one that nobody else uses, with a warning.
+
+    Raises:
+        OSError: any other failure.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _HELD:
+            return False
+        if error.errno not in _UNSUPPORTED:
+            raise
+        logger.warning(
+            "the file system has no locks (%s): make sure that no other process writes to the same "
+            "folder", error.strerror,
+        )  # fmt: skip
+    return True
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Return whether an open file or folder is still the one at a path, and no link to it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def hash_file(path: Path) -> str:

@@ -1,7 +1,6 @@
 """The lock by which one process at a time trains in a run directory."""
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -15,12 +14,10 @@ from typing import BinaryIO
 
 from neobert_train.config.typed import Count, parse
 from neobert_train.errors import InputError
-from neobert_train.files import DamagedFileError, parse_json, read_text
+from neobert_train.files import DamagedFileError, is_at, parse_json, read_text, try_lock
 
 logger = logging.getLogger(__name__)
 
-_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
-_UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
 _SECONDS_BETWEEN_ATTEMPTS = 0.2
 _MOST_BYTES = 1 << 16
 
@@ -35,28 +32,6 @@ class Holder:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} (since {self.since})"
-
-
-def try_lock(descriptor: int) -> bool:
-    """Lock an open file or folder until it is closed; return False where another process has it.
-
-    A file system that knows no locks is taken for one that nobody else uses, with a warning.
-
-    Raises:
-        OSError: any other failure.
-    """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _HELD:
-            return False
-        if error.errno not in _UNSUPPORTED:
-            raise
-        logger.warning(
-            "the file system has no locks (%s): make sure that no other process writes to the same "
-            "folder", error.strerror,
-        )  # fmt: skip
-    return True
 
 
 def acquire_lock(path: Path, wait_seconds: float) -> BinaryIO:
@@ -78,7 +53,7 @@ def acquire_lock(path: Path, wait_seconds: float) -> BinaryIO:
     while True:
         file = _open(path)
         if try_lock(file.fileno()):
-            if _is_at(file, path):
+            if is_at(file.fileno(), path):
                 _write_holder(file)
                 return file
             file.close()  # it was removed meanwhile, and another may lock the new one
@@ -116,13 +91,6 @@ def _open(path: Path) -> BinaryIO:
 
 def _refuse(path: Path) -> InputError:
     return InputError(f"{path} is a link or no regular file, which no run makes it: remove it")
-
-
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _write_holder(file: BinaryIO) -> None:

@@ -1,6 +1,7 @@
 """An export is loaded by transformers alone and computes what was trained."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from commands.conftest import run_command
 from neobert_train.config.schema import ExportConfig
 from neobert_train.export import parity
+from neobert_train.export.hub import push_to_hub
 from neobert_train.model import load_initial_weights
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
@@ -79,7 +81,8 @@ def test_a_process_without_this_package_loads_it_and_gives_the_same_logits(
 
 def test_the_folder_holds_what_the_hub_needs(export):
     assert {path.name for path in export.iterdir()} == {
-        "README.md", "attention.py", "config.json", "configuration_neobert.py", "cpu_attention.py",
+        ".neobert_train.json", "README.md", "attention.py", "config.json",
+        "configuration_neobert.py", "cpu_attention.py",
         "cross_entropy.py", "model.safetensors", "modeling_neobert.py", "tokenizer.json",
         "tokenizer_config.json",
     }  # fmt: skip
@@ -97,16 +100,27 @@ def test_a_run_starts_from_an_export_and_from_a_run(export, finished_run):
     assert all(torch.equal(exported[name], trained[name]) for name in exported)
 
 
-def test_another_export_replaces_it_and_other_folders_are_left_alone(
-    finished_run, export, tmp_path
-):
+def test_another_export_replaces_it_and_what_else_lies_there_stays(finished_run, export):
+    (export / ".neobert_train.json").unlink()  # as an earlier version left it
     run_command("export", f"run_dir={finished_run}", "step=2")
-    card = (export / "README.md").read_text()
-    assert "in 2 steps" in card
+    assert "in 2 steps" in (export / "README.md").read_text()
+    (export / ".git").mkdir()
+    (export / ".git" / "config").write_text("of git")
+    run_command("export", f"run_dir={finished_run}", "step=3")
+    assert "in 3 steps" in (export / "README.md").read_text()
+    assert (export / ".git" / "config").read_text() == "of git"
+    shutil.rmtree(export / ".git")
+
+
+def test_a_file_in_the_way_is_named_and_nothing_is_written(finished_run, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
+    (tmp_path / "README.md").write_text("mine")
     output = run_command("export", f"run_dir={finished_run}", f"output={tmp_path}", code=2)
-    assert "is not an export" in output
-    assert (tmp_path / "thesis.tex").read_text() == "precious"
+    assert f"{tmp_path / 'README.md'} is of no export" in output
+    assert "thesis" not in output
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "thesis.tex": "precious", "README.md": "mine",
+    }  # fmt: skip
 
 
 def test_a_missing_step_names_those_there_are(finished_run):
@@ -131,6 +145,29 @@ def test_an_export_that_computes_something_else_is_not_put_in_place(
     with pytest.raises(parity.ParityError, match="differ by"):
         run(config, World())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_what_the_export_wrote_is_uploaded(export, monkeypatch):
+    """To a Hub that takes the files that `upload_folder` would send."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    class Hub:
+        def create_repo(self, repository, private, exist_ok):
+            pass
+
+        def upload_folder(self, repo_id, folder_path, allow_patterns, commit_message):
+            names = [str(p.relative_to(folder_path)) for p in folder_path.rglob("*") if p.is_file()]
+            return " ".join(sorted(filter_repo_objects(names, allow_patterns=allow_patterns)))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    (export / "private").mkdir()
+    for name in ("private/config.json", "secrets.txt"):
+        (export / name).write_text("mine")
+    uploaded = push_to_hub(export, "org/name", private=True).split()
+    assert set(uploaded) == {path.name for path in export.iterdir()} - {"private", "secrets.txt"}
+    shutil.rmtree(export / "private")
+    (export / "secrets.txt").unlink()
 
 
 def test_an_upload_that_fails_keeps_the_folder(finished_run, tmp_path):

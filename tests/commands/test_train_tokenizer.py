@@ -67,7 +67,7 @@ def test_a_folder_that_holds_something_is_left_alone(trained, tmp_path):
     assert f"{folder} exists: write output=... to choose another folder" in output
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     (tmp_path / "file").write_text("mine")
-    assert "exists" in run_command(*SPEECHES, f"output={tmp_path / 'file'}", code=2)
+    assert "is no folder" in run_command(*SPEECHES, f"output={tmp_path / 'file'}", code=2)
 
 
 def test_bad_records_end_it_without_a_folder_or_are_counted(tmp_path):

@@ -7,8 +7,6 @@ import math
 import os
 import re
 import shutil
-import signal
-import sys
 from hashlib import sha256
 
 import pytest
@@ -35,6 +33,7 @@ from neobert_train.data.streams import StreamState
 from neobert_train.errors import InputError
 from neobert_train.files import write_json
 from neobert_train.run_directory import RunDirectory
+from support.killed import run_until
 
 FILES = (
     "model.safetensors", "optimizer.safetensors", "state.json", "config.yaml",
@@ -387,28 +386,6 @@ def test_a_manifest_cannot_name_files_outside(run, name):
 def test_files_of_another_checkpoint_are_noticed(run):
     shutil.copy(run.checkpoint(1) / "model.safetensors", run.checkpoint(2) / "model.safetensors")
     assert "sha256" in find_damage(run.checkpoint(2))
-
-
-def run_until(moment, action):
-    """Call `action` in a child that is killed at its n-th access to the file system.
-
-    Returns:
-        Whether it came to that.
-    """
-    child = os.fork()
-    if child == 0:
-        accesses = itertools.count()
-
-        def kill(event, arguments):
-            if event.startswith(("open", "os.", "shutil.")) and next(accesses) == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(kill)
-        action()
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) in (0, -signal.SIGKILL)
-    return status != 0
 
 
 class SmallTokenizer:

@@ -1,6 +1,5 @@
 """Write a checkpoint as a folder that transformers loads, and push it to the Hub."""
 
-import shutil
 from pathlib import Path
 
 import transformers
@@ -20,11 +19,20 @@ from neobert_train.export.hub import push_to_hub
 from neobert_train.export.hugging_face import write_model_folder
 from neobert_train.export.model_card import render_model_card
 from neobert_train.export.parity import check_parity
+from neobert_train.files import hash_file, write_atomically
+from neobert_train.folders import owned_folder
 from neobert_train.metrics_file import find_latest, read_metrics
 from neobert_train.model import build_model, load_into
 from neobert_train.run_directory import RunDirectory
 from neobert_train.terminal import print_output
 from neobert_train.world import World
+
+# What version 0.1.0 put into an export before it kept a list.
+_UNLISTED = {
+    "README.md", "attention.py", "config.json", "configuration_neobert.py", "cpu_attention.py",
+    "cross_entropy.py", "model.safetensors", "modeling_neobert.py", "tokenizer.json",
+    "tokenizer_config.json",
+}  # fmt: skip
 
 
 def run(config: ExportConfig, world: World) -> None:
@@ -40,26 +48,18 @@ def run(config: ExportConfig, world: World) -> None:
     checkpoint = find_checkpoint(run_directory, config.step)
     if checkpoint is None:
         raise InputError(f"{run_directory.path} holds no checkpoint: check run_dir")
-    _check_output(output)
     train_config = load_train_config(checkpoint / CONFIG_FILE)
     tokenizer = load_tokenizer(str(checkpoint / TOKENIZER_FOLDER))
     state = load_state(checkpoint)
+    metrics = find_latest(read_metrics(run_directory.metrics_file), state.step)
     model = build_model(train_config, tokenizer)
     load_into(model, load_weights(checkpoint), str(checkpoint))
-
-    draft = output.with_name(f".tmp-{output.name}")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
+    with owned_folder(output, _list_unlisted(output, run_directory)) as draft:
         write_model_folder(draft, model, tokenizer)
         difference = check_parity(draft, model)
-        metrics = find_latest(read_metrics(run_directory.metrics_file), state.step)
         name = config.push_to_hub or str(output)
         card = render_model_card(name, train_config, state, tokenizer.vocab_size, metrics)
-        (draft / "README.md").write_text(card, encoding="utf-8")
-        shutil.rmtree(output, ignore_errors=True)
-        draft.rename(output)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        write_atomically(draft / "README.md", card)
     print_output(
         f"exported step {state.step} to {output} (largest difference of a logit: {difference:.1g})"
     )
@@ -67,9 +67,14 @@ def run(config: ExportConfig, world: World) -> None:
         print_output(f"uploaded to {push_to_hub(output, config.push_to_hub, config.private)}")
 
 
-def _check_output(output: Path) -> None:
-    """Replace an earlier export, and nothing else."""
-    if output.exists() and not (output / "modeling_neobert.py").is_file() and any(output.iterdir()):
-        raise InputError(
-            f"{output} exists and is not an export: write output=... to choose another folder"
-        )
+def _list_unlisted(output: Path, run_directory: RunDirectory) -> dict[str, str]:
+    """Return the sha256 by name of the files of an export that an earlier version wrote.
+
+    It kept no list of them; in the run directory, they are known by being exactly those.
+    """
+    if output != run_directory.export_folder or not output.is_dir() or output.is_symlink():
+        return {}
+    files = [path for path in output.iterdir() if path.is_file() and not path.is_symlink()]
+    if {path.name for path in output.iterdir()} != _UNLISTED or len(files) != len(_UNLISTED):
+        return {}
+    return {path.name: hash_file(path) for path in files}

@@ -1,6 +1,5 @@
 """Train a tokenizer on the documents of an experiment."""
 
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from neobert_train.data.tokenizer_training import (
     measure_tokenizer,
     train_tokenizer,
 )
-from neobert_train.errors import InputError
+from neobert_train.folders import check_new_folder, new_folder
 from neobert_train.terminal import print_message, print_output
 from neobert_train.world import World
 
@@ -33,12 +32,13 @@ def run(config: TrainTokenizerConfig, world: World) -> None:
     if not world.is_main:
         return
     output = Path(config.output).expanduser()
-    _check_output(output)
+    check_new_folder(output)
     texts = TrainingTexts(config)
     words = count_words(_show_progress(texts, config), config.algorithm, config.lowercase)
     print_message(f"learning {config.vocab_size:,} entries from {len(words):,} different words")
     tokenizer = train_tokenizer(words, config)
-    _write(tokenizer, output, config.model.max_length)
+    with new_folder(output) as draft:
+        tokenizer.save(draft, config.model.max_length)
     print_output(format_summary(config, texts, load_tokenizer(str(output))))
 
 
@@ -73,23 +73,6 @@ def format_summary(
             f"  python -m neobert_train +experiment=NAME tokenizer.path={config.output}",
         ]
     return "\n".join(lines)
-
-
-def _check_output(output: Path) -> None:
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise InputError(f"{output} exists: write output=... to choose another folder")
-
-
-def _write(tokenizer: TextTokenizer, output: Path, max_length: int) -> None:
-    """Under a temporary name first: what bears the final name is complete."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    draft = output.with_name(f".tmp-{output.name}")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
-        tokenizer.save(draft, max_length)
-        draft.rename(output)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _show_progress(texts: TrainingTexts, config: TrainTokenizerConfig) -> Iterator[str]:

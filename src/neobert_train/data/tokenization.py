@@ -136,7 +136,9 @@ class TextTokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         exported = Tokenizer.from_str(self.to_json())
         exported.post_processor = self._frame_documents()
-        exported.save(str(folder / "tokenizer.json"))
+        # Written here, so that a full disk is an OSError.
+        text = exported.to_str(pretty=True)
+        (folder / "tokenizer.json").write_text(text, encoding="utf-8")
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": max_length,

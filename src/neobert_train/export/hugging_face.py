@@ -4,9 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from neobert_train import modeling
+from neobert_train.checkpoint import save_tensors
 from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
 
@@ -29,13 +28,13 @@ def write_model_folder(folder: Path, model: NeoBERTLMHead, tokenizer: TextTokeni
     """Write what `AutoModel...from_pretrained(folder, trust_remote_code=True)` needs.
 
     Args:
-        folder: is created.
+        folder: is made where it is missing.
         model: with fp32 weights, which are written under the published names.
         tokenizer: written for `AutoTokenizer`.
     """
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    save_tensors(weights, folder / "model.safetensors", {"format": "pt"})
     config = model.config.to_diff_dict()
     config |= {"architectures": ["NeoBERTLMHead"], "auto_map": AUTO_MAP, "dtype": "float32"}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"

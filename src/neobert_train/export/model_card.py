@@ -1,7 +1,12 @@
 """README.md of an exported model: what it is, how it was trained, what was measured."""
 
+import html
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
+
+import yaml
 
 from neobert_train.accounting import compute_model_size
 from neobert_train.checkpoint import TrainingState
@@ -9,6 +14,8 @@ from neobert_train.config.data_schema import SourceKind
 from neobert_train.config.schema import TrainConfig
 from neobert_train.metrics_file import format_metric
 
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
+_MARKDOWN = re.compile(r"[\\`*|~$\[\]]")
 _METRICS = {
     "train/loss": ("training loss (nats a masked token)", ".4f"),
     "eval/masked_lm_loss": ("held-out loss (nats a masked token)", ".4f"),
@@ -35,8 +42,16 @@ def render_model_card(
     """
     size = compute_model_size(config.model, vocab_size)
     dataset = config.data.dataset if config.data.source is SourceKind.huggingface else None
-    front = ["library_name: transformers", "pipeline_tag: fill-mask", "tags: [neobert, masked-lm]"]
-    front += [f"datasets: [{dataset}]"] if dataset and "/" in dataset else []
+    front: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "fill-mask",
+        "tags": ["neobert", "masked-lm"],
+    }
+    if dataset and _REPOSITORY.fullmatch(dataset):
+        front["datasets"] = [dataset]
+    title, literal = _escape(name), json.dumps(name)
+    # Longer than any run of backticks inside.
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", literal)), default=0))
     recipe = {
         "parameters": f"{size.parameters:,}",
         "layers x width": f"{config.model.num_hidden_layers} x {config.model.hidden_size}",
@@ -61,20 +76,20 @@ def render_model_card(
     return "\n".join(
         [
             "---",
-            *front,
+            yaml.safe_dump(front, sort_keys=False).rstrip(),
             "---",
             "",
-            f"# {name}",
+            f"# {title}",
             "",
             "A [NeoBERT](https://arxiv.org/abs/2502.19587) text encoder pre-trained with "
             "neobert_train by masked-language modelling.",
             "",
-            "```python",
+            f"{fence}python",
             "from transformers import pipeline",
             "",
-            f'fill = pipeline("fill-mask", model="{name}", trust_remote_code=True)',
+            f'fill = pipeline("fill-mask", model={literal}, trust_remote_code=True)',
             'fill("The state of the union is [MASK].")',
-            "```",
+            fence,
             "",
             "## Recipe",
             "",
@@ -89,4 +104,11 @@ def render_model_card(
 
 
 def _table(rows: Mapping[str, str]) -> list[str]:
-    return ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())]
+    lines = [f"| {_escape(key)} | {_escape(value)} |" for key, value in rows.items()]
+    return ["| | |", "| --- | --- |", *lines]
+
+
+def _escape(text: str) -> str:
+    """Return text that Markdown and HTML show as it is, in one line."""
+    line = " ".join(text.split())
+    return html.escape(_MARKDOWN.sub(r"\\\g<0>", line), quote=False)

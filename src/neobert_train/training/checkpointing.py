@@ -4,8 +4,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from safetensors import SafetensorError
-
 from neobert_train.checkpoint import Checkpoint, prune_checkpoints, save_checkpoint
 from neobert_train.config.schema import TrainConfig
 from neobert_train.data.tokenization import TextTokenizer
@@ -62,7 +60,7 @@ class CheckpointWriter:
             prune_checkpoints(self._run, self._config.checkpoint, checkpoint.state.step)
             if self._on_written is not None:
                 self._on_written()
-        except (OSError, SafetensorError) as error:  # what safetensors makes of a full disk
+        except OSError as error:
             self.failure = (
                 f"the checkpoint of step {checkpoint.state.step} cannot be written: {error}"
             )

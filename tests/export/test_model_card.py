@@ -1,0 +1,63 @@
+"""The model card shows names and values as they are, whatever characters they hold."""
+
+import ast
+import re
+
+import pytest
+import yaml
+
+from neobert_train.checkpoint import TrainingState
+from neobert_train.config.data_schema import SourceKind
+from neobert_train.config.schema import TrainConfig
+from neobert_train.export.model_card import render_model_card
+
+NASTY = "runs/<script>alert('x')</script>|`a` ``` [b](javascript:c) *d* \"e\"\n# f & g"
+
+
+def render(name="org/name", dataset="org/data", **metrics):
+    config = TrainConfig()
+    config.data.source, config.data.dataset = SourceKind.huggingface, dataset
+    return render_model_card(name, config, TrainingState(3, 10, 2, {}), 100, metrics)
+
+
+def find_code(card):
+    fence, code = re.search(r"^(`{3,})python\n(.*?)\n\1$", card, re.DOTALL | re.MULTILINE).groups()
+    return code, card.replace(f"{fence}python\n{code}\n{fence}", "")
+
+
+def test_a_path_is_shown_and_loads_what_it_names():
+    code, rest = find_code(render(NASTY))
+    (call,) = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.keyword)
+               and node.arg == "model")  # fmt: skip
+    assert ast.literal_eval(call.value) == NASTY
+    assert "<script" not in rest
+    assert "\n# f" not in rest
+    title = next(line for line in rest.splitlines() if line.startswith("# "))
+    assert title == (
+        "# runs/&lt;script&gt;alert('x')&lt;/script&gt;\\|\\`a\\` \\`\\`\\` \\[b\\](javascript:c) "
+        '\\*d\\* "e" # f &amp; g'
+    )
+
+
+@pytest.mark.parametrize("dataset", [NASTY, "a/b]\ntags: [x", "../x", "https://host/x"])
+def test_a_dataset_cannot_write_front_matter_or_rows(dataset):
+    card = render(dataset=dataset)
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front == {
+        "library_name": "transformers", "pipeline_tag": "fill-mask", "tags": ["neobert", "masked-lm"],
+    }  # fmt: skip
+    rows = [line for line in card.splitlines() if line.startswith("| data |")]
+    assert len(rows) == 1
+    assert len(re.findall(r"(?<!\\)\|", rows[0])) == 3
+    assert "<script" not in rows[0]
+
+
+def test_a_dataset_of_the_hub_is_linked():
+    assert yaml.safe_load(render().split("---\n")[1])["datasets"] == ["org/data"]
+
+
+def test_a_measurement_that_was_not_finite_is_shown_as_such():
+    card = render(**{"eval/masked_lm_loss": None, "train/loss": 2.0})
+    assert "| held-out loss (nats a masked token) | not a finite number |" in card
+    assert "| training loss (nats a masked token) | 2.0000 |" in card
+    assert "Nothing was measured" in render()
