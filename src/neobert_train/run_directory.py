@@ -141,18 +141,19 @@ class RunDirectory:
         remove(doomed)
 
 
-def read_run_json(path: Path, kind: Any, fix: str) -> Any:
+def read_run_json(path: Path, kind: Any, fix: str, complete: bool = True) -> Any:
     """Read a JSON file of a run directory.
 
     Args:
         path: of the file, which `write_checked_json` wrote.
         kind: of its value, as `parse` takes it.
         fix: what a user can do about a damaged one.
+        complete: whether every field of a dataclass has to be there, also one with a default.
 
     Raises:
         InputError: it is damaged.
     """
     try:
-        return parse(kind, read_checked_json(path))
+        return parse(kind, read_checked_json(path), complete=complete)
     except (DamagedFileError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): {fix}") from error

@@ -17,6 +17,7 @@ from neobert_train.config.schema import BatchConfig, EvaluationConfig, TrainConf
 from neobert_train.data import heldout
 from neobert_train.data.admission import Admission, is_heldout
 from neobert_train.data.heldout import (
+    CorpusSample,
     build_evaluation_batches,
     compute_entropy,
     sample_corpus,
@@ -28,6 +29,7 @@ from neobert_train.data.sources.parquet import ParquetRows
 from neobert_train.data.sources.text import LineRanges, TextLayout
 from neobert_train.data.storage import StoredFile
 from neobert_train.data.tokenization import SHIPPED_TOKENIZER
+from neobert_train.errors import InputError
 
 WORDS = [
     "river",
@@ -296,3 +298,12 @@ def test_evaluation_ends_with_the_chunk_that_reaches_the_tokens_wanted(tokenizer
     batches = build_evaluation(tokenizer, documents, max_tokens=100)
     assert sum(batch.num_tokens for batch in batches) == 9 * 12
     assert build_evaluation(tokenizer, [], max_tokens=100) == []
+
+
+def test_the_file_of_an_earlier_version_is_read(tmp_path):
+    file = tmp_path / "heldout.json"
+    file.write_text('{"heldout": [[7, 8], [9]], "unigram_entropy": 6.5, "num_documents": 3}')
+    assert CorpusSample.load(file, vocab_size=10) == CorpusSample([[7, 8], [9]], 6.5, 3)
+    file.write_text('{"unigram_entropy": 6.5, "num_documents": 3}')
+    with pytest.raises(InputError, match=r"holds no documents.*remove it"):
+        CorpusSample.load(file, vocab_size=10)

@@ -74,8 +74,11 @@ class CorpusSample:
             InputError: the file is damaged.
         """
         fix = "remove it, and the run looks for held-out documents again when it continues"
-        sample: CorpusSample = read_run_json(file, cls, fix)
-        largest = max((max(ids, default=0) for ids in sample.heldout), default=0)
+        # Earlier versions did not write all fields, but always the documents.
+        sample: CorpusSample = read_run_json(file, cls, fix, complete=False)
+        if not sample.heldout:
+            raise InputError(f"{file} cannot be read (it holds no documents): {fix}")
+        largest = max(max(ids, default=0) for ids in sample.heldout)
         if largest >= vocab_size:
             raise InputError(
                 f"{file} cannot be read (it has the token {largest}, and the tokenizer {vocab_size} "
