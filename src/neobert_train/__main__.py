@@ -77,7 +77,8 @@ def run_program() -> NoReturn:
 
     gloo's threads let go of a tensor a moment after the collective it was in, and need the
     interpreter for that: one that is being closed meanwhile aborts, and the code is lost
-    (pytorch/pytorch issue 190489). So where torch was loaded the interpreter is not closed.
+    (pytorch/pytorch issue 190489). So where torch was loaded the interpreter is not closed, nor
+    after a signal to stop, when threads may still be in long calls.
     """
     protect_streams()
     raise_stop_signals()
@@ -91,7 +92,7 @@ def run_program() -> NoReturn:
     except Exception:
         sys.excepthook(*sys.exc_info())
         code = EXIT_FAILED
-    if "torch" in sys.modules and isinstance(code, int):
+    if ("torch" in sys.modules or code == EXIT_STOPPED) and isinstance(code, int):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -2,9 +2,13 @@
 
 import contextlib
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
@@ -38,6 +42,23 @@ def _raise(number: int, frame: FrameType | None) -> None:
         if signal.getsignal(other) is _raise:
             signal.signal(other, signal.SIG_DFL)
     raise StopSignal(signal.Signals(number).name)
+
+
+def call_interruptibly(function: Callable[[], Result]) -> Result:
+    """Return what a long call into a library gives, in a thread, so that signals are handled.
+
+    Python runs handlers in the main thread only, and not before a call into a library returns.
+    """
+    outcome: Future[Result] = Future()
+
+    def call() -> None:
+        try:
+            outcome.set_result(function())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return outcome.result()
 
 
 def ignore_stop_signals() -> None:

@@ -1,12 +1,15 @@
 """Faults of the machine, the real ones: full disks, lost permissions, killed processes, signals."""
 
 import ctypes
+import fcntl
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -61,6 +64,29 @@ def test_a_run_whose_output_is_lost_ends_with_its_checkpoint(tmp_path):
     os.close(writer)
     assert done.returncode == 0
     assert list_steps(tmp_path / "run")[-1] == MAX_STEPS
+
+
+def take_terminal():
+    """Make standard input the terminal of this session, as a login does, with room for a bar."""
+    os.setsid()
+    termios.tcsetwinsize(0, (24, 100))
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def test_a_terminal_that_is_closed_leaves_a_checkpoint(tmp_path):
+    terminal, child_end = pty.openpty()
+    process = subprocess.Popen(
+        [*PLAIN, *SMOKE, f"output_dir={tmp_path / 'run'}", *LONG, "data.num_workers=1"],
+        stdin=child_end, stdout=child_end, stderr=child_end, preexec_fn=take_terminal,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    os.close(child_end)
+    shown = b""
+    while shown.count(b"loss") < 3:
+        shown += os.read(terminal, 4096)
+    os.close(terminal)
+    assert process.wait(60) == 3
+    assert_ends_with_a_checkpoint(tmp_path / "run")
 
 
 # A full disk: a small file system that only the processes of the test see.

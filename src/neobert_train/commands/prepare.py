@@ -1,5 +1,6 @@
 """Tokenise once what an experiment reads, into shards that the same experiment trains from."""
 
+import contextlib
 import os
 import time
 from typing import Any
@@ -9,6 +10,7 @@ from tqdm import tqdm
 from neobert_train.config.schema import PrepareConfig
 from neobert_train.data.preparation import ShardJob, list_jobs, run_jobs, write_manifest
 from neobert_train.data.tokenization import load_tokenizer
+from neobert_train.signals import StopSignal
 from neobert_train.terminal import print_output
 from neobert_train.world import World
 
@@ -18,6 +20,7 @@ def run(config: PrepareConfig, world: World) -> None:
 
     Raises:
         InputError: a source or the tokenizer cannot be read, or a process was killed.
+        StopSignal: a signal asked to stop; shards that are complete stay.
     """
     started = time.monotonic()
     tokenizer = load_tokenizer(config.tokenizer.path)
@@ -26,14 +29,23 @@ def run(config: PrepareConfig, world: World) -> None:
     entries: dict[str, dict[str, Any]] = {}
     num_found = num_tokens = num_records = 0
     num_processes = min(config.num_processes or os.cpu_count() or 1, len(flat))
-    with tqdm(total=len(flat), unit="shard", disable=not config.logging.progress) as bar:
-        for result in run_jobs(flat, num_processes):
-            entries[result.entry["shard"]] = result.entry
-            num_found += result.found
-            num_records += result.entry["records"]
-            num_tokens += result.entry["tokens"]
-            bar.set_postfix_str(f"{num_tokens:,} tokens")
-            bar.update()
+    with (
+        contextlib.closing(run_jobs(flat, num_processes)) as results,
+        tqdm(total=len(flat), unit="shard", disable=not config.logging.progress) as bar,
+    ):
+        try:
+            for result in results:
+                entries[result.entry["shard"]] = result.entry
+                num_found += result.found
+                num_records += result.entry["records"]
+                num_tokens += result.entry["tokens"]
+                bar.set_postfix_str(f"{num_tokens:,} tokens")
+                bar.update()
+        except StopSignal as stop:
+            raise StopSignal(
+                f"{stop}: {len(entries)} of {len(flat)} shards are complete and stay; the same "
+                "command continues"
+            ) from None
     write_manifest(config.data, tokenizer, jobs, entries)
     seconds = time.monotonic() - started
     print_output(

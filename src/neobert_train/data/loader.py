@@ -4,9 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import queue
-import signal
 import threading
-import time
 import traceback
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +19,7 @@ from neobert_train.config.schema import TrainConfig
 from neobert_train.data.lanes import Lane, LaneState
 from neobert_train.data.sources import Unit
 from neobert_train.data.tokenization import load_tokenizer
+from neobert_train.data.workers import begin_worker, start_workers
 from neobert_train.errors import InputError
 
 _POLL_SECONDS = 60.0
@@ -188,10 +187,9 @@ class Worker:
     def __init__(self, readers: LaneReaders, prefetch: int) -> None:
         context = multiprocessing.get_context("spawn")  # forked tokenizer threads would deadlock
         self._receiver, sender = context.Pipe(duplex=False)
-        self.process = context.Process(
-            target=_serve, args=(readers, prefetch, sender, os.getpid()), daemon=True
-        )
-        self.process.start()
+        self.process = context.Process(target=_serve, args=(readers, prefetch, sender), daemon=True)
+        with start_workers():
+            self.process.start()
         sender.close()
 
     def iter_batches(self) -> Iterator[Batch]:
@@ -226,18 +224,14 @@ def _end(workers: Sequence[Worker], collector: _Collector | None) -> None:
         collector.join()
 
 
-def _serve(readers: LaneReaders, prefetch: int, sender: Connection, parent: int) -> None:
+def _serve(readers: LaneReaders, prefetch: int, sender: Connection) -> None:
     """The worker process: one thread reads and tokenises, this one hands over."""
-    # Launchers signal the whole process tree; the training process alone decides when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    begin_worker()
     # Locks that libraries make here then leave nothing to clean up when this process is killed.
     multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     ready: queue.Queue[Any] = queue.Queue(maxsize=prefetch)
     threading.Thread(target=_read_ahead, args=(readers, ready), daemon=True).start()
-    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
     try:
         while not isinstance(item := ready.get(), _Failure):
             sender.send(item)
@@ -259,10 +253,3 @@ def _read_ahead(readers: LaneReaders, ready: "queue.Queue[Any]") -> None:
 
 def _to_numpy(value: Any) -> Any:
     return value.numpy() if isinstance(value, torch.Tensor) else value
-
-
-def _exit_with_parent(parent: int) -> None:
-    """End this process soon after the training process is gone, whatever it is busy with."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(0)

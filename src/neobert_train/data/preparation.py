@@ -1,10 +1,9 @@
-"""Tokenises sources into the shards of `prepared.py`, in parallel, and goes on where it stopped."""
+"""Tokenises sources into the shards of `prepared.py`, in parallel, and continues where it stopped."""
 
 import itertools
 import multiprocessing
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,6 +33,7 @@ from neobert_train.data.sources import (
     list_files_of_source,
 )
 from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
+from neobert_train.data.workers import begin_worker, start_workers
 from neobert_train.errors import InputError
 from neobert_train.files import (
     DamagedFileError,
@@ -137,19 +137,23 @@ def _count_shards(unit: Unit, num_files: int) -> int:
     return max(1, round(unit.file.get_size() / _SHARD_BYTES))
 
 
-def run_jobs(jobs: Sequence[ShardJob], num_processes: int) -> Iterator[ShardResult]:
+def run_jobs(jobs: Sequence[ShardJob], num_processes: int) -> Generator[ShardResult, None, None]:
     """Write the shards that are not there yet, side by side; results come as they are ready.
 
     Raises:
         InputError: a record or file cannot be read, or a process was killed.
+        KeyboardInterrupt: a signal to stop came; shards that are being written are given up.
     """
     context = multiprocessing.get_context("spawn")  # forked tokenizer threads would deadlock
     waiting = iter(jobs)
-    with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
+    with start_workers():
+        pool = ProcessPoolExecutor(num_processes, context, begin_worker)
+    with pool:
         try:
-            running: set[Future[ShardResult]] = {
-                pool.submit(write_shard, job) for job in itertools.islice(waiting, num_processes)
-            }
+            others = multiprocessing.active_children()
+            with start_workers():
+                first = itertools.islice(waiting, num_processes)
+                running = {pool.submit(write_shard, job) for job in first}
             while running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 running |= {
@@ -160,8 +164,12 @@ def run_jobs(jobs: Sequence[ShardJob], num_processes: int) -> Iterator[ShardResu
         except BrokenProcessPool as error:
             raise InputError(
                 "a process that tokenises was killed, for example because memory ran out: write "
-                "num_processes=... for fewer of them; the same command goes on"
+                "num_processes=... for fewer of them; the same command continues"
             ) from error
+        except (KeyboardInterrupt, GeneratorExit):  # nobody waits for the shards at hand
+            for process in {*multiprocessing.active_children()} - {*others}:
+                process.kill()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -172,7 +180,6 @@ def write_shard(job: ShardJob) -> ShardResult:
     Raises:
         InputError: a bad record under the policy `stop`, or a document that cannot be encoded.
     """
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     found = _find_shard(job)
     if found is not None:
         return ShardResult(found, found=True)

@@ -41,6 +41,7 @@ from neobert_train.data.sources import (
 )
 from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.errors import InputError
+from neobert_train.signals import call_interruptibly
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +173,7 @@ def count_words(
     tokenizer = _add_pipeline(Tokenizer(models.WordLevel(unk_token=_UNKNOWN)), algorithm, lowercase)
     # This trainer does nothing but count; its counts come out with its serialised state.
     trainer = trainers.WordLevelTrainer(vocab_size=0, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    call_interruptibly(lambda: tokenizer.train_from_iterator(texts, trainer))
     words: dict[str, int] = json.loads(trainer.__getstate__())["WordLevelTrainer"]["words"]
     return words
 
@@ -352,7 +353,7 @@ _TRAINERS = {
 def _feed(tokenizer: Tokenizer, trainer: trainers.Trainer, words: Mapping[str, int]) -> Tokenizer:
     """Train on words, each as often as it occurs: a trainer takes text and no counts."""
     tokenizer.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(_END_OF_WORD)
-    tokenizer.train_from_iterator(_iter_word_runs(words), trainer)
+    call_interruptibly(lambda: tokenizer.train_from_iterator(_iter_word_runs(words), trainer))
     return tokenizer
 
 
