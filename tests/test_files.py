@@ -8,7 +8,9 @@ import pytest
 
 from neobert_train.files import (
     DamagedFileError,
+    clear_drafts,
     hash_file,
+    open_atomically,
     parse_json,
     read_checked_json,
     read_text,
@@ -92,7 +94,7 @@ def test_more_than_is_sensible_is_not_read(tmp_path):
 
 def test_writing_follows_no_link_that_lies_in_its_way(tmp_path):
     (tmp_path / "precious").write_text("kept")
-    (tmp_path / ".tmp-file").symlink_to("precious")
+    (tmp_path / f".tmp-{os.getpid()}-file").symlink_to("precious")
     write_atomically(tmp_path / "file", "new")
     assert (tmp_path / "precious").read_text() == "kept"
     assert sorted(os.listdir(tmp_path)) == ["file", "precious"]
@@ -111,3 +113,38 @@ def test_removing_a_link_leaves_what_it_leads_to(tmp_path):
 
 def test_json_of_python_is_parsed():
     assert math.isnan(parse_json("NaN"))
+
+
+def test_two_processes_that_write_a_file_each_put_a_whole_one_in_place(tmp_path):
+    file = tmp_path / "file"
+    with open_atomically(file) as ours:
+        ours.write(b"half")
+        if os.fork() == 0:
+            write_atomically(file, "theirs")
+            os._exit(0)
+        os.wait()
+        assert file.read_text() == "theirs"
+        ours.write(b" and half")
+    assert file.read_text() == "half and half"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
+    write_atomically(tmp_path / "file", "old")
+    with pytest.raises(OSError, match="full"), open_atomically(tmp_path / "file"):
+        raise OSError("full")
+    assert (tmp_path / "file").read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_killed_processes_left_of_our_files_is_cleared_and_nothing_else(tmp_path):
+    for name in (".tmp-a.json", ".tmp-12-a.json", ".tmp-b.json", ".tmp-x-a.json", "a.json"):
+        (tmp_path / name).touch()
+    (tmp_path / ".tmp-3-a.json").mkdir()
+    clear_drafts(tmp_path, [tmp_path / "a.json"])
+    assert sorted(os.listdir(tmp_path)) == [
+        ".tmp-3-a.json",
+        ".tmp-b.json",
+        ".tmp-x-a.json",
+        "a.json",
+    ]

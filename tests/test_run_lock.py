@@ -35,7 +35,7 @@ def hold(folder, seconds=60.0):
 
 def test_the_refusal_names_the_process_and_its_end_lets_the_next_in(tmp_path):
     process = hold(tmp_path)
-    words = rf"process {process.pid} on {socket.gethostname()} \(since 20.*\) is training in "
+    words = rf"process {process.pid} on {socket.gethostname()} \(since 20.*\) writes in "
     with pytest.raises(InputError, match=words):
         RunDirectory(tmp_path).claim(wait_seconds=0)
     assert json.loads((tmp_path / ".lock").read_text())["pid"] == process.pid
@@ -60,7 +60,7 @@ def test_nothing_is_made_where_there_is_no_directory(tmp_path):
     run.claim()
     assert not run.path.exists()
     run.create()
-    with pytest.raises(InputError, match="is training in"):
+    with pytest.raises(InputError, match="writes in"):
         RunDirectory(run.path).claim(wait_seconds=0)
 
 
@@ -80,7 +80,7 @@ def test_what_another_process_is_writing_is_not_cleared(tmp_path):
     run.checkpoints.mkdir()
     run.temporary_checkpoint(3).mkdir()
     process = hold(tmp_path)
-    with pytest.raises(InputError, match="is training in"):
+    with pytest.raises(InputError, match="writes in"):
         RunDirectory(tmp_path).claim(wait_seconds=0)
     assert run.temporary_checkpoint(3).is_dir()
     process.kill()
@@ -110,7 +110,7 @@ def test_a_lock_that_is_no_regular_file_is_named_and_nothing_happens_to_it(tmp_p
 def test_a_holder_that_did_not_write_itself_down_is_another_process(tmp_path, content):
     process = hold(tmp_path)
     (tmp_path / ".lock").write_text(content)
-    with pytest.raises(InputError, match="another process is training in"):
+    with pytest.raises(InputError, match="another process writes in"):
         RunDirectory(tmp_path).claim(wait_seconds=0)
     process.kill()
     process.communicate()
@@ -133,7 +133,7 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog,
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES])
 def test_a_lock_that_is_held_is_refused_whatever_the_system_calls_it(tmp_path, monkeypatch, number):
     monkeypatch.setattr(fcntl, "flock", fail_with(number))
-    with pytest.raises(InputError, match="is training in"):
+    with pytest.raises(InputError, match="writes in"):
         RunDirectory(tmp_path).claim(wait_seconds=0)
 
 

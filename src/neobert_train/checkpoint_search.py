@@ -18,6 +18,7 @@ from neobert_train.checkpoint import (
     TrainingState,
     read_state,
 )
+from neobert_train.config.derived import compute_num_lanes
 from neobert_train.config.saved import load_train_config
 from neobert_train.config.typed import Count, parse
 from neobert_train.errors import InputError
@@ -112,7 +113,11 @@ def find_damage(folder: Path) -> str | None:
         for name, entry in manifest.files.items():
             _check_file(folder / name, name, entry)
         state = _read_sound_state(folder, manifest.step)
-        load_train_config(folder / CONFIG_FILE)
+        num_lanes = compute_num_lanes(load_train_config(folder / CONFIG_FILE))
+        if len(state.lanes) != num_lanes:
+            return (
+                f"{STATE_FILE} has {len(state.lanes)} lanes, and {CONFIG_FILE} asks for {num_lanes}"
+            )
         _check_tensors(folder, state)
     except (_DamagedError, InputError) as error:
         return str(error)

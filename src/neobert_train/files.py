@@ -7,9 +7,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -118,14 +119,28 @@ def write_atomically(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that takes its place, synced, when the block ends without an error."""
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
+    # Of this process only: another may be writing the same file.
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
     remove(temporary)  # left by a killed process, or a link that leads elsewhere
-    with open(temporary, "xb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
+
+
+def clear_drafts(folder: Path, files: Iterable[Path]) -> None:
+    """Remove what `open_atomically` left beside files when its process was killed."""
+    names = "|".join(re.escape(file.name) for file in files)
+    draft = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}([0-9]+-)?({names})")
+    for path in folder.iterdir():
+        if draft.fullmatch(path.name) and not path.is_dir():
+            path.unlink()
 
 
 def remove(path: Path) -> None:

@@ -8,7 +8,13 @@ from typing import Any, BinaryIO
 
 from neobert_train.config.typed import parse
 from neobert_train.errors import InputError
-from neobert_train.files import TEMPORARY_PREFIX, DamagedFileError, read_checked_json, remove
+from neobert_train.files import (
+    TEMPORARY_PREFIX,
+    DamagedFileError,
+    clear_drafts,
+    read_checked_json,
+    remove,
+)
 from neobert_train.run_lock import acquire_lock
 
 # For processes of the start before that still write their last checkpoint.
@@ -44,6 +50,14 @@ class RunDirectory:
         self.environment_file = self.path / "environment.json"
         self.heldout_file = self.path / "heldout.json"
         self.sources_file = self.path / "sources.json"
+        self._files = (
+            self.config_file,
+            self.metrics_file,
+            self.report_file,
+            self.environment_file,
+            self.heldout_file,
+            self.sources_file,
+        )
         self.export_folder = self.path / "export"
         self.checkpoints = self.path / "checkpoints"
         self.anomalies = self.path / "anomalies"
@@ -65,7 +79,7 @@ class RunDirectory:
         if self._was_missing or self._lock is not None:
             return
         try:
-            self._lock = acquire_lock(self.path / ".lock", wait_seconds)
+            self._lock = acquire_lock(self.path / ".lock", wait_seconds, "output_dir")
         except OSError as error:
             raise self.explain(error) from error
 
@@ -92,6 +106,7 @@ class RunDirectory:
                 )
             for leftover in self.checkpoints.glob(f"{TEMPORARY_PREFIX}*"):
                 remove(leftover)
+            clear_drafts(self.path, self._files)
         except OSError as error:
             raise self.explain(error) from error
 

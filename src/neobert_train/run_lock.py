@@ -1,4 +1,4 @@
-"""The lock by which one process at a time trains in a run directory."""
+"""The lock by which one process at a time writes a run directory, or a folder of token shards."""
 
 import errno
 import json
@@ -34,12 +34,13 @@ class Holder:
         return f"process {self.pid} on {self.host} (since {self.since})"
 
 
-def acquire_lock(path: Path, wait_seconds: float) -> BinaryIO:
+def acquire_lock(path: Path, wait_seconds: float, setting: str) -> BinaryIO:
     """Lock a file, made if it is missing, and write down in it who has the lock.
 
     Args:
         path: of the file; its content is kept until the lock is held.
         wait_seconds: how long to wait for a process that has it.
+        setting: by which a user chooses another folder.
 
     Returns:
         The open file, which holds the lock until it is closed or the process ends.
@@ -62,13 +63,13 @@ def acquire_lock(path: Path, wait_seconds: float) -> BinaryIO:
         holder = _describe_holder(path)
         if time.monotonic() >= deadline:
             raise InputError(
-                f"{holder} is training in {path.parent}: stop it, or write output_dir=... to choose "
-                f"another run directory"
+                f"{holder} writes in {path.parent}: stop it, or write {setting}=... to choose another "
+                f"folder"
             )
         if not is_told:
             is_told = True
             logger.warning(
-                "waiting up to %.0f seconds for %s, which still uses %s",
+                "waiting up to %.0f seconds for %s, which still writes in %s",
                 wait_seconds, holder, path.parent,
             )  # fmt: skip
         time.sleep(_SECONDS_BETWEEN_ATTEMPTS)

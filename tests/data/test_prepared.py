@@ -24,7 +24,13 @@ from neobert_train.config.store import compose_config, to_typed
 from neobert_train.data import preparation
 from neobert_train.data.corpus import open_corpus
 from neobert_train.data.lanes import Lane, LaneState
-from neobert_train.data.preparation import list_jobs, run_jobs, write_manifest, write_shard
+from neobert_train.data.preparation import (
+    claim_folder,
+    list_jobs,
+    run_jobs,
+    write_manifest,
+    write_shard,
+)
 from neobert_train.data.prepared import RECORD, PreparedShard
 from neobert_train.data.tokenization import load_tokenizer
 from neobert_train.errors import InputError
@@ -337,3 +343,23 @@ def test_killed_while_it_prepares_it_goes_on_and_gives_the_same(corpus, tmp_path
     raw = read_batches(config, 0, 5)
     config.data.prepared_dir = f"{tmp_path}/prepared"
     assert_same(read_batches(config, 0, 5), raw)
+
+
+def test_one_process_at_a_time_prepares_into_a_folder(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "_LOCK_WAIT_SECONDS", 0.0)
+    config, folder = make_config(corpus, f"data.prepared_dir={tmp_path / 'new'}"), tmp_path / "new"
+    tokenizer = load_tokenizer(config.tokenizer.path)
+    listed = list_jobs(config.data, config.tokenizer.path, tokenizer)
+    jobs = [job for files in listed.values() for file in files for job in file]
+    lock = claim_folder(folder, jobs)
+    with pytest.raises(InputError, match=r"writes in .*: stop it, or write data.prepared_dir="):
+        claim_folder(folder, jobs)
+    lock.close()
+    source = Path(jobs[0].folder)
+    source.mkdir()
+    for name in (f".tmp-7-{jobs[0].name}.tokens.npy", f"{jobs[0].name}.json", ".tmp-mine"):
+        (source / name).touch()
+    (folder / ".tmp-7-manifest.json").touch()
+    claim_folder(folder, jobs).close()
+    left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert left == {".lock", f"{source.name}/{jobs[0].name}.json", f"{source.name}/.tmp-mine"}

@@ -80,8 +80,11 @@ def make(step):
     moments = {f"{m}.{n}": torch.rand_like(w) for m in ("exp_avg", "exp_avg_sq")
                for n, w in weights.items()}  # fmt: skip
     stream = StreamState(Position(WindowStart(1, 2, 3, ((2, 5),)), 4), 1, 3, (0, 2), tokens=9)
-    states = (LaneState(step, (0.5,), (), {"corpus": s}) for s in (stream, StreamState()))
-    lanes = {1 - number: state.to_dict() for number, state in enumerate(states)}
+    streams = [StreamState() for _ in range(6)] + [stream, StreamState()]
+    lanes = {
+        7 - number: LaneState(step, (0.5,), (), {"corpus": stream}).to_dict()
+        for number, stream in enumerate(streams)
+    }
     return Checkpoint(TrainingState(step, 2**53 + 1, 2**40, lanes, updates=1), weights, moments)
 
 
@@ -282,6 +285,14 @@ def test_numbers_that_cannot_be_trained_on_are_named(run, forgery, caplog):
     assert re.search(f"{name}.safetensors .*{words}", caplog.text)
 
 
+def test_fewer_lanes_than_the_settings_ask_for_are_noticed(run, caplog):
+    state = json.loads((run.checkpoint(2) / "state.json").read_text())
+    del state["lanes"]["7"]
+    forge(run.checkpoint(2), "state.json", json.dumps(state).encode())
+    assert find_checkpoint(run) == run.checkpoint(1)
+    assert "state.json has 7 lanes, and config.yaml asks for 8" in caplog.text
+
+
 def test_a_file_that_is_no_safetensors_is_named(run, caplog):
     forge(run.checkpoint(2), "model.safetensors", b"\x08\0\0\0\0\0\0\0{}      ")
     (run.checkpoint(1) / "model.safetensors").write_bytes(b"")
@@ -301,8 +312,9 @@ def test_a_checkpoint_that_a_run_removes_while_it_is_looked_at_is_not_damaged(ru
             run.checkpoint(2).rename(run.checkpoint(3))
             manifest = (run.checkpoint(3) / "manifest.json").read_text()
             state = json.loads((run.checkpoint(3) / "state.json").read_text())
-            state["step"] = state["lanes"]["0"]["num_batches"] = 3
-            state["lanes"]["1"]["num_batches"] = 3
+            state["step"] = 3
+            for lane in state["lanes"].values():
+                lane["num_batches"] = 3
             (run.checkpoint(3) / "manifest.json").write_text(
                 manifest.replace('"step": 2', '"step": 3')
             )

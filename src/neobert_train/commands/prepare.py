@@ -3,12 +3,19 @@
 import contextlib
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from neobert_train.config.schema import PrepareConfig
-from neobert_train.data.preparation import ShardJob, list_jobs, run_jobs, write_manifest
+from neobert_train.data.preparation import (
+    ShardJob,
+    claim_folder,
+    list_jobs,
+    run_jobs,
+    write_manifest,
+)
 from neobert_train.data.tokenization import load_tokenizer
 from neobert_train.signals import StopSignal
 from neobert_train.terminal import print_output
@@ -19,7 +26,8 @@ def run(config: PrepareConfig, world: World) -> None:
     """Write the shards that are not in `data.prepared_dir` yet, and its manifest.
 
     Raises:
-        InputError: a source or the tokenizer cannot be read, or a process was killed.
+        InputError: a source or the tokenizer cannot be read, a process was killed, or another one
+            prepares into the same folder.
         StopSignal: a signal asked to stop; shards that are complete stay.
     """
     started = time.monotonic()
@@ -28,6 +36,7 @@ def run(config: PrepareConfig, world: World) -> None:
     flat: list[ShardJob] = [job for files in jobs.values() for file in files for job in file]
     entries: dict[str, dict[str, Any]] = {}
     num_found = num_tokens = num_records = 0
+    lock = claim_folder(Path(str(config.data.prepared_dir)), flat)
     num_processes = min(config.num_processes or os.cpu_count() or 1, len(flat))
     with (
         contextlib.closing(run_jobs(flat, num_processes)) as results,
@@ -47,6 +56,7 @@ def run(config: PrepareConfig, world: World) -> None:
                 "command continues"
             ) from None
     write_manifest(config.data, tokenizer, jobs, entries)
+    lock.close()
     seconds = time.monotonic() - started
     print_output(
         f"{config.data.prepared_dir}: {num_records:,} records, {num_tokens:,} tokens in "

@@ -8,7 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -37,17 +37,21 @@ from neobert_train.data.workers import begin_worker, start_workers
 from neobert_train.errors import InputError
 from neobert_train.files import (
     DamagedFileError,
+    clear_drafts,
     hash_file,
     open_atomically,
     parse_json,
     read_text,
     write_json,
 )
+from neobert_train.run_lock import acquire_lock
 from neobert_train.urls import show_value
 
 _GROUP_RECORDS = 64
 # Of a source file; about a minute of one core, so that little is lost when it is stopped.
 _SHARD_BYTES = 64 << 20
+_SUFFIXES = ("records.npy", "tokens.npy", "json")
+_LOCK_WAIT_SECONDS = 10.0
 _MANY_FILES = 1000  # so many are work enough for any number of processes
 
 
@@ -135,6 +139,36 @@ def _count_shards(unit: Unit, num_files: int) -> int:
     if takes_turns or num_files >= _MANY_FILES:
         return 1
     return max(1, round(unit.file.get_size() / _SHARD_BYTES))
+
+
+def claim_folder(folder: Path, jobs: Sequence[ShardJob]) -> BinaryIO:
+    """Keep other processes from preparing into a folder, and clear what killed ones left.
+
+    Args:
+        folder: is made where it is missing.
+        jobs: what is to be written into it.
+
+    Returns:
+        The open lock file; others are kept out until it is closed or this process ends.
+
+    Raises:
+        InputError: another process prepares into it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = acquire_lock(folder / ".lock", _LOCK_WAIT_SECONDS, "data.prepared_dir")
+        files = [
+            job.shard.with_name(f"{job.name}.{suffix}") for job in jobs for suffix in _SUFFIXES
+        ]
+        for source in {Path(job.folder) for job in jobs if Path(job.folder).is_dir()}:
+            clear_drafts(source, files)
+        clear_drafts(folder, [folder / MANIFEST])
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror}): make room or fix its permissions, or write "
+            f"data.prepared_dir=... to choose another folder"
+        ) from error
+    return lock
 
 
 def run_jobs(jobs: Sequence[ShardJob], num_processes: int) -> Generator[ShardResult, None, None]:

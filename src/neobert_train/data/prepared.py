@@ -24,6 +24,7 @@ import numpy as np
 
 from neobert_train.config.data_schema import DataConfig, SourceConfig
 from neobert_train.config.derived import resolve_sources
+from neobert_train.config.typed import parse
 from neobert_train.data.sources import (
     BadRecord,
     Division,
@@ -33,6 +34,7 @@ from neobert_train.data.sources import (
 )
 from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.errors import InputError
+from neobert_train.files import DamagedFileError, parse_json, read_text
 from neobert_train.urls import hide_in_values
 
 VERSION = 1
@@ -244,15 +246,13 @@ def open_prepared(
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict):
-            raise ValueError(f"it holds a {type(manifest).__name__}")
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{folder} holds no {MANIFEST}: run `prepare` with the same settings first; what it has "
-            f"done already is not done again"
-        ) from error
-    except (OSError, ValueError) as error:
+        if not path.exists():
+            raise InputError(
+                f"{folder} holds no {MANIFEST}: run `prepare` with the same settings first; what it has "
+                f"done already is not done again"
+            )
+        manifest: dict[str, Any] = parse(dict[str, Any], parse_json(read_text(path)))
+    except (DamagedFileError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): run `prepare` again") from error
     if manifest.get("version") != VERSION:
         raise InputError(
