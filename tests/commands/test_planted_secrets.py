@@ -1,6 +1,7 @@
 """Credentials in settings and in the environment: in nothing that a run writes or prints."""
 
 import shutil
+import subprocess
 
 import pytest
 
@@ -33,10 +34,23 @@ def find_written(folder):
     return [path for path in files if PLANTED.encode() in path.read_bytes()]
 
 
+def clone_with_credentials(folder):
+    """A git checkout whose remote has a user and a password, from which runs are started."""
+    url = "https://planted-user:planted-password@host/repository.git"
+    for arguments in (["init", "-q", folder], ["-C", folder, "remote", "add", "origin", url]):
+        subprocess.run(["git", *arguments], check=True)
+    identity = ["-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run(
+        ["git", "-C", folder, *identity, "commit", "-qm", "c", "--allow-empty"], check=True
+    )
+    return folder
+
+
 def test_a_run_from_signed_urls_keeps_them_to_itself_and_goes_on_with_new_ones(server, tmp_path):
     arguments = [
         "+experiment=smoke", "data=files", "data.column=content", f"output_dir={tmp_path / 'run'}",
         "data.num_workers=0", "evaluation.max_tokens=2000", "checkpoint.save_every_steps=1",
+        "logging.wandb=offline",
     ]  # fmt: skip
     environment = {
         "HF_TOKEN": "hf_planted-env", "AWS_SECRET_ACCESS_KEY": "planted-env",
@@ -44,16 +58,19 @@ def test_a_run_from_signed_urls_keeps_them_to_itself_and_goes_on_with_new_ones(s
     }  # fmt: skip
     output = run_command(
         *arguments, f"data.paths=['{sign(server, 'planted-signature')}']", "trainer.max_steps=2",
-        **environment,
+        cwd=clone_with_credentials(tmp_path / "clone"), **environment,
     )  # fmt: skip
     assert any("planted-signature" in request.query for request in server.requests)
     output += run_command(
         *arguments, f"data.paths=['{sign(server, 'planted-signature-of-tomorrow')}']",
-        "trainer.max_steps=3", **environment,
+        "trainer.max_steps=3", cwd=tmp_path / "clone", **environment,
     )  # fmt: skip
     assert "Done: 3 steps" in output
     output += run_command("export", f"run_dir={tmp_path / 'run'}", **environment)
-    assert find_written(tmp_path) == []
+    assert find_written(tmp_path / "run") == []
+    for file in (tmp_path / "run").glob("wandb/offline-run-*/*.wandb"):
+        assert b"train/loss" in file.read_bytes()
+        assert b"trainer.max_steps=" not in file.read_bytes()  # nothing of the command line
     assert PLANTED not in output
     assert "texts.parquet" in (tmp_path / "run" / "config.yaml").read_text()
 

@@ -16,6 +16,11 @@ from neobert_train.metrics_file import read_metrics
 logger = logging.getLogger(__name__)
 
 _WANDB_TIMEOUT_SECONDS = 30
+# What W&B records by itself may hold secrets: the command line, the remote of a git checkout, the
+# code, and whatever libraries print.
+_WANDB_RECORDS = {
+    "x_disable_meta": True, "disable_git": True, "disable_code": True, "console": "off",
+}  # fmt: skip
 
 
 class MetricsLog:
@@ -116,5 +121,5 @@ def _init_wandb(wandb: Any, config: TrainConfig, folder: Path, begun: str, mode:
         dir=str(folder),
         mode=mode,
         config=yaml.safe_load(dump_config(config)),
-        settings=wandb.Settings(init_timeout=_WANDB_TIMEOUT_SECONDS),
+        settings=wandb.Settings(init_timeout=_WANDB_TIMEOUT_SECONDS, **_WANDB_RECORDS),
     )
