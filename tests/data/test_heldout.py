@@ -307,3 +307,15 @@ def test_the_file_of_an_earlier_version_is_read(tmp_path):
     file.write_text('{"unigram_entropy": 6.5, "num_documents": 3}')
     with pytest.raises(InputError, match=r"holds no documents.*remove it"):
         CorpusSample.load(file, vocab_size=10)
+
+
+def test_of_a_very_long_document_no_more_is_kept_than_is_evaluated_on(
+    tokenizer, tmp_path, make_config, monkeypatch
+):
+    monkeypatch.setattr(heldout, "_MOST_KEPT_TOKENS", 100)
+    units = {"corpus": write_units(tmp_path / "a.jsonl", [make_text(n, 5000) for n in range(4)])}
+    config = make_config("data.heldout_fraction=0.999999", "evaluation.max_tokens=2000")
+    kept = sample_corpus(config, units, tokenizer).heldout
+    assert [len(ids) for ids in kept] == [2000 + config.batch.context_length]
+    whole = tokenizer.encode([make_text(n, 5000) for n in range(4)])
+    assert [ids for ids in whole if ids.tolist()[: len(kept[0])] == kept[0]]

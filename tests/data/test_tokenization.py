@@ -55,7 +55,7 @@ def build_word_tokenizer(words: list[str], first_word_id: int = 5, specials=ROLE
 def test_ids_equal_those_of_transformers_on_speeches(tokenizer, reference, speeches):
     ours = tokenizer.encode(speeches)
     assert [ids.tolist() for ids in ours] == encode_with(reference, speeches)
-    assert all(ids.dtype == np.int64 for ids in ours)
+    assert all(ids.dtype == np.int32 for ids in ours)
 
 
 @settings(deadline=None, max_examples=150)

@@ -1,5 +1,6 @@
 """Tokenizers learnt from texts: what they hold, lose and give back, and that they come out alike."""
 
+import functools
 import json
 import unicodedata
 from collections import Counter
@@ -13,6 +14,7 @@ from neobert_train.config.schema import TokenizerAlgorithm, TrainTokenizerConfig
 from neobert_train.config.store import compose_config, to_typed
 from neobert_train.data import tokenizer_training
 from neobert_train.data.admission import is_heldout
+from neobert_train.data.long_texts import split_text
 from neobert_train.data.sources import Record
 from neobert_train.data.tokenization import SpecialTokens, TextTokenizer, load_tokenizer
 from neobert_train.data.tokenizer_training import (
@@ -361,3 +363,11 @@ def test_words_are_cut_in_front_of_no_combining_mark():
 def test_words_that_wordpiece_takes_leave_the_steps_of_bert_as_they_are():
     tokenizer = learn(["x" * 100 + " a word"] * 3, "wordpiece", "vocab_size=100")
     assert json.loads(tokenizer.to_json())["pre_tokenizer"] == {"type": "BertPreTokenizer"}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_words_of_long_documents_are_counted_piece_by_piece(speeches, algorithm, monkeypatch):
+    words = count_words(speeches[:3], TokenizerAlgorithm(algorithm), False)
+    short_pieces = functools.partial(split_text, most_characters=2000)
+    monkeypatch.setattr(tokenizer_training, "split_text", short_pieces)
+    assert count_words(speeches[:3], TokenizerAlgorithm(algorithm), False) == words

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from neobert_train.data.sources import Record, TokenizedRecord, Unit
+from neobert_train.data.sources import AnyRecord, Record, TokenizedRecord, Unit
 from neobert_train.data.tokenization import EncodingError, TextTokenizer
 from neobert_train.errors import InputError
 
@@ -30,6 +30,11 @@ def encode_documents(
         place = texts[error.index][1]
         raise InputError(f"{name_document(*documents[place])}: {error}") from error
     return [r.ids if isinstance(r, TokenizedRecord) else next(encoded) for r, _ in documents]
+
+
+def count_characters(record: AnyRecord) -> int:
+    """Return the characters that have to be tokenised of a record."""
+    return len(record.text) if isinstance(record, Record) else 0
 
 
 def name_document(document: Document, unit: Unit) -> str:

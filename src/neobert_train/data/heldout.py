@@ -1,6 +1,5 @@
 """The documents that a run is evaluated on: looked for once, and the same at every evaluation."""
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,8 @@ from neobert_train.config.schema import TrainConfig
 from neobert_train.config.typed import Count
 from neobert_train.data.admission import Admission, Kind, build_admission
 from neobert_train.data.collate import collate
-from neobert_train.data.encoding import Document, encode_documents
+from neobert_train.data.encoding import Document, count_characters, encode_documents
+from neobert_train.data.groups import iter_groups
 from neobert_train.data.masking import build_masking
 from neobert_train.data.packing import pack_all
 from neobert_train.data.randomness import keyed_generator
@@ -27,9 +27,12 @@ from neobert_train.errors import InputError
 from neobert_train.files import write_checked_json
 from neobert_train.run_directory import read_run_json
 
-_GROUP_DOCUMENTS = 64
+# What was looked at is looked at by whole groups: so large that texts of books end none.
+_GROUP_CHARACTERS = 1 << 26
 # Enough text for a stable estimate of how often each token occurs.
 _MOST_COUNTED_TOKENS = 2_000_000
+# Of one document, which may be a file of many megabytes; `evaluate` takes a million in all.
+_MOST_KEPT_TOKENS = 2_000_000
 
 
 @dataclass
@@ -112,7 +115,11 @@ def sample_corpus(
             math.ceil(share * config.evaluation.max_tokens),
             math.ceil(share * config.evaluation.scan_documents),
         )
-        new = [ids for ids in found.heldout if ids.tobytes() not in known]
+        most_tokens = max(
+            _MOST_KEPT_TOKENS, config.evaluation.max_tokens + config.batch.context_length
+        )
+        heads = [ids[:most_tokens] for ids in found.heldout]
+        new = [ids for ids in heads if ids.tobytes() not in known]
         known.update(ids.tobytes() for ids in new)
         sample.heldout += [ids.tolist() for ids in new]
         sample.num_documents += found.num_documents
@@ -127,7 +134,7 @@ class SourceSample:
     """What a look through one source found.
 
     Attributes:
-        heldout: [num_tokens] int64 each, the held-out documents.
+        heldout: [num_tokens] integers each, the held-out documents.
         counts: [vocab_size] int64, how often each token occurred.
         num_documents: documents looked through.
     """
@@ -163,8 +170,7 @@ def sample_source(
         counting = num_counted < _MOST_COUNTED_TOKENS
         wanted = [entry for entry in group if counting or entry[2] is Kind.heldout]
         encoded = encode_documents(tokenizer, [(record, unit) for record, unit, _ in wanted])
-        for (_, _, kind), found in zip(wanted, encoded, strict=True):
-            ids = np.asarray(found, np.int64)
+        for (_, _, kind), ids in zip(wanted, encoded, strict=True):
             if admission.classify_tokens(len(ids)) is not Kind.document:
                 continue
             if counting:
@@ -192,8 +198,7 @@ def _iter_groups(
         if not isinstance(record, BadRecord)
         and (kind := admission.classify(record)) in (Kind.document, Kind.heldout)
     )
-    while group := list(itertools.islice(wanted, _GROUP_DOCUMENTS)):
-        yield group
+    return iter_groups(wanted, lambda entry: count_characters(entry[0]), _GROUP_CHARACTERS)
 
 
 def compute_entropy(frequencies: np.ndarray) -> float:
@@ -232,7 +237,7 @@ def build_evaluation_batches(
     chunks: list[np.ndarray] = []
     num_tokens = 0
     for ids in documents:
-        for chunk in split_document(np.asarray(ids, dtype=np.int64), context_length):
+        for chunk in split_document(np.asarray(ids), context_length):
             if num_tokens < max_tokens:
                 chunks.append(chunk)
                 num_tokens += len(chunk) + 2

@@ -16,7 +16,8 @@ from neobert_train.config.data_schema import BadRecordPolicy, DataConfig
 from neobert_train.config.derived import resolve_sources
 from neobert_train.config.typed import Count, parse
 from neobert_train.data.admission import compute_heldout_key
-from neobert_train.data.encoding import encode_documents
+from neobert_train.data.encoding import count_characters, encode_documents
+from neobert_train.data.groups import iter_groups
 from neobert_train.data.prepared import (
     BAD,
     BLANK,
@@ -47,7 +48,6 @@ from neobert_train.files import (
 from neobert_train.run_lock import acquire_lock
 from neobert_train.urls import show_value
 
-_GROUP_RECORDS = 64
 # Of a source file; about a minute of one core, so that little is lost when it is stopped.
 _SHARD_BYTES = 64 << 20
 _SUFFIXES = ("records.npy", "tokens.npy", "json")
@@ -223,7 +223,7 @@ def write_shard(job: ShardJob) -> ShardResult:
     tokens: list[np.ndarray] = []
     end = 0
     records = job.unit.iter_records(0)
-    while group := list(itertools.islice(records, _GROUP_RECORDS)):
+    for group in iter_groups(records, count_characters):
         documents = [(record, job.unit) for record in group if isinstance(record, Record)]
         encoded = iter(encode_documents(tokenizer, documents))
         for record in group:

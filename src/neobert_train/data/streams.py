@@ -10,14 +10,12 @@ from neobert_train.config.data_schema import BadRecordPolicy
 from neobert_train.config.typed import Count
 from neobert_train.data.admission import Admission, Kind
 from neobert_train.data.documents import LaneOrder, Position, iter_lane_records
-from neobert_train.data.encoding import encode_documents
-from neobert_train.data.sources import AnyRecord, BadRecord, Record, TokenizedRecord
+from neobert_train.data.encoding import count_characters, encode_documents
+from neobert_train.data.groups import iter_groups
+from neobert_train.data.sources import BadRecord, Record, TokenizedRecord
 from neobert_train.data.tokenization import TextTokenizer, split_document
 from neobert_train.errors import InputError
 
-# Documents tokenised in one call, which amortises its overhead, within bounded memory.
-_GROUP_RECORDS = 64
-_GROUP_CHARACTERS = 1 << 20
 # Epochs with records in a row that may have nothing to train on for a lane.
 _MOST_BARREN_EPOCHS = 100
 
@@ -223,7 +221,9 @@ class SourceStream:
     ) -> Iterator[tuple[Any, int, Position, np.ndarray, Kind]]:
         """Every record with its ids and what it counts as."""
         admission, nothing = self._admission, np.empty(0, dtype=np.int64)
-        for group in _iter_groups(iter_lane_records(self._order, start)):
+        records = iter_lane_records(self._order, start)
+        # The first groups are small, so that a lane starts quickly.
+        for group in iter_groups(records, lambda place: count_characters(place[0]), first=1):
             kinds = [admission.classify(record) for record, _, _ in group]
             documents = [
                 (record, self._order.units[unit])
@@ -257,27 +257,3 @@ _ONE_OF: dict[Kind, Counts] = {
 def _add(one: Sequence[int], other: Sequence[int]) -> Counts:
     documents, empty, bad, filtered = (a + b for a, b in zip(one, other, strict=True))
     return documents, empty, bad, filtered
-
-
-_Place = tuple[AnyRecord, int, Position]
-
-
-def _iter_groups(records: Iterator[_Place]) -> Iterator[list[_Place]]:
-    """Records in groups that grow, so that a lane starts quickly; an error comes after the records
-    before it.
-    """
-    group: list[_Place] = []
-    characters, size = 0, 1
-    try:
-        for place in records:
-            group.append(place)
-            if isinstance(place[0], Record):
-                characters += len(place[0].text)
-            if len(group) >= size or characters >= _GROUP_CHARACTERS:
-                yield group
-                group, characters = [], 0
-                size = min(2 * size, _GROUP_RECORDS)
-    except (InputError, OSError):
-        yield group
-        raise
-    yield group

@@ -14,6 +14,8 @@ import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
+from neobert_train.data.groups import iter_groups
+from neobert_train.data.long_texts import split_text
 from neobert_train.errors import InputError
 from neobert_train.world import World
 
@@ -88,7 +90,9 @@ class TextTokenizer:
         self.vocab_size = max(self.get_vocabulary().values()) + 1
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the ids of each text without special tokens, [num_tokens] int64.
+        """Return the ids of each text without special tokens, [num_tokens] int32.
+
+        Long texts are tokenised in pieces, so that memory stays near that of texts and ids.
 
         Raises:
             EncodingError: one of the texts cannot be encoded.
@@ -101,8 +105,21 @@ class TextTokenizer:
             raise self._find_failure(texts) from error
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+        ids: list[list[np.ndarray]] = [[] for _ in texts]
+        pieces = (
+            (index, piece)
+            for index, text in enumerate(texts)
+            for piece in split_text(text, self._tokenize)
+        )
+        for group in iter_groups(pieces, lambda piece: len(piece[1])):
+            batch = [piece for _, piece in group]
+            encodings = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            for (index, _), encoding in zip(group, encodings, strict=True):
+                ids[index].append(np.array(encoding.ids, dtype=np.int32))
+        return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in ids]
+
+    def _tokenize(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _find_failure(self, texts: Sequence[str]) -> EncodingError:
         """Return what is wrong with the first text that fails by itself; a batch fails as a whole."""

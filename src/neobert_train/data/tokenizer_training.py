@@ -29,6 +29,7 @@ from neobert_train.config.data_schema import BadRecordPolicy
 from neobert_train.config.derived import compute_num_lanes, resolve_sources
 from neobert_train.config.schema import TokenizerAlgorithm, TrainTokenizerConfig
 from neobert_train.data.admission import is_heldout
+from neobert_train.data.long_texts import split_text
 from neobert_train.data.prepared import fingerprint_source
 from neobert_train.data.randomness import keyed_generator
 from neobert_train.data.sources import (
@@ -169,11 +170,21 @@ class _Sample:
 def count_words(
     texts: Iterable[str], algorithm: TokenizerAlgorithm, lowercase: bool
 ) -> dict[str, int]:
-    """How often each word occurs; words as `algorithm` cuts them from normalised text."""
-    tokenizer = _add_pipeline(Tokenizer(models.WordLevel(unk_token=_UNKNOWN)), algorithm, lowercase)
+    """Return how often each word occurs; words as `algorithm` cuts them from normalised text."""
+    # A tokenizer is locked while it takes texts from an iterator, so another one cuts them.
+    tokenizer, cutter = (
+        _add_pipeline(Tokenizer(models.WordLevel(unk_token=_UNKNOWN)), algorithm, lowercase)
+        for _ in range(2)
+    )
+
+    def list_words(text: str) -> list[str]:
+        words = cutter.pre_tokenizer.pre_tokenize_str(cutter.normalizer.normalize_str(text))
+        return [word for word, _ in words]
+
+    pieces = (piece for text in texts for piece in split_text(text, list_words))
     # This trainer does nothing but count; its counts come out with its serialised state.
     trainer = trainers.WordLevelTrainer(vocab_size=0, show_progress=False)
-    call_interruptibly(lambda: tokenizer.train_from_iterator(texts, trainer))
+    call_interruptibly(lambda: tokenizer.train_from_iterator(pieces, trainer))
     words: dict[str, int] = json.loads(trainer.__getstate__())["WordLevelTrainer"]["words"]
     return words
 
