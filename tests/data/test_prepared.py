@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -60,6 +61,10 @@ def corpus(tmp_path_factory) -> Path:
     with gzip.open(folder / "d.jsonl.gz", "wt") as file:
         file.write("\n".join(json.dumps({"text": text}) for text in make_texts(50, 2)))
     (folder / "e.txt").write_text("\n\n".join(t for t in make_texts(30, 3) if t.strip()))
+    (folder / "f.json").write_text(json.dumps([{"text": text} for text in make_texts(30, 4)]))
+    pa.csv.write_csv(pa.table({"text": make_texts(30, 5)}), folder / "g.csv")
+    with pa.ipc.new_stream(folder / "h.arrow", parquet.schema) as writer:
+        writer.write_table(parquet.slice(100, 40), max_chunksize=15)
     return folder
 
 

@@ -19,7 +19,7 @@ from neobert_train.data.sources.text import Sequential
 from neobert_train.data.storage import StorageError
 from neobert_train.errors import InputError
 
-NAMES = ["a.parquet", "b.jsonl", "c.jsonl.gz"]
+NAMES = ["a.parquet", "b.jsonl", "c.jsonl.gz", "d.arrow", "e.json"]
 
 
 def make_config(*paths: str, timeout: float = 20.0, **data) -> TrainConfig:
@@ -41,6 +41,9 @@ def served(server):
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
     (server.folder / "b.jsonl").write_bytes(lines)
     (server.folder / "c.jsonl.gz").write_bytes(gzip.compress(lines))
+    with pa.ipc.new_file(server.folder / "d.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=100)
+    (server.folder / "e.json").write_text(json.dumps([{"text": text} for text in texts]))
     return server
 
 

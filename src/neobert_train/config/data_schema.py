@@ -21,8 +21,15 @@ class FileFormat(Enum):
 
     auto = "auto"
     parquet = "parquet"
+    arrow = "arrow"
     jsonl = "jsonl"
+    json = "json"
+    csv = "csv"
+    tsv = "tsv"
     text = "text"
+
+
+FORMAT_NAMES = f"{', '.join(known.value for known in FileFormat)}; auto goes by the file names"
 
 
 class TextDocuments(Enum):
@@ -72,10 +79,10 @@ class SourceConfig:
     paths: list[str] = setting(
         list, "source=files: files, folders, globs or URLs (https://, s3://, hf://) to read."
     )
-    format: FileFormat = setting(
-        FileFormat.auto, "source=files: parquet, jsonl or text; auto goes by the file names."
+    format: FileFormat = setting(FileFormat.auto, f"source=files: {FORMAT_NAMES}.")
+    column: str = setting(
+        "content", "Column or JSON key that holds the text; text.en is the field en of text."
     )
-    column: str = setting("content", "Column or JSON key that holds the text.")
     id_column: str | None = setting(
         None, "Column or JSON key that names a document in messages; file and row by default."
     )

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any
 
 from neobert_train.config.data_schema import (
+    FORMAT_NAMES,
     DataConfig,
     FileFormat,
     MaskingConfig,
@@ -380,12 +381,12 @@ class EvaluateConfig:
     )
     tasks: list[str] = setting(lambda: ["masked_lm"], "What to measure: masked_lm.")
     paths: list[str] = setting(
-        list, "Text, JSONL or parquet files; the run's own held-out documents by default."
+        list, "Files, folders, globs or URLs of texts; the run's own held-out documents by default."
     )
-    format: FileFormat = setting(
-        FileFormat.auto, "parquet, jsonl or text; auto goes by file names."
+    format: FileFormat = setting(FileFormat.auto, f"paths: {FORMAT_NAMES}.")
+    column: str = setting(
+        "content", "Column or JSON key that holds the text; text.en is the field en of text."
     )
-    column: str = setting("content", "Column or JSON key that holds the text.")
     text_documents: TextDocuments = setting(
         TextDocuments.blank_line, "Text files: a document is a block between blank_line, a line or a file."
     )  # fmt: skip

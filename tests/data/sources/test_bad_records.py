@@ -1,8 +1,11 @@
 """Damage in text files: one bad record names its place, and what can still be read is read."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
+from functools import partial
 
 import pytest
 import zstandard
@@ -12,8 +15,11 @@ from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record, Unit
 from neobert_train.data.sources.text import TextLayout, choose_text_format
 from neobert_train.data.storage import StoredFile
 
-PACKERS = {"": lambda raw: raw, ".gz": gzip.compress, ".zst": zstandard.compress}
-PACKINGS = ["", ".gz", ".zst"]
+PACKERS = {
+    "": lambda raw: raw, ".gz": gzip.compress, ".xz": lzma.compress,
+    ".zst": zstandard.compress, ".bz2": partial(bz2.compress, compresslevel=1),
+}  # fmt: skip
+PACKINGS = list(PACKERS)
 BAD_LINES = {
     b"{broken": "not JSON",
     b'{"content": "cut': "not JSON",
@@ -117,7 +123,7 @@ def test_the_byte_named_is_the_bad_one_also_after_a_byte_order_mark(tmp_path):
     assert bad.reason == f"{path}, line 1: not UTF-8 (byte 0xe9)"
 
 
-@pytest.mark.parametrize("packing", [".gz", ".zst"])
+@pytest.mark.parametrize("packing", PACKINGS[1:])
 @pytest.mark.parametrize("kind", ["jsonl", "line", "blank_line"])
 @pytest.mark.parametrize("parts", [1, 3])
 def test_a_truncated_stream_gives_what_lies_before_the_damage_and_ends(

@@ -366,3 +366,17 @@ def test_a_dataset_without_rows_says_so(tmp_path):
     path.touch()
     message = find_problem([path], "json")
     assert re.search("empty|no rows|no documents", message)
+
+
+def test_a_text_inside_an_object_is_found_by_its_path(tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = [{"translation": {"en": f"text {n}", "de": "x"}, "meta": {"id": n}} for n in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"translation": None}]))
+    (unit,) = build([path], "json", column="translation.en", id_column="meta.id")
+    records = list(unit.iter_records(0))
+    assert [record.text for record in records] == ["text 0", "text 1", "text 2", ""]
+    assert [record.id for record in records] == ["0", "1", "2", None]
+    assert find_problem([path], "json", column="translation.fr") == (
+        "the dataset 'json' has no column 'translation.fr': write data.column=... with one of "
+        "translation.en, translation.de, meta.id"
+    )

@@ -333,3 +333,68 @@ def test_a_column_is_found_by_its_exact_name_also_beside_names_with_dots(folder)
     pq.write_table(pa.table({"content.raw": ["raw"], "content": ["clean"]}), path)
     for column, expected in [("content", "clean"), ("content.raw", "raw")]:
         assert [record.text for record in read_all(path, column=column)] == [expected]
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_text_inside_a_struct_is_found_by_its_path(folder, parts):
+    path = folder / f"structs-{parts}.parquet"
+    texts = [
+        {"en": "one", "de": "eins"},
+        None,
+        {"en": None, "de": "drei"},
+        {"en": "four", "de": ""},
+    ]
+    table = pa.table(
+        {
+            "text": texts,
+            "text.de": ["own"] * 4,
+            "meta": [{"source": {"name": f"file {n}", "n": n}} for n in range(4)],
+        }
+    )
+    pq.write_table(table, path)
+    options = {"parts": parts, "id_column": "meta.source.n"}
+    records = read_all(path, column="text.en", **options)
+    assert [record.text for record in records] == ["one", "", "", "four"]
+    assert [record.id for record in records] == ["0", "1", "2", "3"]
+    for column, expected in [("text.de", "own"), ("meta.source.name", "file 0")]:
+        assert read_all(path, column=column, **options)[0].text == expected
+    for column, names in [
+        (
+            "text.fr",
+            "no column 'text.fr': write data.column=... with one of text.en, text.de, text.de",
+        ),
+        ("text", "with one of text.en, text.de, text.de, meta.source.name"),
+        ("meta.source.n", "column 'meta.source.n' holds int64, not text"),
+    ]:
+        with pytest.raises(InputError, match=names):
+            ParquetRows(column).check(StoredFile(str(path)), 0)
+
+
+def test_columns_of_one_name_are_an_error_only_where_they_are_read(folder):
+    path = folder / "twice.parquet"
+    arrays = [pa.array(["a"]), pa.array(["b"]), pa.array(["c"]), pa.array([1])]
+    pq.write_table(pa.table(arrays, names=["content", "content", "text", "id"]), path)
+    mend = (
+        f"{path} has 2 columns 'content': write data.column=... with one of content, content, text"
+    )
+    with pytest.raises(InputError, match=mend):
+        ParquetRows("content").check(StoredFile(str(path)), 0)
+    (bad,) = read_all(path)
+    assert bad.is_setting
+    assert bad.reason.startswith(mend)
+    assert [(r.text, r.id) for r in read_all(path, column="text", id_column="id")] == [("c", "1")]
+
+
+def test_a_column_name_that_is_not_utf8_is_an_error_that_names_the_file(folder):
+    path = folder / "name.parquet"
+    pq.write_table(pa.table({"content": ["a"], "latin": ["b"]}), path)
+    path.write_bytes(path.read_bytes().replace(b"latin", b"lat\xedn"))
+    for read in (
+        ParquetRows("content").find_division,
+        lambda f: ParquetRows("content").check(f, 0),
+    ):
+        with pytest.raises(InputError, match=r"name\.parquet cannot be read as parquet: 'utf-8'"):
+            read(StoredFile(str(path)))
+    (bad,) = read_all(path)
+    assert bad.next_cursor == END_OF_UNIT
+    assert bad.reason.startswith(f"{path}: cannot be read ('utf-8'")

@@ -54,9 +54,9 @@ def test_every_problem_of_every_file_is_listed_at_once(tmp_path, sound):
     files = {
         "empty.jsonl": "is empty",
         "blank.txt": "is empty",
-        "archive.tar": "its name does not tell the format: write data.format=... with one of parquet",
+        "archive.tar": "its name tells no format that is read: unpack it, and name the folder",
         "other.jsonl": "has no key 'content': write data.column=... with one of text, url",
-        "list.json": "JSON Lines has one object a line, so convert a JSON array first",
+        "list.jsonl": "write data.format=json for values that take several lines",
         "fake.parquet": "cannot be read as parquet",
         "rows.parquet": "has no rows",
         "column.parquet": "has no column 'content': write data.column=... with one of text, url",
@@ -69,7 +69,7 @@ def test_every_problem_of_every_file_is_listed_at_once(tmp_path, sound):
     (tmp_path / "blank.txt").write_text(" \n\t\r\n")
     (tmp_path / "archive.tar").write_text("x")
     write_jsonl(tmp_path / "other.jsonl", {"text": "x", "url": "y"})
-    (tmp_path / "list.json").write_text(json.dumps([{"content": "x"}], indent=1))
+    (tmp_path / "list.jsonl").write_text(json.dumps([{"content": "x"}], indent=1))
     (tmp_path / "fake.parquet").write_text("content\nx\n")
     pq.write_table(pa.table({"content": pa.array([], pa.string())}), tmp_path / "rows.parquet")
     pq.write_table(pa.table({"text": ["x"], "url": ["y"]}), tmp_path / "column.parquet")
@@ -91,18 +91,75 @@ def test_every_problem_of_every_file_is_listed_at_once(tmp_path, sound):
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "advice"),
     [
-        '[\n{"content": "a"},\n{"content": "b"}\n]',
-        pytest.param(
-            '[{"content": "a"}, {"content": "b"}]',
+        ('[{"content": "a"}, {"content": "b"}]\n', "write data.format=json for an array"),
+        ('[\n{"content": "a"}\n]\n', "write data.format=json for values that take several lines"),
+        ('{\n"content": "a"\n}\n', "write data.format=json for values that take several lines"),
+        ('{"content": "a",\n"id": 1}\n', "write data.format=json for values that take several lines"),
+        ('{"content": "a"}{"content": "b"}\n', "write data.format=json for values that follow one another"),
+        ('{"content": "a"} {"content": "b"}\n', "write data.format=json for values that follow one another"),
+        ('{"content": "a"}\r{"content": "b"}\r', "its lines end in CR, without LF: convert them, as `tr"),
+        ('{"content": "a\tb"}\n', "write \\t and \\n for tabs and line ends in strings"),
+        ('{"content": "a"},\n', "write data.format=json for values that take several lines"),
+        ("{'content': 'a'}\n", "Expecting property name enclosed in double quotes at column 2)"),
+        ('content,id\na,1\n', "not JSON (Expecting value at column 1)"),
+    ],
+)  # fmt: skip
+def test_a_line_that_is_no_json_object_says_what_to_do_about_it(tmp_path, content, advice):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content.encode())
+    message = find_problem(path)
+    assert message.startswith(f"{path}, line 1: ")
+    assert advice in message
+    assert ("data.format" in message) == ("data.format" in advice)
+
+
+@pytest.mark.parametrize("documents", [TextDocuments.line, TextDocuments.blank_line])
+@pytest.mark.parametrize("content", ["one\rtwo\r", "one\rtwo", "one\r\rtwo\r"])
+def test_text_whose_lines_end_in_cr_is_no_single_document(tmp_path, documents, content):
+    path = tmp_path / "mac.txt"
+    path.write_bytes(content.encode())
+    assert find_problem(path, text_documents=documents) == (
+        f"{path}: its lines end in CR, without LF: convert them, as `tr '\\r' '\\n'` does, or write "
+        f"data.text_documents=file"
+    )
+    assert read(path, text_documents=TextDocuments.file) == [content.rstrip("\r")]
+    path.write_bytes(b"progress 1\rprogress 2\nnext\n\nlast\n")
+    assert read(path, text_documents=documents)[0].startswith("progress 1\rprogress 2")
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("a.tar", "unpack it, and name the folder"),
+        ("a.tar.gz", "unpack it, and name the folder"),
+        ("a.TGZ", "unpack it, and name the folder"),
+        ("a.zip", "unpack it, and name the folder"),
+        ("a.jsonl.lz4", "unpack it"),
+        ("a.pdf", "write its text to .txt or .jsonl"),
+        ("a.docx", "write its text to .txt or .jsonl"),
+        ("a.html", "write its text to .txt or .jsonl"),
+        ("a.xlsx", "save it as .csv"),
+        ("a.pkl", "convert it to .parquet"),
+        ("a.md", "write data.format=text"),
+        (
+            "part-00000",
+            "write data.format=... with one of parquet, arrow, jsonl, json, csv, tsv, text",
         ),
     ],
 )
-def test_a_json_array_says_that_it_has_to_be_converted(tmp_path, content):
-    path = tmp_path / "array.json"
-    path.write_text(content)
-    assert "convert a JSON array first" in find_problem(path)
+def test_a_name_that_tells_no_format_says_what_to_do_about_it(tmp_path, name, advice):
+    path = tmp_path / name
+    path.write_bytes(b"x")
+    assert find_problem(path) == f"{path}: its name tells no format that is read: {advice}"
+
+
+@pytest.mark.parametrize("name", ["a.parquet.gz", "a.arrow.zst"])
+def test_tables_inside_a_compressed_file_are_to_be_unpacked(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"x")
+    assert find_problem(path).startswith(f"{path}: unpack it: ")
 
 
 def test_a_json_key_that_holds_no_text_says_which_setting_to_change(tmp_path):

@@ -3,7 +3,9 @@
 import gzip
 import itertools
 import json
+import lzma
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,7 +25,13 @@ from neobert_train.data.storage import StoredFile
 BOM = b"\xef\xbb\xbf"
 # Separators that str.splitlines would break at, a character of every UTF-8 length, JSON's own signs.
 CHARACTERS = 'aZ 0\t\x0b\x0c\x1c\x85\u2028"\\{}[],:éß中文😀\u0301'
-PACKINGS = ["", ".gz", ".zst"]
+# bzip2 is slow to begin with; test_compression.py has it.
+PACKERS = {
+    ".gz": gzip.compress,
+    ".xz": partial(lzma.compress, preset=0),
+    ".zst": zstandard.compress,
+}
+PACKINGS = ["", *PACKERS]
 
 parts_counts = st.integers(1, 40)
 line_ends = st.sampled_from([b"\n", b"\r\n"])
@@ -46,7 +54,7 @@ def list_units(path, kind: str, column: str, parts: int, id_column=None):
 def pack(raw: bytes, packing: str, cut: float) -> bytes:
     """The bytes as they lie in the file; compressed ones as two members joined at `cut`."""
     middle = int(len(raw) * cut)
-    compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(packing)
+    compress = PACKERS.get(packing)
     return compress(raw[:middle]) + compress(raw[middle:]) if compress else raw
 
 

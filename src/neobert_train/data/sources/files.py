@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from neobert_train.config.data_schema import BadRecordPolicy, FileFormat, SourceConfig
 from neobert_train.data.sources.formats import build_format, find_format
@@ -59,7 +60,9 @@ def list_source_files(
         raise InputError.from_problems(problems)
     sound = [file for file in files if file not in bad]
     can_seek = all(file.can_seek() for file in sound[:1])
-    units = [Unit(file, build_format(source, file.path, can_seek)) for file in sound]
+    with ThreadPoolExecutor(max_workers=_REMOTE_FILES_CHECKED) as pool:
+        formats = pool.map(partial(build_format, source, can_seek=can_seek), sound)
+        units = list(map(Unit, sound, formats))
     if not can_seek:
         logger.warning(
             "%s: its server gives no part of a file by itself, so that every unit reads from the "
@@ -88,7 +91,7 @@ def _check_files(
 
 def _find_error(source: SourceConfig, file: StoredFile, tolerance: int) -> InputError | None:
     try:
-        known = build_format(source, file.path)
+        known = build_format(source, file)
         if file.get_size() == 0:
             raise InputError(f"{file.path} is empty")
         known.check(file, tolerance)

@@ -6,12 +6,13 @@ of one.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from neobert_train.config.data_schema import BadRecordPolicy, SourceConfig
+from neobert_train.data.sources.fields import find_id, find_value, join_names, list_names
 from neobert_train.data.sources.files import list_source_files
 from neobert_train.data.sources.source import (
     END_OF_UNIT,
@@ -98,7 +99,7 @@ class StreamedRows:
         return f"row group {group}, row {row}"
 
     def _to_record(self, record: dict[str, Any], name: str, next_cursor: int) -> Record | BadRecord:
-        text, begin = record.get(self.column), next_cursor - 1
+        text, begin = _find_value(record, self.column), next_cursor - 1
         if text is not None and not isinstance(text, str):
             reason = f"{name}: '{self.column}' holds a {type(text).__name__}, not text"
             return BadRecord(reason, begin, next_cursor, is_setting=True)
@@ -107,8 +108,15 @@ class StreamedRows:
         except UnicodeEncodeError:
             reason = f"{name}: '{self.column}' holds a lone surrogate"
             return BadRecord(reason, begin, next_cursor)
-        id_ = record.get(self.id_column) if self.id_column else None
-        return Record(text or "", begin, next_cursor, None if id_ is None else str(id_))
+        return Record(text or "", begin, next_cursor, find_id(record, self.id_column))
+
+
+def _find_value(record: Mapping[str, Any], name: str) -> Any:
+    """The value of a row under a column or, as in `text.en`, inside one; None where it has none."""
+    try:
+        return find_value(record, name)
+    except KeyError:
+        return None
 
 
 @lru_cache(maxsize=2)
@@ -174,22 +182,26 @@ def _find_parquet_files(source: StreamedDataset) -> list[str] | None:
 
 def _check_stream(streamed: StreamedDataset, source: SourceConfig) -> int:
     """The number of shards of a dataset that has rows and the configured columns."""
+    wanted = {"column": source.column, "id_column": source.id_column}
     try:
         dataset = _open_dataset(streamed)
-        columns = dataset.column_names or list(next(iter(dataset), ()))
+        row = dict.fromkeys(dataset.column_names or ())
+        if not row or any(name and name not in row for name in wanted.values()):
+            row = next(iter(dataset), row)  # which may hold `text.en`
     except StopIteration:  # of a builder that finds nothing to infer the columns from
-        columns = []
+        row = {}
     except Exception as error:
         raise _describe_failure(streamed, error) from error
-    if not columns:
+    if not row:
         raise InputError(f"the dataset '{source.dataset}' (split '{source.split}') has no rows")
-    for key in ("column", "id_column"):
-        column = getattr(source, key)
-        if column is not None and column not in columns:
+    for key, name in wanted.items():
+        try:
+            _ = name and find_value(row, name)
+        except KeyError:
             raise InputError(
-                f"the dataset '{source.dataset}' has no column '{column}': write data.{key}=... "
-                f"with one of {', '.join(columns)}"
-            )
+                f"the dataset '{source.dataset}' has no column '{name}': write data.{key}=... with "
+                f"one of {join_names(list_names(row))}"
+            ) from None
     return int(dataset.num_shards)
 
 

@@ -1,10 +1,10 @@
 """Parquet files, divided by rows."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,8 +18,17 @@ from neobert_train.data.sources.source import (
     SettingError,
     Unit,
 )
+from neobert_train.data.sources.tables import (
+    TABLE_ERRORS,
+    TextColumns,
+    explain,
+    find_columns,
+    to_records,
+)
 from neobert_train.data.storage import StorageError, StoredFile
 from neobert_train.errors import InputError
+
+T = TypeVar("T")
 
 _ROWS_PER_READ = 256
 _READ_BYTES = 8 << 20
@@ -53,27 +62,27 @@ class ParquetRows:
         """
         try:
             with unit.file.open() as stream, _open_parquet(stream) as parquet:
-                check_columns(unit.path, parquet.schema_arrow, self.column, self.id_column)
+                schema = parquet.schema_arrow
+                columns = find_columns(unit.path, schema, self.column, self.id_column)
                 ends = _find_group_ends(parquet)
                 start, stop = Division(ends).find_range(unit.part, unit.parts)
-                for group, (begin, end) in enumerate(itertools.pairwise((0, *ends))):
+                for number, (begin, end) in enumerate(itertools.pairwise((0, *ends))):
                     wanted = range(max(start, cursor, begin), min(stop, end))
                     if wanted:
                         # Whatever the cursor: the two ways of reading lose different rows to damage.
                         divided = start > begin or stop < end
-                        reader = _RowGroup(unit.file, parquet, group, begin, divided)
-                        yield from self._iter_row_group(reader, wanted)
+                        group = _RowGroup(unit, parquet, columns, number, begin, divided)
+                        yield from group.iter_records(wanted)
         except SettingError as error:
             yield BadRecord(str(error), 0, END_OF_UNIT, is_setting=True)
         except StorageError:
             raise
-        except (OSError, pa.ArrowException) as error:
-            yield BadRecord(f"{unit.path}: cannot be read ({error})", 0, END_OF_UNIT)
+        except TABLE_ERRORS as error:
+            yield BadRecord(f"{unit.path}: cannot be read ({explain(error)})", 0, END_OF_UNIT)
 
     def find_division(self, file: StoredFile) -> Division:
         """Return the division by rows, in row groups where there are enough of them."""
-        with file.open() as stream, pq.ParquetFile(stream) as parquet:
-            return Division(_find_group_ends(parquet))
+        return Division(_read_footer(file, _find_group_ends))
 
     def describe(self, next_cursor: int) -> str:
         """Such as `row 7`; rows count from 1."""
@@ -81,52 +90,10 @@ class ParquetRows:
 
     def check(self, file: StoredFile, tolerance: int) -> None:
         """Read the footer of a file; see `StoredFormat`."""
-        try:
-            with file.open() as stream, pq.ParquetFile(stream) as parquet:
-                schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
-        except StorageError:
-            raise
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{file.path} cannot be read as parquet: {error}") from error
-        check_columns(file.path, schema, self.column, self.id_column)
+        schema, num_rows = _read_footer(file, lambda p: (p.schema_arrow, p.metadata.num_rows))
+        find_columns(file.path, schema, self.column, self.id_column)
         if num_rows == 0:
             raise InputError(f"{file.path} has no rows")
-
-    def _iter_row_group(self, group: "_RowGroup", wanted: range) -> Iterator[Record | BadRecord]:
-        row = wanted.start - 1
-        try:
-            for row, text, id_ in self._iter_rows(group, wanted):
-                if row >= wanted.stop:
-                    return
-                if isinstance(text, UnicodeDecodeError):
-                    reason = (
-                        f"{group.file.path}, {self.describe(row + 1)}: not UTF-8 ({text.reason})"
-                    )
-                    yield BadRecord(reason, row, row + 1)
-                else:
-                    yield Record(text or "", row, row + 1, id_)
-            if row + 1 < wanted.stop:
-                raise pa.ArrowInvalid(f"it ends after {row + 1 - group.begin} rows")
-        except StorageError:
-            raise
-        except (OSError, pa.ArrowException) as error:
-            place = f"{group.file.path}, row group {group.number}"
-            yield BadRecord(f"{place}: cannot be read ({error})", row + 1, wanted.stop)
-
-    def _iter_rows(
-        self, group: "_RowGroup", wanted: range
-    ) -> Iterator[tuple[int, Any, str | None]]:
-        """Row numbers of the file with their values: the wanted ones, and perhaps some after."""
-        columns = (self.column, *([self.id_column] if self.id_column else ()))
-        row, batches = group.read(columns, wanted)
-        for batch in batches:
-            if row + len(batch) > wanted.start:
-                past = max(0, wanted.start - row)
-                texts = _to_python(batch.column(self.column), past)
-                ids = _to_python(batch.column(self.id_column), past) if self.id_column else ()
-                for number, (text, id_) in enumerate(itertools.zip_longest(texts, ids), row + past):
-                    yield number, text, None if id_ is None else str(id_)
-            row += len(batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,32 +101,50 @@ class _RowGroup:
     """A row group of an open file.
 
     Attributes:
-        file, parquet: the file, and the same opened.
+        unit, parquet: the unit that is read, and its file opened.
+        columns: where text and id lie.
         number: of the row group.
         begin: number of its first row in the file.
         divided: whether several units divide it.
     """
 
-    file: StoredFile
+    unit: Unit
     parquet: pq.ParquetFile
+    columns: TextColumns
     number: int
     begin: int
     divided: bool
 
-    def read(self, columns: tuple[str, ...], wanted: range) -> tuple[int, Iterator[pa.RecordBatch]]:
-        """Read the wanted rows, and perhaps some before and after.
+    def iter_records(self, wanted: range) -> Iterator[Record | BadRecord]:
+        """Yield the wanted rows; damage is one bad record in the place of all that come after it."""
+        row = self.begin
+        try:
+            row, batches = self._read(wanted)
+            for batch in batches:
+                rows = range(max(0, wanted.start - row), min(len(batch), wanted.stop - row))
+                if rows:
+                    yield from to_records(self.columns.pick(batch), row, rows, self.unit)
+                row += len(batch)
+                if row >= wanted.stop:
+                    return
+            raise pa.ArrowInvalid(f"it ends after {row - self.begin} rows")
+        except StorageError:
+            raise
+        except TABLE_ERRORS as error:
+            reason = f"{self.unit.path}, row group {self.number}: cannot be read ({explain(error)})"
+            yield BadRecord(reason, max(row, wanted.start), wanted.stop)
 
-        Returns:
-            The number of the first row read, and the rows in batches.
-        """
+    def _read(self, wanted: range) -> tuple[int, Iterator[pa.RecordBatch]]:
+        """The wanted rows in batches, perhaps with some before and after; and which is the first."""
         size = self.parquet.metadata.row_group(self.number).total_byte_size
+        names = self.columns.names
         if self.divided and size <= _MOST_KEPT_BYTES:
-            table = _read_row_group(self.file, self.number, columns)
+            table = _read_row_group(self.unit.file, self.number, names)
             return wanted.start, _copy_rows(table, wanted.start - self.begin, len(wanted))
         batches = self.parquet.iter_batches(
             batch_size=_ROWS_PER_READ,
             row_groups=[self.number],
-            columns=list(columns),
+            columns=list(names),
             use_threads=False,
         )
         return self.begin, batches
@@ -183,22 +168,6 @@ def _copy_rows(table: pa.Table, start: int, count: int) -> Iterator[pa.RecordBat
     return iter(pa.ipc.open_stream(stream.getvalue()))
 
 
-def _to_python(column: pa.Array, past: int) -> list[Any]:
-    """Values from the index `past` on; in place of what is not UTF-8, the error."""
-    values = column.slice(past)
-    try:
-        return values.to_pylist()
-    except UnicodeDecodeError:
-        return [_to_text(value) for value in values]
-
-
-def _to_text(value: pa.Scalar) -> Any:
-    try:
-        return value.as_py()
-    except UnicodeDecodeError as error:
-        return error
-
-
 def _find_group_ends(parquet: pq.ParquetFile) -> tuple[int, ...]:
     """The row after each row group."""
     metadata = parquet.metadata
@@ -206,32 +175,17 @@ def _find_group_ends(parquet: pq.ParquetFile) -> tuple[int, ...]:
     return tuple(itertools.accumulate(sizes))
 
 
-def check_columns(path: str, schema: pa.Schema, column: str, id_column: str | None) -> None:
-    """Raises SettingError where a configured column is missing, or that of the text has none."""
-    names = ", ".join(schema.names)
-    if column not in schema.names:
-        raise SettingError(
-            f"{path} has no column '{column}': write data.column=... with one of {names}"
-        )
-    if not _is_text(schema.field(column).type):
-        texts = [field.name for field in schema if _is_text(field.type)]
-        raise SettingError(
-            f"{path}: column '{column}' holds {schema.field(column).type}, not text: write "
-            f"data.column=... with one of {', '.join(texts) or '(there is no text column)'}"
-        )
-    if id_column is not None and id_column not in schema.names:
-        raise SettingError(
-            f"{path} has no column '{id_column}': write data.id_column=... with one of {names}"
-        )
+def _read_footer(file: StoredFile, read: Callable[[pq.ParquetFile], T]) -> T:
+    """What `read` finds in the footer of a file.
 
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    kinds = (
-        pa.types.is_string,
-        pa.types.is_large_string,
-        pa.types.is_string_view,
-        pa.types.is_null,
-    )
-    return any(is_kind(kind) for is_kind in kinds)
+    Raises:
+        StorageError: the network gave out, which says nothing about the file.
+        InputError: it cannot be read as parquet.
+    """
+    try:
+        with file.open() as stream, pq.ParquetFile(stream) as parquet:
+            return read(parquet)
+    except StorageError:
+        raise
+    except TABLE_ERRORS as error:
+        raise InputError(f"{file.path} cannot be read as parquet: {explain(error)}") from error

@@ -75,6 +75,18 @@ class SettingError(InputError):
     """The configured column or format is not that of the data; never a matter of one record."""
 
 
+class RecordError(ValueError):
+    """What is wrong with one record, without its place.
+
+    Attributes:
+        is_setting: as that of a `BadRecord`.
+    """
+
+    def __init__(self, reason: str, is_setting: bool = False) -> None:
+        super().__init__(reason)
+        self.is_setting = is_setting
+
+
 @dataclass(frozen=True, slots=True)
 class Division:
     """Divides the records of a file into parts, by the numbers at which they begin.

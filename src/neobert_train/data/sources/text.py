@@ -1,45 +1,52 @@
-"""JSON Lines and plain text, also compressed with gzip or zstandard.
+"""Text files: JSON, CSV and plain text, also compressed.
 
 Plain files of one document a line are divided into byte ranges, each read by a seek. Everything
 else is read from its beginning: every part reads the file and keeps each `parts`-th document.
 """
 
-import gzip
-import io
 import itertools
-import json
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import zstandard
-
+from neobert_train.data.sources.compression import READ_ERRORS, decompress, is_compressed
+from neobert_train.data.sources.delimited import DELIMITERS, read_rows
+from neobert_train.data.sources.json_text import is_spread, parse_json, split_values
+from neobert_train.data.sources.lines import (
+    CR_ADVICE,
+    Raw,
+    decode,
+    is_blank,
+    iter_blocks,
+    iter_lines,
+    read_line,
+    read_whole,
+)
 from neobert_train.data.sources.source import (
     END_OF_UNIT,
     STRETCHES_PER_LANE,
     BadRecord,
     Division,
     Record,
+    RecordError,
     SettingError,
     Unit,
 )
 from neobert_train.data.storage import StorageError, StoredFile
 from neobert_train.errors import InputError
 
-COMPRESSED_SUFFIXES = (".gz", ".zst")
+_BEGINNING_BYTES = 1 << 16
 
-_READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError)
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+Parse = Callable[[], tuple[str, str | None]]
 
-
-class _RecordError(ValueError):
-    """What is wrong with one record, without the place."""
-
-
-class _SettingRecordError(_RecordError):
-    """The record is sound, but not what data.column says."""
+_SPLITTERS: dict[str, Callable[[BinaryIO], Iterator[tuple[int, Raw]]]] = {
+    "jsonl": iter_lines,
+    "line": iter_lines,
+    "blank_line": iter_blocks,
+    "file": read_whole,
+    "json": split_values,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +54,9 @@ class TextLayout:
     """How documents lie in a file.
 
     Attributes:
-        kind: `jsonl`, `line`, `blank_line` or `file`.
-        column: JSON key of the text.
-        id_column: JSON key of the id, if any.
+        kind: `jsonl`, `json`, `csv`, `tsv`, `line`, `blank_line` or `file`.
+        column: key or column of the text.
+        id_column: key or column of the id, if any.
     """
 
     kind: str
@@ -61,63 +68,41 @@ class TextLayout:
         """Whether a document is a line."""
         return self.kind in ("jsonl", "line")
 
-    def parse(self, raw: bytes) -> tuple[str, str | None]:
-        """Text and id of a document; raises `_RecordError`."""
-        if self.kind == "jsonl":
-            return _parse_json(raw, self.column, self.id_column)
-        return _decode(raw).rstrip("\r\n"), None
+    def split(self, stream: BinaryIO) -> Iterator[tuple[str, Parse]]:
+        """Yield the place of every document, such as `line 7`, and what parses it.
 
+        Raises:
+            RecordError: the file has not the columns.
+            EOFError: the file is cut off.
+        """
+        word = "document" if self.kind == "json" else "line"
+        if self.kind in DELIMITERS:
+            documents = read_rows(stream, DELIMITERS[self.kind], self.column, self.id_column)
+        else:
+            found = _SPLITTERS[self.kind](stream)
+            documents = ((number, partial(self.parse, raw)) for number, raw in found)
+        return ((f"{word} {number}", parse) for number, parse in documents)
 
-def _parse_json(line: bytes, column: str, id_column: str | None) -> tuple[str, str | None]:
-    text = _decode(line)
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise _RecordError(f"not JSON ({error.msg} at column {error.colno})") from error
-    except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
-        raise _RecordError(f"not readable as JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise _RecordError(f"holds a {type(record).__name__}, not an object with a '{column}' key")
-    if column not in record:
-        raise _SettingRecordError(
-            f"has no key '{column}': write data.column=... with one of {', '.join(record)}"
-        )
-    value = record[column]
-    if value is not None and not isinstance(value, str):
-        raise _SettingRecordError(
-            f"'{column}' holds a {type(value).__name__}, not text: write data.column=... with another "
-            f"key where it is not the text"
-        )
-    id_ = record.get(id_column) if id_column else None
-    return value or "", None if id_ is None else str(id_)
-
-
-def _decode(raw: bytes) -> str:
-    raw = raw.removeprefix(_BYTE_ORDER_MARK)
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _RecordError(f"not UTF-8 (byte 0x{raw[error.start]:02x})") from error
+    def parse(self, raw: Raw) -> tuple[str, str | None]:
+        """Return text and id of a document; raises RecordError."""
+        if self.kind in ("jsonl", "json"):
+            return parse_json(raw, self.column, self.id_column, is_line=self.has_lines)
+        return decode(raw).rstrip("\r\n"), None
 
 
 def _to_record(
-    raw: bytes,
-    layout: TextLayout,
-    begin: int,
-    next_cursor: int,
-    describe_place: Callable[[], str],
+    parse: Parse, begin: int, next_cursor: int, describe_place: Callable[[], str]
 ) -> Record | BadRecord:
     try:
-        text, id_ = layout.parse(raw)
+        text, id_ = parse()
         text.encode("utf-8")
         return Record(text, begin, next_cursor, id_)
     except UnicodeEncodeError as error:
         surrogate = ascii(error.object[error.start])
         reason = f"{describe_place()}: holds the lone surrogate {surrogate}"
         return BadRecord(reason, begin, next_cursor)
-    except _RecordError as error:
-        is_setting = isinstance(error, _SettingRecordError)
-        return BadRecord(f"{describe_place()}: {error}", begin, next_cursor, is_setting)
+    except RecordError as error:
+        return BadRecord(f"{describe_place()}: {error}", begin, next_cursor, error.is_setting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,16 +128,16 @@ class LineRanges:
                 if cursor == 0 and begin > 0:
                     # A line that began before this range belongs to the one before.
                     file.seek(begin - 1)
-                    offset = begin + len(file.readline()) - 1
+                    offset = begin - 1 + read_line(file)[1]
                 file.seek(offset)
                 while offset < stop:
-                    line = file.readline()
-                    if not line:
+                    line, num_bytes = read_line(file)
+                    if not num_bytes:
                         return
-                    start, offset = offset, offset + len(line)
-                    if line.strip():
-                        place = partial(numbers.describe, start)
-                        yield _to_record(line, self.layout, start, offset, place)
+                    start, offset = offset, offset + num_bytes
+                    if not is_blank(line):
+                        parse = partial(self.layout.parse, line)
+                        yield _to_record(parse, start, offset, partial(numbers.describe, start))
         except StorageError:
             raise
         except OSError as error:
@@ -215,14 +200,17 @@ class Sequential:
         """
         number, path = -1, unit.path
         try:
-            with unit.file.open() as file, _decompress(path, file) as stream:
-                for number, (line, raw) in enumerate(_SPLITTERS[self.layout.kind](stream)):
+            with unit.file.open() as file, decompress(path, file) as stream:
+                for number, (place, parse) in enumerate(self.layout.split(stream)):
                     if number >= cursor and number % unit.parts == unit.part:
-                        place = partial("{}, line {}".format, path, line)
-                        yield _to_record(raw, self.layout, number, number + 1, place)
+                        name = partial("{}, {}".format, path, place)
+                        yield _to_record(parse, number, number + 1, name)
         except StorageError:
             raise
-        except _READ_ERRORS as error:
+        except RecordError as error:  # of the first row, which names the columns
+            reason = f"{path}: {error}"
+            yield BadRecord(reason, number + 1, END_OF_UNIT, error.is_setting)
+        except READ_ERRORS as error:
             reason = f"{path}, after document {number + 1}: cannot be read ({error})"
             yield BadRecord(reason, number + 1, END_OF_UNIT)
 
@@ -237,75 +225,6 @@ class Sequential:
     def check(self, file: StoredFile, tolerance: int) -> None:
         """Read the beginning of a file; see `StoredFormat`."""
         _check_beginning(file, self.layout, tolerance)
-
-
-def _iter_lines(stream: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    return ((number, line) for number, line in enumerate(stream, 1) if line.strip())
-
-
-def _iter_blocks(stream: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    numbered = enumerate(stream, 1)
-    for is_text, lines in itertools.groupby(numbered, key=lambda item: bool(item[1].strip())):
-        if is_text:
-            number, first = next(lines)
-            yield number, first + b"".join(line for _, line in lines)
-
-
-def _iter_whole(stream: Any) -> Iterator[tuple[int, bytes]]:
-    yield 1, b"".join(stream)
-
-
-_SPLITTERS: dict[str, Callable[[Any], Iterator[tuple[int, bytes]]]] = {
-    "jsonl": _iter_lines,
-    "line": _iter_lines,
-    "blank_line": _iter_blocks,
-    "file": _iter_whole,
-}
-
-
-def is_compressed(path: str) -> bool:
-    """Whether the name ends as those of gzip and zstandard files do."""
-    return path.lower().endswith(COMPRESSED_SUFFIXES)
-
-
-def _decompress(path: str, file: BinaryIO) -> Any:
-    if path.lower().endswith(".gz"):
-        return gzip.open(file, "rb")
-    if path.lower().endswith(".zst"):
-        return io.BufferedReader(_ZstdFile(file))
-    return file
-
-
-class _ZstdFile(io.RawIOBase):
-    """Reads zstandard frames, and raises EOFError where the last one is cut off.
-
-    The library's own reader takes a truncated file for a short one.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._begun, self._data = False, memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._data:
-            block = self._frame.unused_data if self._frame.eof else b""
-            if self._frame.eof:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-                self._begun = False
-            block = block or self._file.read(1 << 16)
-            if not block:
-                if self._begun:
-                    raise EOFError("the compressed file ends before its end-of-stream marker")
-                return 0
-            self._begun = True
-            self._data = memoryview(self._frame.decompress(block))
-        count = min(len(buffer), len(self._data))
-        buffer[:count], self._data = self._data[:count], self._data[count:]
-        return count
 
 
 def choose_text_format(
@@ -327,11 +246,27 @@ def _check_beginning(file: StoredFile, layout: TextLayout, tolerance: int) -> No
     records = Unit(file, Sequential(layout)).iter_records(0)
     for record in itertools.islice(records, tolerance + 1):
         if isinstance(record, Record):
+            is_text = layout.kind in ("line", "blank_line")
+            if is_text and "\r" in record.text and "\n" not in record.text and not any(records):
+                raise InputError(f"{file.path}: {CR_ADVICE}, or write data.text_documents=file")
             return
         assert isinstance(record, BadRecord)
         reason = record.reason
         if record.is_setting:
             raise SettingError(reason)
-    if layout.kind == "jsonl" and ("not JSON" in reason or "holds a list" in reason):
-        reason += "; JSON Lines has one object a line, so convert a JSON array first"
     raise InputError(reason)
+
+
+def is_json_lines(file: StoredFile) -> bool:
+    """Whether a file of JSON holds an object in each line, and not an array or longer objects.
+
+    Raises:
+        StorageError: the network gave out.
+    """
+    try:
+        with file.open() as raw, decompress(file.path, raw) as stream:
+            return not is_spread(stream.read(_BEGINNING_BYTES))
+    except StorageError:
+        raise
+    except READ_ERRORS:
+        return True  # whoever reads it says what is wrong
