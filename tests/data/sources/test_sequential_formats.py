@@ -1,9 +1,12 @@
 """CSV, JSON values and Arrow files, read from their beginning: every document once, from any cursor."""
 
+import bz2
 import csv
+import gzip
 import io
 import itertools
 import json
+import lzma
 import random
 
 import numpy as np
@@ -12,11 +15,13 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.feather
 import pytest
+import zstandard
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
 from neobert_train.config.data_schema import BadRecordPolicy, DataConfig, FileFormat, SourceKind
 from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record, build_units
+from neobert_train.data.sources.formats import FORMATS, find_format
 from neobert_train.data.sources.lines import MOST_DOCUMENT_BYTES
 from neobert_train.errors import InputError
 
@@ -90,6 +95,11 @@ WRITERS = {
     "arrow": write_arrow, "stream.arrow": write_arrow_stream,
 }  # fmt: skip
 
+PACKERS = {
+    "": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress,
+    ".zst": zstandard.compress,
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -104,6 +114,10 @@ def test_units_give_every_document_once_and_continue_from_any_cursor(
 ):
     path = folder / f"{next(numbers)}.{suffix}"
     WRITERS[suffix](path, texts, data.draw)
+    if not suffix.endswith("arrow"):
+        packing = data.draw(st.sampled_from(list(PACKERS)))
+        content, path = path.read_bytes(), path.with_name(path.name + packing)
+        path.write_bytes(PACKERS[packing](content))
     is_values = suffix == "values.json"
     (whole,) = build(path, id_column="id", format=FileFormat.json if is_values else FileFormat.auto)
     records = list(whole.iter_records(0))
@@ -135,6 +149,16 @@ def test_lanes_share_the_documents_and_a_warning_says_what_it_costs(folder, capl
     assert "can be read only from their beginning" in caplog.text
     found = [record.text for unit in units for record in unit.iter_records(0)]
     assert sorted(found) == sorted(texts)
+
+
+def test_every_format_is_known_by_name_and_no_suffix_tells_two():
+    assert set(FORMATS) == set(FileFormat) - {FileFormat.auto}
+    suffixes = [suffix for entry in FORMATS.values() for suffix in entry.suffixes]
+    assert len(set(suffixes)) == len(suffixes)
+    for known, entry in FORMATS.items():
+        for suffix in entry.suffixes:
+            assert find_format(f"A{suffix.upper()}") is known
+            assert find_format(f"https://host/a{suffix}?version=1.txt") is known
 
 
 # --- CSV and TSV ---
@@ -186,10 +210,8 @@ def test_a_quote_that_is_left_open_ends_the_unit_and_is_named(tmp_path):
     [
         ("id,text\n1,a\n", "has no column 'content': write data.column=... with one of id, text"),
         ("content,content\na,b\n", "has 2 columns 'content': write data.column=... with one of"),
-        (
-            "content;id\na;1\n",
-            "has no column 'content': write data.column=... with one of content;id",
-        ),
+        ("content;id\na;1\n", "its fields seem to be separated by ';': write it with commas"),
+        ("content\tid\na\t1\n", "its fields seem to be separated by '\\t': write data.format=tsv"),
         ("content\n", "is empty"),
         ("id,content\r1,a\r2,b\r", "its lines end in CR, without LF: convert them"),
         ("x" * 9000 + "\nrow\n", "write data.column=... with one of " + "x" * 40 + "..."),

@@ -99,10 +99,12 @@ def _parse_row(raw: Raw, delimiter: str) -> list[str]:
 def _find_column(names: list[str], name: str, setting: str) -> int:
     if names.count(name) != 1:
         count = "no column" if name not in names else f"{names.count(name)} columns"
-        raise RecordError(
-            f"has {count} '{name}': write data.{setting}=... with one of {join_names(names)}",
-            is_setting=True,
-        )
+        advice = f"write data.{setting}=... with one of {join_names(names)}"
+        other = next((mark for mark in ("\t", ";", "|") if mark in names[0]), None)
+        if len(names) == 1 and other:
+            advice = f"its fields seem to be separated by {other!r}: "
+            advice += "write data.format=tsv" if other == "\t" else "write it with commas"
+        raise RecordError(f"has {count} '{name}': {advice}", is_setting=True)
     return names.index(name)
 
 

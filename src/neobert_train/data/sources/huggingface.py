@@ -14,6 +14,7 @@ from typing import Any
 from neobert_train.config.data_schema import BadRecordPolicy, SourceConfig
 from neobert_train.data.sources.fields import find_id, find_value, join_names, list_names
 from neobert_train.data.sources.files import list_source_files
+from neobert_train.data.sources.lines import MOST_DOCUMENT_BYTES, describe_length
 from neobert_train.data.sources.source import (
     END_OF_UNIT,
     BadRecord,
@@ -108,6 +109,8 @@ class StreamedRows:
         except UnicodeEncodeError:
             reason = f"{name}: '{self.column}' holds a lone surrogate"
             return BadRecord(reason, begin, next_cursor)
+        if text and len(text) > MOST_DOCUMENT_BYTES:
+            return BadRecord(f"{name}: {describe_length(len(text))}", begin, next_cursor)
         return Record(text or "", begin, next_cursor, find_id(record, self.id_column))
 
 
