@@ -129,6 +129,14 @@ def test_text_whose_lines_end_in_cr_is_no_single_document(tmp_path, documents, c
     assert read(path, text_documents=documents)[0].startswith("progress 1\rprogress 2")
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_file_in_utf16_is_to_be_converted(tmp_path, name, encoding):
+    path = tmp_path / name
+    path.write_bytes('\ufeff{"content": "a"}\n'.encode(encoding))
+    assert "UTF-16, not UTF-8: convert it, as `iconv -f UTF-16" in find_problem(path)
+
+
 @pytest.mark.parametrize(
     ("name", "advice"),
     [

@@ -13,6 +13,7 @@ MOST_DOCUMENT_BYTES = 1 << 29
 _READ_BYTES = 1 << 20
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 CR_ADVICE = "its lines end in CR, without LF: convert them, as `tr '\\r' '\\n'` does"
 
 
@@ -34,6 +35,8 @@ def decode(raw: Raw) -> str:
     """
     if isinstance(raw, TooLong):
         raise RecordError(describe_length(raw.num_bytes))
+    if raw.startswith(_UTF_16_MARKS):
+        raise RecordError("UTF-16, not UTF-8: convert it, as `iconv -f UTF-16 -t UTF-8` does")
     raw = raw.removeprefix(BYTE_ORDER_MARK)
     try:
         return raw.decode("utf-8")
