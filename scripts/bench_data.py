@@ -35,13 +35,14 @@ import torch
 from neobert_train.config.data_schema import DataConfig
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.store import compose_config, to_typed
+from neobert_train.data.chunks import split_document
 from neobert_train.data.corpus import open_corpus
 from neobert_train.data.lanes import Lane, LaneState, initial_states
 from neobert_train.data.loader import StepLoader
 from neobert_train.data.packing import Packer
 from neobert_train.data.preparation import list_jobs, run_jobs, write_manifest
 from neobert_train.data.sources import EMBEDDED_TEXTS, Record
-from neobert_train.data.tokenization import load_tokenizer, split_document
+from neobert_train.tokenizers.loading import load_tokenizer
 
 WAITS = 8
 # What the 28 x 768 model is meant to train on one H100.

@@ -25,11 +25,11 @@ from neobert_train.batch import Batch
 from neobert_train.config.derived import compute_accumulation_steps
 from neobert_train.config.schema import Precision, TrainConfig
 from neobert_train.config.store import compose_config, to_typed
-from neobert_train.data.tokenization import load_tokenizer
 from neobert_train.distributed import Collectives, find_device
 from neobert_train.model import build_model
 from neobert_train.objective import MaskedLanguageModelling
 from neobert_train.optim.adamw import build_optimizer
+from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.training.engine import build_engine, step_engine
 from neobert_train.world import World
 

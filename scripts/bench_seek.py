@@ -25,7 +25,7 @@ from neobert_train.data.documents import LaneOrder, Position, WindowStart, iter_
 from neobert_train.data.lanes import Lane, LaneState
 from neobert_train.data.sources import EMBEDDED_TEXTS
 from neobert_train.data.streams import StreamState
-from neobert_train.data.tokenization import load_tokenizer
+from neobert_train.tokenizers.loading import load_tokenizer
 
 NUM_LANES = 4
 

@@ -31,7 +31,7 @@ from neobert_train.config.schema import BatchConfig, TrainConfig
 from neobert_train.data.documents import LaneOrder, Position, iter_windows
 from neobert_train.data.lanes import Lane, LaneState, initial_states
 from neobert_train.data.sources import Division, TokenizedRecord, divide_files
-from neobert_train.data.tokenization import load_tokenizer
+from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.world import World
 
 NUM_FILES, NUM_ROWS, NUM_LANES = 5534, 968_000_015, 1024

@@ -7,7 +7,8 @@ import pytest
 
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.store import compose_config, to_typed
-from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
+from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 
 def pytest_configure(config: pytest.Config) -> None:

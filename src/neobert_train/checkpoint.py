@@ -22,7 +22,6 @@ from neobert_train.config.schema import CheckpointConfig, TrainConfig
 from neobert_train.config.setting import Range
 from neobert_train.config.typed import Count, Finite, parse
 from neobert_train.data.lanes import LaneState
-from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.errors import InputError
 from neobert_train.files import (
     DamagedFileError,
@@ -35,6 +34,7 @@ from neobert_train.files import (
     write_json,
 )
 from neobert_train.run_directory import RunDirectory
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 WEIGHTS_FILE = "model.safetensors"
 MOMENTS_FILE = "optimizer.safetensors"

@@ -15,12 +15,12 @@ from neobert_train.checkpoint import load_weights
 from neobert_train.checkpoint_search import find_checkpoint
 from neobert_train.config.derived import wants_compilation
 from neobert_train.config.schema import ModelConfig, Precision, TrainConfig
-from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.errors import InputError
 from neobert_train.modeling.attention import choose_backend
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
 from neobert_train.run_directory import RunDirectory
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
 

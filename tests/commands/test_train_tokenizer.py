@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from commands.conftest import run_command
-from neobert_train.data.tokenization import load_tokenizer
+from neobert_train.tokenizers.loading import load_tokenizer
 from support.thai import write_texts
 
 SPEECHES = ["train_tokenizer", "+experiment=smoke", "vocab_size=500"]

@@ -6,19 +6,19 @@ import logging
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from neobert_train.commands import evaluate, inspect_data
 from neobert_train.config.schema import EvaluateConfig
-from neobert_train.data import tokenization
 from neobert_train.data.corpus import open_corpus
 from neobert_train.data.encoding import encode_documents
 from neobert_train.data.heldout import sample_corpus
 from neobert_train.data.preparation import list_jobs, write_shard
 from neobert_train.data.sources import Record
-from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
 from neobert_train.errors import InputError
+from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers.text_tokenizer import EncodingError, TextTokenizer
 from neobert_train.world import World
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = "abcdefgh"
@@ -71,7 +71,7 @@ def unencodable(tmp_path, unknowing, make_config):
 
 def test_a_text_that_the_library_refuses_is_an_input_error_that_says_which(unknowing):
     tokenizer = load_tokenizer(unknowing)
-    with pytest.raises(tokenization.EncodingError, match="unk_id") as error:
+    with pytest.raises(EncodingError, match="unk_id") as error:
         tokenizer.encode(["abc", "def", "a?c", "!"])
     assert error.value.index == 2
     assert f"the tokenizer '{unknowing}' (tokenizer.path) cannot encode it" in str(error.value)
@@ -81,7 +81,7 @@ def test_a_text_that_the_library_refuses_is_an_input_error_that_says_which(unkno
 def test_a_panic_of_the_library_is_an_input_error_as_well(capfd):
     tokenizer = Tokenizer(models.WordLevel(dict.fromkeys(SPECIALS, 0) | {"a": 1}, "[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a|aa)+$"), "isolated")
-    with pytest.raises(tokenization.EncodingError, match="retry-limit") as error:
+    with pytest.raises(EncodingError, match="retry-limit") as error:
         TextTokenizer(tokenizer, "slow").encode(["a", "a" * 40 + "b"])
     assert error.value.index == 1
     assert "panicked" in capfd.readouterr().err  # the library shows it, whatever we do

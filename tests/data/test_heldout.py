@@ -28,8 +28,8 @@ from neobert_train.data.sources import EMBEDDED_TEXTS, Unit
 from neobert_train.data.sources.parquet import ParquetRows
 from neobert_train.data.sources.text import LineRanges, TextLayout
 from neobert_train.data.storage import StoredFile
-from neobert_train.data.tokenization import SHIPPED_TOKENIZER
 from neobert_train.errors import InputError
+from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER
 
 WORDS = [
     "river",

@@ -30,8 +30,8 @@ from neobert_train.data.sources import Record, Unit, build_units
 from neobert_train.data.sources.text import LineRanges, TextLayout
 from neobert_train.data.storage import StoredFile
 from neobert_train.data.streams import SourceStream, StreamState
-from neobert_train.data.tokenization import SHIPPED_TOKENIZER
 from neobert_train.errors import InputError
+from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER
 
 CONTEXT, MICRO_BATCH = 32, 96
 HELDOUT = 0.2

@@ -33,8 +33,8 @@ from neobert_train.data.preparation import (
     write_shard,
 )
 from neobert_train.data.prepared import RECORD, PreparedShard
-from neobert_train.data.tokenization import load_tokenizer
 from neobert_train.errors import InputError
+from neobert_train.tokenizers.loading import load_tokenizer
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 
@@ -295,7 +295,7 @@ def test_shards_of_another_tokenizer_or_source_or_none_are_refused(corpus, prepa
 
 
 def load_shipped() -> str:
-    from neobert_train.data.tokenization import SHIPPED_TOKENIZER
+    from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER
 
     return str(SHIPPED_TOKENIZER / "tokenizer.json")
 

@@ -14,9 +14,7 @@ from neobert_train.config.schema import TokenizerAlgorithm, TrainTokenizerConfig
 from neobert_train.config.store import compose_config, to_typed
 from neobert_train.data import tokenizer_training
 from neobert_train.data.admission import is_heldout
-from neobert_train.data.long_texts import split_text
 from neobert_train.data.sources import Record
-from neobert_train.data.tokenization import SpecialTokens, TextTokenizer, load_tokenizer
 from neobert_train.data.tokenizer_training import (
     SPECIAL_TOKENS,
     TrainingTexts,
@@ -26,6 +24,9 @@ from neobert_train.data.tokenizer_training import (
 )
 from neobert_train.errors import InputError
 from neobert_train.model import build_model
+from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers.long_texts import split_text
+from neobert_train.tokenizers.text_tokenizer import SpecialTokens, TextTokenizer
 from support.thai import make_thai
 
 ALGORITHMS = [algorithm.value for algorithm in TokenizerAlgorithm]

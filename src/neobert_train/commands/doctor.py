@@ -26,7 +26,6 @@ from neobert_train.data.admission import build_admission
 from neobert_train.data.corpus import list_source_files, open_corpus
 from neobert_train.data.heldout import sample_source
 from neobert_train.data.targets import MOST_UNKNOWN, describe_unknown
-from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
 from neobert_train.distributed import find_device
 from neobert_train.environment import find_versions
 from neobert_train.errors import InputError
@@ -46,6 +45,8 @@ from neobert_train.modeling.attention import (
 from neobert_train.run_directory import RunDirectory
 from neobert_train.terminal import print_output
 from neobert_train.threads import describe_waiting
+from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from neobert_train.training.engine import import_deepspeed
 from neobert_train.training.starting_point import check_resume
 from neobert_train.urls import show_value

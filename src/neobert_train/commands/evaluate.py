@@ -16,7 +16,6 @@ from neobert_train.data.heldout import CorpusSample, build_evaluation_batches
 from neobert_train.data.sources.files import list_source_files
 from neobert_train.data.sources.source import BadRecord, Record, Unit
 from neobert_train.data.storage import Network
-from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
 from neobert_train.distributed import find_device
 from neobert_train.errors import InputError
 from neobert_train.evaluation.masked_lm import MaskedLMResult, evaluate_masked_lm
@@ -26,6 +25,8 @@ from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
 from neobert_train.objective import MaskedLanguageModelling
 from neobert_train.run_directory import RunDirectory
 from neobert_train.terminal import print_output
+from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from neobert_train.world import World
 
 

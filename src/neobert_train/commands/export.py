@@ -13,7 +13,6 @@ from neobert_train.checkpoint import (
 from neobert_train.checkpoint_search import find_checkpoint
 from neobert_train.config.saved import load_train_config
 from neobert_train.config.schema import ExportConfig
-from neobert_train.data.tokenization import load_tokenizer
 from neobert_train.errors import InputError
 from neobert_train.export.hub import push_to_hub
 from neobert_train.export.hugging_face import write_model_folder
@@ -25,6 +24,7 @@ from neobert_train.metrics_file import find_latest, read_metrics
 from neobert_train.model import build_model, load_into
 from neobert_train.run_directory import RunDirectory
 from neobert_train.terminal import print_output
+from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.world import World
 
 # What version 0.1.0 put into an export before it kept a list.

@@ -17,9 +17,10 @@ from neobert_train.data.corpus import open_corpus
 from neobert_train.data.encoding import name_document
 from neobert_train.data.lanes import Lane, LaneState, PackedChunks, initial_states
 from neobert_train.data.sources import Unit
-from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
 from neobert_train.run_directory import RunDirectory
 from neobert_train.terminal import print_output
+from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from neobert_train.world import World
 
 _SHOWN_CHARACTERS = 400

@@ -16,9 +16,9 @@ from neobert_train.config.derived import (
     wants_compilation,
 )
 from neobert_train.config.schema import PlanConfig, Precision, TrainConfig
-from neobert_train.data.tokenization import load_tokenizer
 from neobert_train.errors import InputError
 from neobert_train.terminal import print_output
+from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.world import World
 
 # The rest is for the driver, for kernels' own needs, and for what lies between tensors.

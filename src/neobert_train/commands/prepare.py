@@ -16,9 +16,9 @@ from neobert_train.data.preparation import (
     run_jobs,
     write_manifest,
 )
-from neobert_train.data.tokenization import load_tokenizer
 from neobert_train.signals import StopSignal
 from neobert_train.terminal import print_output
+from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.world import World
 
 

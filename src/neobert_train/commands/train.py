@@ -22,7 +22,6 @@ from neobert_train.data.heldout import CorpusSample, build_evaluation_batches, s
 from neobert_train.data.loader import StepLoader
 from neobert_train.data.sources import Unit
 from neobert_train.data.targets import MOST_UNKNOWN, describe_unknown
-from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.distributed import Collectives, find_device, is_lost_connection
 from neobert_train.environment import describe_environment, find_environment_changes
 from neobert_train.errors import EXIT_FAILED, EXIT_STOPPED, InputError
@@ -47,6 +46,7 @@ from neobert_train.objective import MaskedLanguageModelling
 from neobert_train.report.refresh import ReportRefresher
 from neobert_train.run_directory import RunDirectory
 from neobert_train.terminal import print_message, print_output
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from neobert_train.training.checkpointing import CheckpointWriter
 from neobert_train.training.console import Console, format_duration
 from neobert_train.training.divergence import DivergedError, Guard

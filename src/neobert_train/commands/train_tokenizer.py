@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from neobert_train.config.schema import TrainTokenizerConfig
 from neobert_train.data.targets import MOST_UNKNOWN
-from neobert_train.data.tokenization import SHIPPED_TOKENIZER, TextTokenizer, load_tokenizer
 from neobert_train.data.tokenizer_training import (
     TrainingTexts,
     count_words,
@@ -18,6 +17,8 @@ from neobert_train.data.tokenizer_training import (
 )
 from neobert_train.folders import check_new_folder, new_folder
 from neobert_train.terminal import print_message, print_output
+from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER, load_tokenizer
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from neobert_train.world import World
 
 _SECONDS_BETWEEN_LINES = 10.0

@@ -8,7 +8,7 @@ import torch
 
 from neobert_train.batch import Batch
 from neobert_train.data.masking import Masking
-from neobert_train.data.tokenization import SpecialTokens
+from neobert_train.tokenizers.text_tokenizer import SpecialTokens
 
 
 def collate(

@@ -8,7 +8,7 @@ from neobert_train.config.typed import Count
 from neobert_train.data.prepared import open_prepared
 from neobert_train.data.sources import Unit, build_units
 from neobert_train.data.storage import is_url
-from neobert_train.data.tokenization import TextTokenizer
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from neobert_train.urls import show_url
 
 # Name and bytes of every file of every source; None for the bytes of remote files.

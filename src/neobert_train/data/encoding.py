@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from neobert_train.data.sources import AnyRecord, Record, TokenizedRecord, Unit
-from neobert_train.data.tokenization import EncodingError, TextTokenizer
 from neobert_train.errors import InputError
+from neobert_train.tokenizers.text_tokenizer import EncodingError, TextTokenizer
 
 Document = Record | TokenizedRecord
 

@@ -29,8 +29,8 @@ from neobert_train.data.packing import Packer
 from neobert_train.data.randomness import keyed_generator
 from neobert_train.data.sources import Unit
 from neobert_train.data.streams import Chunk, SourceStream, StreamState
-from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.errors import InputError
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, slots=True)

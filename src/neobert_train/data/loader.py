@@ -18,9 +18,9 @@ from neobert_train.batch import Batch
 from neobert_train.config.schema import TrainConfig
 from neobert_train.data.lanes import Lane, LaneState
 from neobert_train.data.sources import Unit
-from neobert_train.data.tokenization import load_tokenizer
 from neobert_train.data.workers import begin_worker, start_workers
 from neobert_train.errors import InputError
+from neobert_train.tokenizers.loading import load_tokenizer
 
 _POLL_SECONDS = 60.0
 

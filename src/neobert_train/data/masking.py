@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from neobert_train.config.data_schema import MaskingConfig, MaskingStrategy, MaskingUnit
-from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.data.words import WordStarts, build_word_starts
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 # SpanBERT has 10 words for a mean of 3.8; this cuts at most one span in 20,000.
 _LONGEST_SPAN = 10

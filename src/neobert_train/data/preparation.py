@@ -17,7 +17,6 @@ from neobert_train.config.derived import resolve_sources
 from neobert_train.config.typed import Count, parse
 from neobert_train.data.admission import compute_heldout_key
 from neobert_train.data.encoding import count_characters, encode_documents
-from neobert_train.data.groups import iter_groups
 from neobert_train.data.prepared import (
     BAD,
     BLANK,
@@ -33,7 +32,6 @@ from neobert_train.data.sources import (
     Unit,
     list_files_of_source,
 )
-from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
 from neobert_train.data.workers import begin_worker, start_workers
 from neobert_train.errors import InputError
 from neobert_train.files import (
@@ -46,6 +44,9 @@ from neobert_train.files import (
     write_json,
 )
 from neobert_train.run_lock import acquire_lock
+from neobert_train.tokenizers.groups import iter_groups
+from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from neobert_train.urls import show_value
 
 # Of a source file; about a minute of one core, so that little is lost when it is stopped.

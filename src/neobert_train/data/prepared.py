@@ -32,9 +32,9 @@ from neobert_train.data.sources import (
     Unit,
     divide_files,
 )
-from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.errors import InputError
 from neobert_train.files import DamagedFileError, parse_json, read_text
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from neobert_train.urls import hide_in_values
 
 VERSION = 1

@@ -9,12 +9,13 @@ import numpy as np
 from neobert_train.config.data_schema import BadRecordPolicy
 from neobert_train.config.typed import Count
 from neobert_train.data.admission import Admission, Kind
+from neobert_train.data.chunks import split_document
 from neobert_train.data.documents import LaneOrder, Position, iter_lane_records
 from neobert_train.data.encoding import count_characters, encode_documents
-from neobert_train.data.groups import iter_groups
 from neobert_train.data.sources import BadRecord, Record, TokenizedRecord
-from neobert_train.data.tokenization import TextTokenizer, split_document
 from neobert_train.errors import InputError
+from neobert_train.tokenizers.groups import iter_groups
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 # Epochs with records in a row that may have nothing to train on for a lane.
 _MOST_BARREN_EPOCHS = 100

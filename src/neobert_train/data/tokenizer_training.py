@@ -15,21 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tokenizers import (
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    trainers,
-)
 
 from neobert_train.config.data_schema import BadRecordPolicy
 from neobert_train.config.derived import compute_num_lanes, resolve_sources
 from neobert_train.config.schema import TokenizerAlgorithm, TrainTokenizerConfig
 from neobert_train.data.admission import is_heldout
-from neobert_train.data.long_texts import split_text
 from neobert_train.data.prepared import fingerprint_source
 from neobert_train.data.randomness import keyed_generator
 from neobert_train.data.sources import (
@@ -40,9 +30,19 @@ from neobert_train.data.sources import (
     divide_files,
     list_files_of_source,
 )
-from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.errors import InputError
 from neobert_train.signals import call_interruptibly
+from neobert_train.tokenizers.long_texts import split_text
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
 logger = logging.getLogger(__name__)
 

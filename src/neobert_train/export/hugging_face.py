@@ -6,8 +6,8 @@ from pathlib import Path
 
 from neobert_train import modeling
 from neobert_train.checkpoint import save_tensors
-from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 REMOTE_CODE = (
     "configuration_neobert.py",

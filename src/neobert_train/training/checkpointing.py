@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from neobert_train.checkpoint import Checkpoint, prune_checkpoints, save_checkpoint
 from neobert_train.config.schema import TrainConfig
-from neobert_train.data.tokenization import TextTokenizer
 from neobert_train.run_directory import RunDirectory
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 
 class CheckpointWriter:

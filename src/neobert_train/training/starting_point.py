@@ -25,13 +25,14 @@ from neobert_train.data.corpus import (
 )
 from neobert_train.data.lanes import initial_states
 from neobert_train.data.sources import Unit
-from neobert_train.data.tokenization import TextTokenizer, load_tokenizer
 from neobert_train.distributed import Collectives
 from neobert_train.errors import InputError
 from neobert_train.metrics_file import read_metrics
 from neobert_train.model import build_model_config, load_initial_weights
 from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
 from neobert_train.run_directory import RunDirectory, read_run_json
+from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
 

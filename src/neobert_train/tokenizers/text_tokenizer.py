@@ -1,28 +1,25 @@
-"""Text to token ids, and documents to chunks that fit the context."""
+"""Text to token ids."""
 
 import functools
 import hashlib
 import json
 import logging
 import multiprocessing
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from neobert_train.data.groups import iter_groups
-from neobert_train.data.long_texts import split_text
 from neobert_train.errors import InputError
+from neobert_train.tokenizers.groups import iter_groups
+from neobert_train.tokenizers.long_texts import split_text
 from neobert_train.world import World
+from tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-SHIPPED_TOKENIZER = Path(__file__).resolve().parents[1] / "assets" / "bert-base-uncased"
-_SHIPPED_NAMES = ("bert-base-uncased", "google-bert/bert-base-uncased")
 _SPECIAL_SPELLINGS = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
@@ -212,55 +209,3 @@ def _find_special(tokenizer: Tokenizer, name: str, role: str) -> str:
         f"the tokenizer '{name}' has no {role.upper()} token: masked language modelling needs one "
         f"spelled {' or '.join(_SPECIAL_SPELLINGS[role])}"
     )
-
-
-def load_tokenizer(path: str) -> TextTokenizer:
-    """The tokenizer of a folder, a `tokenizer.json`, the shipped name or a Hub name.
-
-    Raises:
-        InputError: there is none, or it cannot be read.
-    """
-    file = _find_tokenizer_file(path)
-    try:
-        return TextTokenizer(Tokenizer.from_file(file), path)
-    except InputError:
-        raise
-    except Exception as error:  # the Rust library raises plain Exception
-        raise InputError(f"{file} cannot be read as a tokenizer.json: {error}") from error
-
-
-def _find_tokenizer_file(path: str) -> str:
-    local = os.path.expanduser(path)
-    if os.path.isfile(local):
-        return local
-    if os.path.isdir(local):
-        file = os.path.join(local, "tokenizer.json")
-        if os.path.isfile(file):
-            return file
-        raise InputError(f"the folder {path} holds no tokenizer.json: name another tokenizer.path")
-    if path in _SHIPPED_NAMES:
-        return str(SHIPPED_TOKENIZER / "tokenizer.json")
-    return _download_tokenizer(path)
-
-
-def _download_tokenizer(name: str) -> str:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return hf_hub_download(name, "tokenizer.json")
-    except Exception as error:  # whatever the Hub client or the network raises
-        raise InputError(
-            f"the tokenizer '{name}' is neither a folder, a tokenizer.json nor reachable on the Hub "
-            f"({type(error).__name__}): write tokenizer.path=bert-base-uncased for the shipped one"
-        ) from error
-
-
-def split_document(ids: np.ndarray, context_length: int) -> list[np.ndarray]:
-    """A document as parts that fit the context together with [CLS] and [SEP].
-
-    Args:
-        ids: [num_tokens] integers, without special tokens.
-        context_length: most tokens of a part, the two special ones included.
-    """
-    length = context_length - 2
-    return [ids[start : start + length] for start in range(0, len(ids), length)]

@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from neobert_train.data import long_texts
-from neobert_train.data.groups import iter_groups
-from neobert_train.data.long_texts import split_text
 from neobert_train.data.sources import EMBEDDED_TEXTS
-from neobert_train.data.tokenization import SHIPPED_TOKENIZER
 from neobert_train.errors import InputError
+from neobert_train.tokenizers import long_texts
+from neobert_train.tokenizers.groups import iter_groups
+from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER
+from neobert_train.tokenizers.long_texts import split_text
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 # As published with Llama 3: newlines go to the punctuation before them.
 LLAMA_3 = (
@@ -200,7 +200,7 @@ def test_encoding_joins_the_pieces_of_each_text_in_order(tokenizer, monkeypatch)
 def test_memory_stays_near_that_of_a_long_text_and_its_ids():
     program = (
         "import json, resource, sys\n"
-        "from neobert_train.data.tokenization import load_tokenizer\n"
+        "from neobert_train.tokenizers.text_tokenizer import load_tokenizer\n"
         "tokenizer = load_tokenizer('bert-base-uncased')\n"
         "tokenizer.encode(['word and more ' * 80_000])\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

@@ -9,18 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, BertTokenizer
 
+from neobert_train.data.chunks import split_document
 from neobert_train.data.sources import EMBEDDED_TEXTS
-from neobert_train.data.tokenization import (
-    SHIPPED_TOKENIZER,
-    SpecialTokens,
-    TextTokenizer,
-    load_tokenizer,
-    split_document,
-)
 from neobert_train.errors import InputError
+from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER, load_tokenizer
+from neobert_train.tokenizers.text_tokenizer import SpecialTokens, TextTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 SPECIAL = SpecialTokens(pad=0, unk=100, cls=101, sep=102, mask=103)
 ROLES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

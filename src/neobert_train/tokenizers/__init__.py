@@ -1,0 +1,1 @@
+"""Text to token ids: where a tokenizer lies, what its entries stand for, and long texts."""
