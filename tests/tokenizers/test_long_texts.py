@@ -200,7 +200,7 @@ def test_encoding_joins_the_pieces_of_each_text_in_order(tokenizer, monkeypatch)
 def test_memory_stays_near_that_of_a_long_text_and_its_ids():
     program = (
         "import json, resource, sys\n"
-        "from neobert_train.tokenizers.text_tokenizer import load_tokenizer\n"
+        "from neobert_train.tokenizers.loading import load_tokenizer\n"
         "tokenizer = load_tokenizer('bert-base-uncased')\n"
         "tokenizer.encode(['word and more ' * 80_000])\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
