@@ -100,6 +100,13 @@ def test_what_a_folder_holds_beside_texts_is_left_out_and_named_once(littered, w
         assert part in message
 
 
+def test_one_of_several_processes_warns(littered, caplog, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert read(littered) == ["a.jsonl", "b.json"]
+    assert not caplog.records
+
+
 def test_globs_follow_the_same_rule(littered, warnings):
     assert read(f"{littered}/*") == ["a.jsonl"]
     message = warnings()

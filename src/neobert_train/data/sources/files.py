@@ -12,6 +12,7 @@ from neobert_train.data.sources.source import SettingError, Unit
 from neobert_train.data.storage import Network, StorageError, StoredFile
 from neobert_train.errors import InputError
 from neobert_train.urls import show_url
+from neobert_train.world import World
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,12 @@ _BAD_RECORDS_LOOKED_PAST = 100
 # Files that are opened before training begins; the others are when they are read.
 _LOCAL_FILES_CHECKED = 1024
 _REMOTE_FILES_CHECKED = 8
+
+
+def warn_on_main(message: str, *values: object) -> None:
+    """Warn of what every process finds in the files, on one of them."""
+    if World.from_environment().is_main:
+        logger.warning(message, *values)
 
 
 def list_source_files(
@@ -44,13 +51,13 @@ def list_source_files(
     listing = list_paths(paths, network, lambda path: is_any or find_format(path) is not None)
     files, problems = listing.files, listing.problems
     if listing.left_out:
-        logger.warning("left out of data.paths: %s", describe_left_out(listing.left_out))
+        warn_on_main("left out of data.paths: %s", describe_left_out(listing.left_out))
     bad = {}
     for file, error in _check_files(source, files, on_bad_record):
         # What the network gives may come back, and the order of the files would be another.
         is_lasting = not isinstance(error, SettingError | StorageError)
         if on_bad_record is BadRecordPolicy.skip and is_lasting:
-            logger.warning("left out: %s", error)
+            warn_on_main("left out: %s", error)
             bad[file] = error
         else:
             problems.append(str(error))
@@ -64,7 +71,7 @@ def list_source_files(
         formats = pool.map(partial(build_format, source, can_seek=can_seek), sound)
         units = list(map(Unit, sound, formats))
     if not can_seek:
-        logger.warning(
+        warn_on_main(
             "%s: its server gives no part of a file by itself, so that every unit reads from the "
             "beginning of its file; `prepare` reads it once, or download it first",
             show_url(sound[0].path),
@@ -107,7 +114,7 @@ def _warn_of_sequential_files(units: Sequence[Unit]) -> None:
     # A file that is one document is read whole in any case.
     slow = [unit for unit in units if unit.format.units_per_lane == 1]
     if slow:
-        logger.warning(
+        warn_on_main(
             "%d of %d files, such as %s, can be read only from their beginning: every lane with a "
             "part of one reads it from there, also at a resume; `prepare` reads it once",
             len(slow), len(units), slow[0].path,

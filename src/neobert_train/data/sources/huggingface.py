@@ -5,7 +5,6 @@ says which files belong to a split. Others are streamed with `datasets`, one uni
 of one.
 """
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +12,7 @@ from typing import Any
 
 from neobert_train.config.data_schema import BadRecordPolicy, SourceConfig
 from neobert_train.data.sources.fields import find_id, find_value, join_names, list_names
-from neobert_train.data.sources.files import list_source_files
+from neobert_train.data.sources.files import list_source_files, warn_on_main
 from neobert_train.data.sources.lines import MOST_DOCUMENT_BYTES, describe_length
 from neobert_train.data.sources.source import (
     END_OF_UNIT,
@@ -24,8 +23,6 @@ from neobert_train.data.sources.source import (
 )
 from neobert_train.data.storage import Network
 from neobert_train.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 # A cursor is (row group of the shard) * _GROUP + (row in it): datasets can open a row group by
 # itself, so that a resume reads one of them instead of a file of half a gigabyte.
@@ -153,7 +150,7 @@ def list_huggingface_files(
     if files is not None:
         return list_source_files(source, files, network, on_bad_record)
     num_shards = _check_stream(streamed, source)
-    logger.warning(
+    warn_on_main(
         "%s is not made of parquet files: it is streamed with `datasets`, where a resume reads the "
         "shard it was in again from its beginning; `prepare` reads it once", source.dataset,
     )  # fmt: skip
