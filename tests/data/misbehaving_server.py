@@ -17,6 +17,7 @@ import struct
 import threading
 import time
 from dataclasses import dataclass
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
@@ -57,6 +58,7 @@ class MisbehavingServer:
         self.forbids_head = False
         self.hides_length = False  # chunked, no Content-Length, `/*` in Content-Range
         self.encoding: str | None = None  # a Content-Encoding it claims
+        self.tells = {"ETag", "Last-Modified"}  # of every file
         self.page_prefix = ""  # put before the links of its pages
         self.released = threading.Event()
         self._scheme = "http"
@@ -169,6 +171,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/html" if path.is_dir() else "application/x-data")
         if owner.encoding:
             self.send_header("Content-Encoding", owner.encoding)
+        written = path.stat().st_mtime_ns
+        marks = {
+            "ETag": f'"{written:x}-{path.stat().st_size:x}"',
+            "Last-Modified": formatdate(written // 10**9, usegmt=True),
+        }
+        for name in owner.tells:
+            self.send_header(name, marks[name])
         self._send_body(content if with_body else b"", len(content), fault)
         return None
 

@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import errno
 import gzip
 import io
 import itertools
 import logging
 import multiprocessing
+import os
 import pickle
 import random
 import re
+import resource
 import shutil
 import socket
 import ssl
@@ -17,6 +20,8 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType, SimpleNamespace
 
 import aiohttp
@@ -28,11 +33,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from misbehaving_server import Fault, MisbehavingServer
 
-from neobert_train.data import failures, retries
+from neobert_train.data import failures, local_files, object_files, retries
 from neobert_train.data.http_files import get_http_file_system
 from neobert_train.data.object_files import ObjectRange
 from neobert_train.data.remote_readers import BlockReader
 from neobert_train.data.storage import Network, StorageError, StoredFile, is_url, list_files
+from neobert_train.data.versions import FileVersion
 from neobert_train.urls import show_url
 
 CONTENT = random.Random(1).randbytes(2_500_000)  # several requests
@@ -344,7 +350,7 @@ def test_a_redirect_from_http_to_https_is_followed(server, tmp_path, monkeypatch
         # The page of a folder may name its files by the scheme it was redirected to.
         secure.page_prefix = server.url("").replace("http:", "https:")
         server.script(Fault(redirect=secure.url("")), repeat=True)
-        found = list_files(server.url(""), QUICK)
+        found = list_urls(server.url(""), QUICK)
         assert found == [f"https://{server.host}/{name}.bin" for name in "ab"]
 
 
@@ -359,16 +365,55 @@ def test_refused_names_the_login_of_its_service():
         assert login in str(error)
 
 
-def test_a_changed_file_is_named(server, stored, pauses):
-    with stored.open() as stream:
-        stream.read(10)
-        (server.folder / "data/a.bin").write_bytes(CONTENT + b"more")
-        with pytest.raises(StorageError, match=r"changed while it was read: it had 2500000 bytes"):
-            stream.read()
+@pytest.mark.parametrize("ignores_ranges", [False, True])
+def test_a_remote_file_that_changes_is_named_and_costs_no_request(
+    server, stored, pauses, ignores_ranges
+):
+    server.ignores_ranges, path = ignores_ranges, server.folder / "data/a.bin"
+    file = stored.identify()
+    server.requests.clear()
+    with file.open() as stream:
+        assert stream.read(10) == CONTENT[:10]
+    assert len(server.requests) == 1  # none to ask for the size
+    for content, change in (
+        (CONTENT + b"more", "2,500,004 bytes instead of 2,500,000"),
+        (CONTENT[:-1], "2,499,999 bytes instead of 2,500,000"),
+        (b"*" + CONTENT[1:], "etag "),
+    ):
+        path.write_bytes(CONTENT)
+        os.utime(path, (1e9, 1e9))
+        file = replace(stored, known=None).identify()
+        path.write_bytes(content)
+        error = fail(file)
+        assert f"{server.host}/data/a.bin was changed while the run reads it ({change}" in str(
+            error
+        )
+    assert pauses == []
+
+
+@pytest.mark.parametrize("tells", [set(), {"Last-Modified"}, {"ETag"}])
+def test_a_server_may_tell_less_of_its_files(server, stored, tells):
+    server.tells = tells
+    os.utime(server.folder / "data/a.bin", (1e9, 1e9))
+    file = stored.identify()
+    server.tells = {"ETag", "Last-Modified"}  # as another machine behind the same name may do
+    assert read(file) == CONTENT
+    (server.folder / "data/a.bin").write_bytes(CONTENT[::-1])
+    assert tells == set() or "was changed" in str(fail(file))
+
+
+def test_mirrors_with_other_etags_give_the_same_file(server, stored):
+    os.utime(server.folder / "data/a.bin", ns=(10**18, 10**18))
+    file = stored.identify()
+    os.utime(server.folder / "data/a.bin", ns=(10**18, 10**18 + 1))  # another ETag, the same second
+    assert read(file) == CONTENT
+
+
+def test_a_range_beyond_a_file_that_shrank_is_named(server, stored, pauses):
     with stored.open() as stream:
         stream.read(10)
         (server.folder / "data/a.bin").write_bytes(CONTENT[:100])
-        with pytest.raises(StorageError, match="changed while it was read"):
+        with pytest.raises(StorageError, match="100 bytes instead of 2,500,000"):
             stream.read()
     assert pauses == []
 
@@ -680,20 +725,107 @@ def test_more_streams_than_a_hundred_are_read_side_by_side(server):
 # --- local files, object stores, listings ---
 
 
-def test_local_files_are_opened_as_ever(tmp_path):
+def test_local_files_are_read(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"a\nb\n")
     file = StoredFile(str(path))
     assert (file.is_remote, file.get_size(), file.can_seek()) == (False, 4, True)
     with file.open() as stream:
         assert list(stream) == [b"a\n", b"b\n"]
-    with pytest.raises(FileNotFoundError):
-        StoredFile(str(tmp_path / "none")).open()
+        stream.seek(100)
+        assert stream.read() == b""
+
+
+@pytest.mark.parametrize("size", [0, 1, 200_000, 1_000_000])
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_local_file_that_grows_or_shrinks_is_named(tmp_path, size, is_open):
+    path = tmp_path / "a.bin"
+    for change in (1, 100_000, -1):
+        if size + change < 0:
+            continue
+        path.write_bytes(CONTENT[:size])
+        file = StoredFile(str(path)).identify()
+        stream = file.open() if is_open else None
+        os.truncate(path, size + change)
+        with pytest.raises(StorageError) as error:
+            (stream or file.open()).read()
+        message = f"{path} was changed while the run reads it ({size + change:,} bytes instead of"
+        assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("place", [0, 500_000, 999_999])
+def test_an_edit_of_the_same_size_in_head_middle_or_tail_is_named(tmp_path, place):
+    path = tmp_path / "a.bin"
+    path.write_bytes(CONTENT[:1_000_000])
+    file = pickle.loads(pickle.dumps(StoredFile(str(path)).identify()))
+    assert read(file) == CONTENT[:1_000_000]
+    os.utime(path)  # a copy is the same file
+    assert read(file) == CONTENT[:1_000_000]
+    with open(path, "r+b") as edited:
+        edited.seek(place)
+        edited.write(bytes([CONTENT[place] ^ 1]))
+    assert "content hash " in str(fail_locally(file))
+
+
+def fail_locally(file: StoredFile) -> StorageError:
+    with pytest.raises(StorageError) as caught, file.open() as stream:
+        stream.read()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("number", "fix"),
+    [
+        (errno.EMFILE, "ulimit -n"),
+        (errno.ENFILE, "fs.file-max"),
+        (errno.EACCES, "right to read it"),
+        (errno.EIO, "check its disk"),
+        (errno.ENOMEM, "free memory"),
+        (errno.ESTALE, "mount its network file system again"),
+        (errno.ENXIO, "check its storage"),
+    ],
+)
+def test_what_the_system_says_of_a_file_names_it_with_the_fix(tmp_path, monkeypatch, number, fix):
+    path = tmp_path / "a.bin"
+    path.write_bytes(CONTENT)
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(local_files.os, "pread", refuse)
+    error = fail_locally(StoredFile(str(path)))
+    assert f"{path}: cannot be read ({os.strerror(number)})" in str(error)
+    assert fix in str(error)
+
+
+def test_too_many_open_files_are_named(tmp_path):
+    (tmp_path / "a.bin").write_bytes(CONTENT)
+    file = StoredFile(str(tmp_path / "a.bin"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        with pytest.raises(StorageError, match=r"a\.bin: cannot be read \(Too many open files\)"):
+            stack.enter_context(open_many(file))
+
+
+@contextlib.contextmanager
+def open_many(file: StoredFile):
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(file.open()) for _ in range(300)]
+
+
+def test_a_missing_local_file_is_named(tmp_path):
+    assert "restore it" in str(fail_locally(StoredFile(str(tmp_path / "none"))))
 
 
 def test_what_a_url_is():
     assert all(map(is_url, ["https://host/a", "s3://b/k", "hf://datasets/a/b/c", "memory://a"]))
     assert not any(map(is_url, ["/a/b", "a.txt", "C://a", "data/a://b", "", "~/a"]))
+
+
+def list_urls(pattern: str, network: Network) -> list[str]:
+    return [file.path for file in list_files(pattern, network)]
 
 
 @pytest.fixture
@@ -706,19 +838,22 @@ def memory():
 
 
 def test_object_stores_are_listed_and_read(memory, pauses):
-    assert list_files("memory://top/*.txt", QUICK) == ["memory:///top/a.txt", "memory:///top/b.txt"]
-    assert list_files("memory://top/?.txt", QUICK) == ["memory:///top/a.txt", "memory:///top/b.txt"]
-    below = list_files("memory://top", QUICK)
-    assert below == list_files("memory://top/", QUICK)
+    assert list_urls("memory://top/*.txt", QUICK) == ["memory:///top/a.txt", "memory:///top/b.txt"]
+    assert list_urls("memory://top/?.txt", QUICK) == ["memory:///top/a.txt", "memory:///top/b.txt"]
+    below = list_urls("memory://top", QUICK)
+    assert below == list_urls("memory://top/", QUICK)
     assert [read(StoredFile(url)).decode() for url in below] == [
         "top/a.txt", "top/b.txt", "top/sub/c.txt", "top/sub/d.bin"
     ]  # fmt: skip
-    assert list_files("memory://top/**/*.txt", QUICK)[-1] == "memory:///top/sub/c.txt"
-    assert list_files("memory://top/a.txt", QUICK) == ["memory://top/a.txt"]
-    assert list_files("memory://top/none", QUICK) == ["memory://top/none"]
-    assert list_files("memory://top/*.none", QUICK) == []
+    assert list_urls("memory://top/**/*.txt", QUICK)[-1] == "memory:///top/sub/c.txt"
+    assert list_urls("memory://top/a.txt", QUICK) == ["memory://top/a.txt"]
+    assert list_urls("memory://top/none", QUICK) == ["memory://top/none"]
+    assert list_urls("memory://top/*.none", QUICK) == []
+    for pattern in ("memory://top/a.txt", "memory://top/a.*", "memory://top/"):
+        listed = list_files(pattern, QUICK)[0]
+        assert listed.known.version == StoredFile(listed.path).version  # told by the listing
     memory.pipe_file("/top/new.txt", b"new")
-    assert "memory:///top/new.txt" in list_files("memory://top/*.txt", QUICK)
+    assert "memory:///top/new.txt" in list_urls("memory://top/*.txt", QUICK)
     assert "no such file" in str(fail(StoredFile("memory://top/none")))
     assert "is a folder" in str(fail(StoredFile("memory://top/sub")))
     assert pauses == []
@@ -761,8 +896,41 @@ def test_a_store_that_gives_no_answer_is_given_up_in_time(memory, server, pauses
     (server.folder / "a.bin").write_bytes(CONTENT)
     server.script(Fault(bytes_per_second=20), repeat=True)
     with pytest.raises(failures.BrokenAnswerError, match=r"no whole answer in 0\.2 seconds"):
-        ObjectRange(server.url("a.bin"), 0, 1000, len(CONTENT)).read(0.2)
+        ObjectRange(server.url("a.bin"), 0, 1000, FileVersion(None)).read(0.2)
     assert time.monotonic() - begun < 5
+
+
+def test_a_file_of_an_object_store_that_changes_is_named(memory, pauses):
+    file = StoredFile("memory://top/a.txt", QUICK).identify()
+    assert read(file) == b"top/a.txt"
+    for content, change in (
+        (b"top/a.txt.", "10 bytes instead of 9"),
+        (b"top/A.txt", "date "),
+    ):
+        memory.pipe_file("/top/a.txt", content)
+        memory.store["/top/a.txt"].created += timedelta(seconds=5)  # dates are whole seconds
+        error = fail(file)
+        assert f"memory://top/a.txt was changed while the run reads it ({change}" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("info", "marks"),
+    [
+        ({"ETag": '"ab"', "LastModified": "then"}, {"etag": "ab", "date": "then"}),
+        ({"mtime": 1e9 + 0.25}, {"date": "1000000000"}),
+        ({"created": datetime.fromtimestamp(1e9 + 0.75, UTC)}, {"date": "1000000000"}),
+        ({"md5Hash": "x==", "generation": 7, "updated": "t"}, {"md5": "x==", "date": "t"}),
+        (
+            {"blob_id": "1f", "lfs": {"sha256": "2e", "size": 3}, "last_commit": None},
+            {"sha256": "2e", "git hash": "1f"},
+        ),
+        ({"blob_id": "1f", "lfs": None}, {"git hash": "1f"}),
+        ({}, {}),
+    ],
+)
+def test_marks_are_found_in_what_stores_say_of_a_file(info, marks):
+    version = object_files._find_version({"name": "a", "type": "file", "size": 3, **info})
+    assert (version.size, dict(version.marks)) == (3, marks)
 
 
 def test_missing_packages_and_protocols_are_named(monkeypatch):
@@ -780,17 +948,17 @@ def test_web_folders_are_listed_by_their_links(server, pauses):
         (server.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (server.folder / name).write_text(name)
     url = server.url("")
-    assert list_files(url + "x/1.jsonl?a=b", QUICK) == [url + "x/1.jsonl?a=b"]
+    assert list_urls(url + "x/1.jsonl?a=b", QUICK) == [url + "x/1.jsonl?a=b"]
     assert server.requests == []
     server.script(Fault(status=503), Fault(reset_after=5))
-    found = list_files(url + "x/", QUICK)
+    found = list_urls(url + "x/", QUICK)
     assert found == [url + "x/1.jsonl", url + "x/2%202.jsonl", url + "x/3.txt"]
     assert read(StoredFile(found[1], QUICK)) == b"x/2 2.jsonl"
-    assert list_files(url + "x/* *.jsonl", QUICK) == [url + "x/2%202.jsonl"]
+    assert list_urls(url + "x/* *.jsonl", QUICK) == [url + "x/2%202.jsonl"]
     server.script(Fault(), Fault(status=503))  # a folder that fails once is not left out
-    assert list_files(url + "[xy]/1.*", QUICK) == [url + "x/1.jsonl", url + "y/1.jsonl"]
-    assert list_files(url + "*/*.none", QUICK) == []
+    assert list_urls(url + "[xy]/1.*", QUICK) == [url + "x/1.jsonl", url + "y/1.jsonl"]
+    assert list_urls(url + "*/*.none", QUICK) == []
     with pytest.raises(StorageError, match="no such file"):
-        list_files(url + "missing/*.jsonl", QUICK)
+        list_urls(url + "missing/*.jsonl", QUICK)
     with pytest.raises(StorageError, match=r"one `\*` a folder"):
-        list_files(url + "**/1.jsonl", QUICK)
+        list_urls(url + "**/1.jsonl", QUICK)

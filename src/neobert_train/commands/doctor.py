@@ -331,7 +331,7 @@ def _examine_data(findings: Findings, config: DoctorConfig, tokenizer: TextToken
     data = replace(config.data, max_retries=0, timeout_seconds=seconds)
     units = open_corpus(replace(config, data=data), tokenizer)
     for name, files in list_source_files(units).items():
-        size = sum(num_bytes or 0 for _, num_bytes in files)
+        size = sum(file.version.size or 0 for file in files)
         text = f"{name}: {len(files):,} files or shards"
         text += f", {size / 1e6:,.1f} MB" if size else ""
         admission = build_admission(data, resolve_sources(data)[name])

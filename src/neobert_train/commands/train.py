@@ -17,7 +17,7 @@ from neobert_train.checkpoint import load_moments
 from neobert_train.config.derived import parse_duration
 from neobert_train.config.saved import dump_config
 from neobert_train.config.schema import Precision, Resume, TrainConfig
-from neobert_train.data.corpus import list_source_files
+from neobert_train.data.corpus import list_source_files, to_json
 from neobert_train.data.heldout import CorpusSample, build_evaluation_batches, sample_corpus
 from neobert_train.data.loader import StepLoader
 from neobert_train.data.sources import Unit
@@ -349,7 +349,8 @@ def open_run_directory(
         write_checked_json(run.environment_file, [*before, environment])
         begins = not run.holds_run() or not run.sources_file.exists()
         if begins or config.resume is Resume.changed:
-            write_checked_json(run.sources_file, list_source_files(units), indent=None)
+            files = to_json(list_source_files(units))
+            write_checked_json(run.sources_file, files, indent=None)
         if sample.heldout:
             sample.save(run.heldout_file)
     except OSError as error:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from neobert_train.config.checks import find_range_problems
+from neobert_train.config.derived import resolve_sources
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.setting import iter_settings
 from neobert_train.config.typed import parse
@@ -31,6 +32,9 @@ _FREE_WITHIN_IDENTITY = (
     "model.compile",
     "model.activation_checkpointing",
 )
+_NAMES_FILES = (
+    "source", "paths", "format", "dataset", "subset", "split", "revision", "data_files",
+)  # fmt: skip
 # Where and how a run is carried out says nothing about its results.
 _UNREMARKABLE = (
     "output_dir",
@@ -126,6 +130,20 @@ def find_differences(saved: TrainConfig, current: TrainConfig) -> tuple[list[str
         text = f"{key}: {_show(before)} -> {_show(now)}"
         (fatal if key.startswith(_IDENTITY) else notable).append(text)
     return fatal, notable
+
+
+def find_changed_sources(saved: TrainConfig, current: TrainConfig) -> set[str]:
+    """Return the sources whose settings no longer name the same files."""
+    before, now = (resolve_sources(config.data) for config in (saved, current))
+    return {
+        name
+        for name in {**before, **now}
+        if any(
+            hide_in_values(getattr(before.get(name), key, None))
+            != hide_in_values(getattr(now.get(name), key, None))
+            for key in _NAMES_FILES
+        )
+    }
 
 
 def _show(value: Any) -> str:

@@ -3,12 +3,15 @@
 The messages hold no credentials: no user names, passwords, query strings of signed URLs.
 """
 
+import errno
+import os
 import re
 from collections.abc import Iterator
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
 import aiohttp
+import psutil
 from aiohttp.http_exceptions import HttpProcessingError
 
 from neobert_train.errors import InputError
@@ -24,6 +27,17 @@ _PERMANENT = (
     aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, aiohttp.TooManyRedirects,
     aiohttp.ClientConnectorCertificateError,
 )  # fmt: skip
+_LEAST_MEMORY_BYTES = 2 << 30
+_FIXES = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n 65536), or lower data.shuffle_units",
+    errno.ENFILE: "end what holds too many files open on this machine, or raise fs.file-max",
+    errno.EACCES: "give the user of this process the right to read it",
+    errno.EPERM: "give the user of this process the right to read it",
+    errno.ENOENT: "restore it",
+    errno.ENOMEM: "free memory, for example by fewer data.num_workers",
+    errno.ESTALE: "mount its network file system again",
+    errno.EIO: "check its disk or network file system (dmesg)",
+}
 _LOGINS = {
     "hf": "log in again with `hf auth login`, and ask for access on the page of a gated repository",
     "s3": "log in again, e.g. with `aws sso login` or `aws configure`",
@@ -92,6 +106,33 @@ def _find_status(error: BaseException) -> int | None:
             if isinstance(status, int) and 400 <= status < 600:
                 return int(status)
     return None
+
+
+def is_of_system(error: BaseException) -> bool:
+    """Return whether the system or the network failed, which says nothing about a file's content.
+
+    The errors of readers about what they read have no number of the system's.
+    """
+    if isinstance(error, MemoryError):
+        # Where there is memory left, damage has made up a length that no machine has.
+        available: int = psutil.virtual_memory().available
+        return available < _LEAST_MEMORY_BYTES
+    kinds = (StorageError, ConnectionError, TimeoutError)
+    return _find_status(error) is not None or any(
+        isinstance(cause, (*kinds, *_PERMANENT))
+        or _is_of_network(cause)
+        or getattr(cause, "errno", None) is not None
+        for cause in iter_causes(error)
+    )
+
+
+def describe_system_error(error: BaseException, name: str) -> StorageError:
+    """Return what the system or the network says of a file, and the fix."""
+    numbers = (getattr(cause, "errno", None) for cause in iter_causes(error))
+    number = errno.ENOMEM if isinstance(error, MemoryError) else next(filter(None, numbers), None)
+    reason = explain(error) if number is None else os.strerror(number)
+    fix = _FIXES.get(number or 0, "check its storage, and that it may be read")
+    return StorageError(f"{name}: cannot be read ({reason}): {fix}; the same command continues")
 
 
 def describe_permanent(error: BaseException, url: str) -> StorageError | None:

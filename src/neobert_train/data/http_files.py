@@ -11,7 +11,6 @@ import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import aiohttp
@@ -20,6 +19,7 @@ import yarl
 from fsspec.asyn import sync
 
 from neobert_train.data.failures import BrokenAnswerError, StorageError
+from neobert_train.data.versions import Description, FileVersion, make_changed_error
 from neobert_train.urls import show_url
 
 T = TypeVar("T")
@@ -28,19 +28,6 @@ _CHUNK_BYTES = 1 << 20
 # What comes more slowly counts as silence. A line of 10 Mbit/s gives more to each of 100 readers.
 LEAST_BYTES_PER_SECOND = 8 << 10
 _COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What a server says of a file.
-
-    Attributes:
-        size: bytes, None where it does not tell.
-        can_seek: whether any range of it can be asked for.
-    """
-
-    size: int | None
-    can_seek: bool
 
 
 class _Limit:
@@ -80,16 +67,16 @@ async def _build_session(**options: Any) -> aiohttp.ClientSession:
 
 
 def describe_http(url: str, seconds: float) -> Description:
-    """Return size and whether ranges work, by asking for one byte."""
+    """Return the version of a file and whether ranges work, by asking for one byte."""
     return _run(_describe, seconds, url)
 
 
-def read_http_range(url: str, start: int, stop: int, size: int, seconds: float) -> bytes:
-    """Return the bytes [start, stop) of a file of `size` bytes.
+def read_http_range(url: str, start: int, stop: int, version: FileVersion, seconds: float) -> bytes:
+    """Return the bytes [start, stop) of a file of the given version.
 
     Fewer of them over a slow line: those that came in time.
     """
-    return _run(_read_range, seconds, url, start, stop, size)
+    return _run(_read_range, seconds, url, start, stop, version)
 
 
 def list_http_links(folder: str, seconds: float) -> list[str]:
@@ -126,27 +113,47 @@ async def _describe(file_system: Any, limit: _Limit, url: str) -> Description:
         has_ranges = response.status == 206
         first, _, size = _parse_content_range(response.headers)
         if has_ranges and first == 0 and size is not None:
-            return Description(size, can_seek=True)
+            return Description(_find_version(size, response))
         if response.status == 416 and size == 0:  # an empty file has no byte 0
-            return Description(0, can_seek=True)
+            return Description(_find_version(0, response))
         if response.status == 200:
-            return Description(response.content_length, can_seek=response.content_length == 0)
+            size = response.content_length
+            return Description(_find_version(size, response), can_seek=size == 0)
     async with _request(file_system, limit, url) as response:
         size = response.content_length
-    return Description(size, can_seek=size == 0 or (has_ranges and first == 0 and size is not None))
+        can_seek = size == 0 or (has_ranges and first == 0 and size is not None)
+        return Description(_find_version(size, response), can_seek)
+
+
+def _find_version(size: int | None, response: aiohttp.ClientResponse) -> FileVersion:
+    headers = response.headers
+    marks = {
+        "etag": headers.get("ETag", "").removeprefix("W/").strip('"'),
+        "date": headers.get("Last-Modified", ""),
+    }
+    return FileVersion(size, tuple((kind, value) for kind, value in marks.items() if value))
+
+
+def _check_version(
+    url: str, version: FileVersion, size: int | None, response: aiohttp.ClientResponse
+) -> None:
+    change = version.find_change(_find_version(size, response))
+    if change:
+        raise make_changed_error(url, change)
 
 
 async def _read_range(
-    file_system: Any, limit: _Limit, url: str, start: int, stop: int, size: int
+    file_system: Any, limit: _Limit, url: str, start: int, stop: int, version: FileVersion
 ) -> bytes:
     wanted = stop - start
     headers = {"Range": f"bytes={start}-{stop - 1}"}
     async with _request(file_system, limit, url, headers, accept=(416,)) as response:
         if response.status == 200:
             raise BrokenAnswerError("the server ignored the range that was asked for")
-        first, last, total = _parse_content_range(response.headers)
-        if response.status == 416 or total not in (None, size):
-            raise make_changed_error(url, size, total)
+        first, last, size = _parse_content_range(response.headers)
+        if response.status == 416 and size is None:
+            raise make_changed_error(url, f"fewer than {version.size:,} bytes")
+        _check_version(url, version, size, response)
         if (first, last) != (start, stop - 1):
             raise BrokenAnswerError(
                 f"bytes {first} to {last} came for {start} to {stop - 1} that were asked for"
@@ -185,11 +192,11 @@ class HttpStream:
 
     Args:
         url: of the file.
-        size: bytes that must come, None where the server does not tell.
+        version: that it must have.
     """
 
-    def __init__(self, url: str, size: int | None) -> None:
-        self._url, self._size = url, size
+    def __init__(self, url: str, version: FileVersion) -> None:
+        self._url, self._version = url, version
         self._response: aiohttp.ClientResponse | None = None
         self._offset = 0
 
@@ -218,9 +225,8 @@ class HttpStream:
         if self._response is None:
             async with _answering(limit):
                 self._response = await _open(file_system, self._url)
-            total = self._response.content_length
-            if self._size is not None and total not in (None, self._size):
-                raise make_changed_error(self._url, self._size, total)
+            size = self._response.content_length
+            _check_version(self._url, self._version, size, self._response)
         while self._offset < position:
             if not await self._read(min(position - self._offset, _CHUNK_BYTES), limit):
                 return b""
@@ -232,8 +238,8 @@ class HttpStream:
         data = await _receive(self._response, count, limit)
         self._offset += len(data)
         is_over = len(data) < count and self._response.content.at_eof()
-        if is_over and self._size is not None and self._offset != self._size:
-            raise BrokenAnswerError(f"only {self._offset} of {self._size} bytes came")
+        if is_over and self._version.size not in (None, self._offset):
+            raise BrokenAnswerError(f"only {self._offset} of {self._version.size} bytes came")
         return data
 
 
@@ -299,12 +305,3 @@ def _parse_content_range(headers: Mapping[str, str]) -> tuple[int | None, int | 
         return None, None, None
     first, last = (int(group) if group else None for group in match.group(1, 2))
     return first, last, None if match[3] == "*" else int(match[3])
-
-
-def make_changed_error(url: str, size: int, total: int | None) -> StorageError:
-    """The file is not the one that was begun with."""
-    now = "is shorter" if total is None else f"has {total}"
-    return StorageError(
-        f"{show_url(url)} was changed while it was read: it had {size} bytes and now {now}; "
-        f"start again, or read a copy that stays as it is"
-    )

@@ -17,6 +17,7 @@ import torch
 from neobert_train.batch import Batch
 from neobert_train.config.schema import TrainConfig
 from neobert_train.data.lanes import Lane, LaneState
+from neobert_train.data.local_files import allow_many_open_files
 from neobert_train.data.sources import Unit
 from neobert_train.data.workers import begin_worker, start_workers
 from neobert_train.errors import InputError
@@ -61,6 +62,7 @@ class LaneReaders:
 
     def iter_batches(self) -> Iterator[Batch]:
         """One batch of each lane, again and again."""
+        allow_many_open_files()
         tokenizer = load_tokenizer(self.config.tokenizer.path)
         streams = [
             Lane(self.config, self.units, tokenizer, lane).iter_batches(LaneState.from_dict(state))

@@ -25,6 +25,7 @@ from neobert_train.data.prepared import (
     RECORD,
     VERSION,
     fingerprint_source,
+    read_version,
 )
 from neobert_train.data.sources import (
     BadRecord,
@@ -47,7 +48,6 @@ from neobert_train.run_lock import acquire_lock
 from neobert_train.tokenizers.groups import iter_groups
 from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
-from neobert_train.urls import show_value
 
 # Of a source file; about a minute of one core, so that little is lost when it is stopped.
 _SHARD_BYTES = 64 << 20
@@ -82,11 +82,10 @@ class ShardJob:
         return Path(self.folder) / self.name
 
     def describe(self) -> dict[str, Any]:
-        """What decides the content of the shard; one that was made of something else is not it."""
+        """Return what decides the content of the shard, together with the version of its file."""
         return {
             "shard": str(self.shard.relative_to(Path(self.folder).parent)),
-            "path": show_value(self.unit.path),
-            "file_bytes": self.unit.file.get_size(),
+            "path": self.unit.name,
             "part": self.unit.part,
             "parts": self.unit.parts,
             "tokenizer": self.fingerprint,
@@ -139,7 +138,7 @@ def _count_shards(unit: Unit, num_files: int) -> int:
     takes_turns = unit.format.units_per_lane <= 1
     if takes_turns or num_files >= _MANY_FILES:
         return 1
-    return max(1, round(unit.file.get_size() / _SHARD_BYTES))
+    return max(1, round((unit.file.version.size or 0) / _SHARD_BYTES))
 
 
 def claim_folder(folder: Path, jobs: Sequence[ShardJob]) -> BinaryIO:
@@ -250,8 +249,11 @@ def write_shard(job: ShardJob) -> ShardResult:
         "records": np.array(rows, dtype=RECORD),
         "tokens": np.concatenate(tokens) if tokens else np.empty(0, dtype),
     }
+    version = job.unit.file.version
     entry: dict[str, Any] = {
         **job.describe(),
+        "file_bytes": version.size or 0,
+        "marks": dict(version.marks),
         "ends": None if job.unit.part else job.unit.find_division().ends,
         "records": len(rows),
         "tokens": end,
@@ -276,13 +278,15 @@ def _find_shard(job: ShardJob) -> dict[str, Any] | None:
         entry: dict[str, Any] = parse(dict[str, Any], parse_json(text))
         if any(entry.get(key) != value for key, value in job.describe().items()):
             return None
+        if read_version(entry).find_change(job.unit.file.version):
+            return None
         digests = parse(dict[str, str], entry.get("sha256"))
         for suffix in ("records", "tokens"):
             parse(Count, entry.get(suffix))
             path = job.shard.with_name(f"{job.name}.{suffix}.npy")
             if hash_file(path) != digests.get(suffix):
                 return None
-    except (OSError, ValueError, DamagedFileError):
+    except (OSError, ValueError, KeyError, DamagedFileError):
         return None
     return entry
 
@@ -315,7 +319,7 @@ def write_manifest(
             names = [str(job.shard.relative_to(root)) for job in shards]
             described.append(
                 {
-                    "path": show_value(unit.path),
+                    "path": unit.name,
                     "units_per_lane": unit.format.units_per_lane,
                     "shards": [entries[name] for name in names],
                 }

@@ -25,6 +25,7 @@ import numpy as np
 from neobert_train.config.data_schema import DataConfig, SourceConfig
 from neobert_train.config.derived import resolve_sources
 from neobert_train.config.typed import parse
+from neobert_train.data.failures import describe_system_error, is_of_system
 from neobert_train.data.sources import (
     BadRecord,
     Division,
@@ -32,6 +33,7 @@ from neobert_train.data.sources import (
     Unit,
     divide_files,
 )
+from neobert_train.data.versions import FileVersion
 from neobert_train.errors import InputError
 from neobert_train.files import DamagedFileError, parse_json, read_text
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
@@ -96,16 +98,14 @@ class PreparedFile:
     """The shards of one file.
 
     Attributes:
-        path: of the file that they were made of.
+        name: of the file that they were made of.
+        version: of that file.
         shards: in the order of the file.
     """
 
-    path: str
+    name: str
+    version: FileVersion
     shards: tuple[PreparedShard, ...]
-
-    def get_size(self) -> int:
-        """Not known."""
-        return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +178,8 @@ def _open(path: str, sha256: str, vocab_size: int | None) -> np.ndarray:
         _check_content(path, sha256, vocab_size)
         return _map(path)
     except (OSError, ValueError) as error:
+        if is_of_system(error) and not isinstance(error, FileNotFoundError):
+            raise describe_system_error(error, path) from error
         raise InputError(
             f"{path} cannot be used ({error}): run `prepare` again, which writes anew what is damaged"
         ) from error
@@ -274,9 +276,16 @@ def _to_unit(folder: Path, file: dict[str, Any], vocab_size: int) -> Unit:
                 raise InputError(f"{path} {state}: run `prepare` again, which writes it anew")
         digests = entry["sha256"]
         shards.append(PreparedShard(str(shard), digests["records"], digests["tokens"], vocab_size))
-    ends = file["shards"][0]["ends"]
+    first = file["shards"][0]
+    ends = first["ends"]
     known = PreparedRecords(Division(ends and tuple(ends)), file["units_per_lane"])
-    return Unit(PreparedFile(file["path"], tuple(shards)), known)
+    return Unit(PreparedFile(file["path"], read_version(first), tuple(shards)), known)
+
+
+def read_version(entry: dict[str, Any]) -> FileVersion:
+    """Return the version of the file that a shard was made of, from its entry."""
+    marks = entry.get("marks", {})  # there are none in folders that 0.1.0 wrote
+    return FileVersion(entry["file_bytes"] or None, tuple(marks.items()))
 
 
 def fingerprint_source(source: SourceConfig) -> str:

@@ -1,12 +1,12 @@
 """Seekable streams over remote files: by ranges, or over one connection from the beginning."""
 
 import functools
-import io
 from collections.abc import Callable
-from typing import Any
 
 from neobert_train.data.http_files import HttpStream
+from neobert_train.data.readers import PositionedReader
 from neobert_train.data.retries import Network, retry
+from neobert_train.data.versions import FileVersion
 
 # Small reads are served from a buffer of this size, which the caller lays over a reader.
 BUFFER_BYTES = 1 << 18
@@ -19,54 +19,7 @@ _LARGEST_REQUEST_BYTES = 1 << 24  # a failure costs no more than this
 _LEAST_REQUEST_BYTES = 1 << 16
 
 
-class _Reader(io.RawIOBase):
-    """A position in a file, and what the methods of an io stream make of it."""
-
-    def __init__(self) -> None:
-        self._position = 0
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes, at whatever price."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Set the position, possibly past the end; costs no request but to find the end."""
-        if whence not in (io.SEEK_SET, io.SEEK_CUR, io.SEEK_END):
-            raise ValueError(f"whence is {whence}, not 0, 1 or 2")
-        base = 0
-        if whence == io.SEEK_CUR:
-            base = self._position
-        elif whence == io.SEEK_END:
-            base = self._find_size()
-        if base + offset < 0:
-            raise ValueError(f"seek to {base + offset}, before the beginning of the file")
-        self._position = base + offset
-        return self._position
-
-    def readinto(self, buffer: Any, /) -> int:
-        """Fill the buffer, or a part of it where that takes more than one request."""
-        if self.closed:
-            raise ValueError("read of a closed file")
-        if not len(buffer):
-            return 0
-        data = self._read(len(buffer))
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-    def _find_size(self) -> int:
-        raise NotImplementedError
-
-    def _read(self, count: int) -> bytes | memoryview:
-        """Up to `count` bytes at the position; none at the end alone."""
-        raise NotImplementedError
-
-
-class BlockReader(_Reader):
+class BlockReader(PositionedReader):
     """Reads ranges, ahead of what is asked for.
 
     Args:
@@ -113,13 +66,13 @@ class BlockReader(_Reader):
         super().close()
 
 
-class ForwardReader(_Reader):
+class ForwardReader(PositionedReader):
     """Reads one stream from its beginning, and again from there after a seek backwards."""
 
-    def __init__(self, url: str, network: Network, size: int | None) -> None:
+    def __init__(self, url: str, network: Network, version: FileVersion) -> None:
         super().__init__()
-        self._url, self._network, self._size = url, network, size
-        self._stream = HttpStream(url, size)
+        self._url, self._network, self._size = url, network, version.size
+        self._stream = HttpStream(url, version)
 
     def _find_size(self) -> int:
         if self._size is None:

@@ -1,6 +1,9 @@
 """Where a run begins: anew, at given weights, or at the newest checkpoint that is its own."""
 
+import hashlib
+import json
 import logging
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +18,16 @@ from neobert_train.checkpoint import (
 )
 from neobert_train.checkpoint_search import find_checkpoint, find_misfit
 from neobert_train.config.derived import compute_num_lanes, resolve_sources
-from neobert_train.config.saved import find_differences, load_train_config
+from neobert_train.config.saved import find_changed_sources, find_differences, load_train_config
 from neobert_train.config.schema import Resume, TrainConfig
+from neobert_train.config.typed import parse
 from neobert_train.data.corpus import (
     SourceFiles,
-    find_changed_files,
+    find_file_differences,
+    find_other_names,
     list_source_files,
     open_corpus,
+    to_json,
 )
 from neobert_train.data.lanes import initial_states
 from neobert_train.data.sources import Unit
@@ -67,6 +73,7 @@ def find_starting_point(
     resumes = collectives.on_main(lambda: check_resume(config, run))
     tokenizer = collectives.on_all(lambda: load_tokenizer(config.tokenizer.path))
     units = collectives.on_all(lambda: open_corpus(config, tokenizer))
+    check_same_files(units, collectives)
     checkpoint = None
     if resumes:
         collectives.on_main(lambda: check_source_files(config, run, units))
@@ -109,21 +116,56 @@ def check_resume(config: TrainConfig, run: RunDirectory) -> bool:
     return True
 
 
+def check_same_files(units: Mapping[str, Sequence[Unit]], collectives: Collectives) -> None:
+    """Raise InputError on every process where one would read other files than the main process.
+
+    Every process lists the files by itself, and those of another host may lie on another disk.
+    """
+    files = list_source_files(units)
+    digest = hashlib.sha256(json.dumps(to_json(files)).encode()).hexdigest()
+    if len(set(collectives.gather(digest))) == 1:
+        return
+    listed = parse(SourceFiles, collectives.on_main(lambda: to_json(files)))
+
+    def compare() -> None:
+        differences = find_file_differences(listed, files)
+        if differences:
+            raise InputError(
+                f"process {collectives.world.rank} on {socket.gethostname()} finds other files than "
+                f"the main process, so that they would not read the same documents: give all hosts "
+                f"the same files\n  " + "\n  ".join(differences)
+            )
+
+    collectives.on_all(compare)
+
+
 def check_source_files(
     config: TrainConfig, run: RunDirectory, units: Mapping[str, Sequence[Unit]]
 ) -> None:
-    """Raises InputError when a run that goes on would read other files than before."""
-    if not run.sources_file.exists() or config.resume is Resume.changed:
+    """Raise InputError when a run that continues would read other files than before.
+
+    With resume=changed, sources whose settings name other files may have them; a move to another
+    folder is no other file.
+    """
+    if not run.sources_file.exists():
         return
     fix = "restore it, or remove it if the files of the data are still the same"
     before = read_run_json(run.sources_file, SourceFiles, fix)
-    changes = find_changed_files(before, list_source_files(units))
-    if changes:
-        shown = [*changes[:5], *([f"and {len(changes) - 5} more"] if changes[5:] else [])]
+    now = list_source_files(units)
+    if config.resume is Resume.changed and run.config_file.exists():
+        for name in find_changed_sources(load_train_config(run.config_file), config):
+            names = find_other_names(before.get(name, []), now.get(name, []))
+            if names:
+                logger.warning("continuing with other files of the source '%s': %s", name, names)
+                before.pop(name, None)
+    differences = find_file_differences(before, now)
+    if differences:
         raise InputError(
-            f"the files of {run.path} have changed since it began, so that it cannot go on with "
-            f"the same documents; restore them, write output_dir=... to start a new run, or "
-            f"resume=changed to go on with these files:\n  " + "\n  ".join(shown)
+            f"the files of {run.path} have changed since it began, so that it cannot continue with "
+            f"the same documents; restore them, or write output_dir=... to start a new run. To "
+            f"continue with other files, name them by other data settings and write resume=changed; "
+            f"with edited files of the same names, remove {run.sources_file}:\n  "
+            + "\n  ".join(differences)
         )
 
 

@@ -1,19 +1,20 @@
 """Damage in text files: one bad record names its place, and what can still be read is read."""
 
 import bz2
+import errno
 import gzip
-import io
 import json
 import lzma
+import os
 from functools import partial
 
 import pytest
 import zstandard
 
-from neobert_train.data import storage
+from neobert_train.data import failures
 from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record, Unit
 from neobert_train.data.sources.text import TextLayout, choose_text_format
-from neobert_train.data.storage import StoredFile
+from neobert_train.data.storage import StorageError, StoredFile
 
 PACKERS = {
     "": lambda raw: raw, ".gz": gzip.compress, ".xz": lzma.compress,
@@ -84,23 +85,63 @@ def test_json_beyond_the_limits_of_the_parser_is_one_bad_record(tmp_path, line):
 def test_naming_many_bad_lines_does_not_read_the_file_again_for_each(tmp_path, monkeypatch):
     path = tmp_path / "records.jsonl"
     path.write_bytes(b"".join(make_line(n) + b"x" * 2000 + b"\n" for n in range(400)))
-    num_bytes = 0
+    num_bytes, pread = 0, os.pread
 
-    class CountingFile(io.FileIO):
-        def readinto(self, buffer):
-            nonlocal num_bytes
-            count = super().readinto(buffer)
-            num_bytes += count
-            return count
+    def count(*arguments):
+        nonlocal num_bytes
+        data = pread(*arguments)
+        num_bytes += len(data)
+        return data
 
-    monkeypatch.setattr(
-        storage, "open", lambda path, _: io.BufferedReader(CountingFile(path)), raising=False
-    )
+    monkeypatch.setattr(os, "pread", count)
     records = read(path)
     assert [record.reason.split(": ")[0] for record in records] == [
         f"{path}, line {line}" for line in range(1, 401)
     ]
-    assert path.stat().st_size <= num_bytes <= 10 * path.stat().st_size
+    assert 2 * path.stat().st_size <= num_bytes <= 4 * path.stat().st_size
+
+
+def test_naming_bad_lines_of_a_remote_file_costs_no_request(server):
+    (server.folder / "a.jsonl").write_bytes(make_line(0) + b"\n{bad\n" * 200)
+    file = StoredFile(server.url("a.jsonl?Signature=s3cr3t", "alice:hunter2@")).identify()
+    server.requests.clear()
+    records = list(
+        Unit(file, choose_text_format("a.jsonl", TextLayout("jsonl", "content"))).iter_records(0)
+    )
+    assert len(server.requests) == 1
+    begin = len(make_line(0)) + 1
+    assert records[1].reason.startswith(f"{server.url('a.jsonl')}, line at byte {begin}: not JSON")
+
+
+def test_only_damage_of_the_content_is_a_bad_record(tmp_path, monkeypatch):
+    """Also of an open file: the system's errors end the run in place of dropping its units."""
+    lines = b"\n".join(make_line(number) for number in range(20_000))
+    for packing in PACKINGS:
+        path = tmp_path / f"records.jsonl{packing}"
+        path.write_bytes(PACKERS[packing](lines))
+        (unit,) = list_units(path)
+        records = unit.iter_records(0)
+        next(records)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pread", fail_with(OSError(errno.EIO, os.strerror(errno.EIO))))
+            with pytest.raises(
+                StorageError, match=r"records\.jsonl.*Input/output error.*check its disk"
+            ):
+                list(records)
+        records = unit.iter_records(0)
+        next(records)
+        with monkeypatch.context() as patch:
+            patch.setattr(failures, "_LEAST_MEMORY_BYTES", 1 << 60)
+            patch.setattr(os, "pread", fail_with(MemoryError()))
+            with pytest.raises(StorageError, match=r"records\.jsonl.*memory.*data\.num_workers"):
+                list(records)
+
+
+def fail_with(error):
+    def fail(*_):
+        raise error
+
+    return fail
 
 
 @pytest.mark.parametrize("kind", ["line", "blank_line", "file"])
@@ -177,12 +218,11 @@ def test_a_zstandard_stream_with_a_wrong_checksum_ends_in_a_bad_record(tmp_path)
     assert last.next_cursor == END_OF_UNIT
 
 
-def test_a_file_that_vanishes_after_the_start_is_one_bad_record(tmp_path):
+def test_a_file_that_vanishes_after_the_start_is_no_bad_record(tmp_path):
     for name in ("records.jsonl", "records.jsonl.gz"):
         path = tmp_path / name
         path.write_bytes(PACKERS[path.suffix if path.suffix == ".gz" else ""](make_line(0)))
         (unit,) = list_units(path)
         path.unlink()
-        (bad,) = unit.iter_records(0)
-        assert bad.next_cursor == END_OF_UNIT
-        assert str(path) in bad.reason
+        with pytest.raises(StorageError, match=r"cannot be read \(No such file or directory\)"):
+            next(unit.iter_records(0))

@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 import tracemalloc
+from dataclasses import replace
 from functools import partial
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ import zstandard
 from neobert_train.config.data_schema import DataConfig, FileFormat, SourceKind, TextDocuments
 from neobert_train.data.sources import BadRecord, build_units, lines, tables
 from neobert_train.data.sources.compression import decompress
+from neobert_train.data.storage import StoredFile
 
 MOST = 1 << 20
 LINE = b"some words of a document, again and again with no end in sight, " * 15 + b"and so on\n"
@@ -81,6 +83,7 @@ def test_a_file_that_is_one_document_is_bounded_too(tmp_path, packing):
     path.write_bytes(PACKERS[packing](b"short"))
     (unit,) = build(path, "file")
     path.write_bytes(PACKERS[packing](CONTENTS["file"]))
+    unit = replace(unit, file=StoredFile(str(path)))
     tracemalloc.start()
     try:
         (bad,) = unit.iter_records(0)

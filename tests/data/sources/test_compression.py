@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+from dataclasses import replace
 
 import pytest
 import zstandard
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from neobert_train.config.data_schema import DataConfig, SourceKind, TextDocuments
 from neobert_train.data.sources import BadRecord, build_units
 from neobert_train.data.sources.compression import READ_ERRORS, decompress
+from neobert_train.data.storage import StoredFile
 
 PACKERS = {
     ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress
@@ -90,6 +92,7 @@ def test_lines_before_a_cut_are_read_and_the_cut_is_named(tmp_path, packing):
     path.write_bytes(packed + packed)
     (unit,) = build(str(path))
     path.write_bytes(packed + packed[:-6])
+    unit = replace(unit, file=StoredFile(str(path)))
     *records, bad = unit.iter_records(0)
     assert [record.text for record in records][:2] == ["one", "two"]
     assert isinstance(bad, BadRecord)

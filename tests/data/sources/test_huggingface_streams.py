@@ -152,7 +152,7 @@ def test_parquet_files_are_read_as_files_and_all_else_is_streamed(tmp_path, capl
     names = [tmp_path / write_shard(tmp_path, shard, "parquet") for shard in range(2)]
     units = build(names, num_lanes=3)
     assert {type(unit.format) for unit in units} == {ParquetRows}
-    assert {unit.path for unit in units} == {str(name) for name in names}
+    assert {unit.name for unit in units} == {str(name) for name in names}
     with caplog.at_level(logging.WARNING):
         streamed = build([tmp_path / write_shard(tmp_path, 0, "jsonl")], "json")
     assert {type(unit.format) for unit in streamed} == {StreamedRows}
@@ -182,7 +182,7 @@ def test_the_files_of_a_split_alone_are_read(tmp_path):
 def test_files_of_a_glob_are_read_in_the_order_of_their_names(tmp_path):
     write_splits(tmp_path)
     units = build([tmp_path / "*-00001.parquet"])
-    assert [unit.path for unit in units if unit.part == 0] == [
+    assert [unit.name for unit in units if unit.part == 0] == [
         str(tmp_path / f"{split}-00001.parquet") for split in ("test", "train")
     ]
 
@@ -320,16 +320,24 @@ def test_a_damaged_shard_ends_in_a_bad_record_and_the_other_shards_are_read(tmp_
     assert re.match(r"json, shard 1: cannot be read \(\w", last.reason)
 
 
-def test_a_host_that_is_gone_after_the_start_ends_the_unit_with_a_bad_record(
+def test_a_host_that_is_gone_after_the_start_is_no_damage_of_a_streamed_file(
     tmp_path, server, monkeypatch
 ):
     monkeypatch.setattr(datasets.config, "STREAMING_READ_MAX_RETRIES", 1)
     monkeypatch.setattr(datasets.config, "STREAMING_READ_RETRY_INTERVAL", 0)
     (unit,) = build([f"{server.url}/{write_shard(tmp_path, 0, 'jsonl')}"], "json")
     server.is_broken = True
-    (bad,) = unit.iter_records(0)
-    assert bad.next_cursor == END_OF_UNIT
-    assert bad.reason.startswith("json, shard 0: cannot be read (")
+    with pytest.raises(StorageError, match=r"json, shard 0: cannot be read .*continues"):
+        list(unit.iter_records(0))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
+def test_a_file_that_vanished_is_no_damage_of_a_streamed_file(tmp_path, suffix):
+    name = write_shard(tmp_path, 0, suffix)
+    (unit,) = build([tmp_path / name], "json")
+    (tmp_path / name).unlink()
+    with pytest.raises(StorageError, match="shard 0: cannot be read"):
+        list(unit.iter_records(0))
 
 
 def test_a_missing_column_is_named_with_those_that_exist(tmp_path):

@@ -1,6 +1,9 @@
 """Parquet: row groups divided among units, and damage that stays where it is."""
 
+import errno
 import itertools
+import os
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -9,10 +12,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from neobert_train.data import failures
 from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record, Unit
 from neobert_train.data.sources import parquet as parquet_module
 from neobert_train.data.sources.parquet import ParquetRows
-from neobert_train.data.storage import StoredFile
+from neobert_train.data.storage import StorageError, StoredFile
 from neobert_train.errors import InputError
 
 TYPES = [
@@ -312,7 +316,7 @@ def test_a_row_that_is_not_utf8_is_one_bad_record_and_the_rest_is_read(folder):
     assert "utf-8" in bad.reason.lower()
 
 
-def test_a_file_cut_short_or_gone_after_the_start_ends_its_units_with_a_bad_record(folder):
+def test_a_file_cut_short_ends_its_units_with_a_bad_record(folder):
     path = folder / "cut.parquet"
     write_groups(path, num_groups=2)
     units = list_units(path, 2)
@@ -323,9 +327,72 @@ def test_a_file_cut_short_or_gone_after_the_start_ends_its_units_with_a_bad_reco
         assert bad.next_cursor == END_OF_UNIT
     with pytest.raises(InputError, match=r"cut\.parquet cannot be read as parquet: "):
         ParquetRows("content").check(StoredFile(str(path)), 0)
-    path.unlink()
-    (bad,) = units[1].iter_records(7)
-    assert bad.reason.startswith(f"{path}: cannot be read (")
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.EIO, os.strerror(errno.EIO)), "Input/output error"),
+        (OSError(errno.ESTALE, os.strerror(errno.ESTALE)), "mount its network file system again"),
+        (MemoryError(), r"data\.num_workers"),
+    ],
+)
+def test_an_error_of_the_system_is_no_damage_wherever_it_comes(
+    folder, monkeypatch, error, words, parts
+):
+    monkeypatch.setattr(failures, "_LEAST_MEMORY_BYTES", 1 << 60)  # there is less
+    path, pread = folder / "system.parquet", os.pread
+    write_groups(path, num_groups=2, rows=3000)
+    for num_reads in itertools.count():
+        calls = itertools.count()
+
+        def fail_later(*arguments):
+            if next(calls) >= num_reads:  # noqa: B023
+                raise error
+            return pread(*arguments)
+
+        parquet_module._read_row_group.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pread", fail_later)
+            unit = list_units(path, parts)[0]
+            failure = find_failure(unit)
+        if failure is None:
+            break
+        assert re.search(words, failure)
+    assert num_reads >= 3  # the sample, the footer, the row group
+
+
+def find_failure(unit: Unit) -> str | None:
+    """What ends the reading of a unit, no record of which is bad."""
+    try:
+        assert all(isinstance(record, Record) for record in unit.iter_records(0))
+    except StorageError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("parts", [1, 5])
+def test_memory_that_runs_out_in_the_reader_is_no_damage_where_little_is_left(
+    folder, monkeypatch, parts
+):
+    path = folder / "memory.parquet"
+    write_groups(path, num_groups=2)
+
+    def fail(*_, **__):
+        raise pa.ArrowMemoryError("malloc of size 9 failed")
+
+    parquet_module._read_row_group.cache_clear()
+    for method in ("iter_batches", "read_row_group"):
+        monkeypatch.setattr(pq.ParquetFile, method, fail)
+    # Of a machine that has enough, a damaged length has asked for too much.
+    monkeypatch.setattr(failures, "_LEAST_MEMORY_BYTES", 0)
+    assert all(
+        isinstance(record, BadRecord) for record in list_units(path, parts)[0].iter_records(0)
+    )
+    monkeypatch.setattr(failures, "_LEAST_MEMORY_BYTES", 1 << 60)
+    with pytest.raises(StorageError, match=r"memory\.parquet: cannot be read .*data\.num_workers"):
+        list(list_units(path, parts)[0].iter_records(0))
 
 
 def test_a_column_is_found_by_its_exact_name_also_beside_names_with_dots(folder):

@@ -1,9 +1,11 @@
 """What is wrong with the files shows at the start, all of it at once, with what to write instead."""
 
+import errno
 import gzip
 import json
 import logging
 import os
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +21,7 @@ from neobert_train.config.data_schema import (
     TextDocuments,
 )
 from neobert_train.data import storage
+from neobert_train.data.local_files import open_local
 from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record, build_units, files
 from neobert_train.errors import InputError
 
@@ -191,7 +194,7 @@ def test_skip_leaves_a_file_out_with_a_warning(tmp_path, sound, caplog, name, co
     (tmp_path / name).write_bytes(content)
     with caplog.at_level(logging.WARNING):
         units = build(tmp_path / name, sound, on_bad_record=BadRecordPolicy.skip)
-    assert {unit.path for unit in units} == {str(sound)}
+    assert {unit.name for unit in units} == {str(sound)}
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage().startswith(f"left out: {tmp_path / name}")
@@ -231,7 +234,7 @@ def test_skip_leaves_a_broken_file_out_whatever_its_name(tmp_path, sound):
     path = tmp_path / "my data.jsonl"
     path.write_text("broken\n")
     units = build(path, sound, on_bad_record=BadRecordPolicy.skip)
-    assert {unit.path for unit in units} == {str(sound)}
+    assert {unit.name for unit in units} == {str(sound)}
 
 
 def test_a_named_format_decides_for_files_whose_names_tell_nothing(tmp_path):
@@ -277,11 +280,11 @@ def opened(monkeypatch):
     """The names of the local files that were opened, in their order, each as often as it was."""
     names = []
 
-    def open_and_note(path, mode):
+    def open_and_note(path, version):
         names.append(os.path.basename(path))
-        return open(path, mode)
+        return open_local(path, version)
 
-    monkeypatch.setattr(storage, "open", open_and_note, raising=False)
+    monkeypatch.setattr(storage, "open_local", open_and_note)
     return names
 
 
@@ -314,8 +317,47 @@ def test_of_many_remote_files_eight_are_looked_into(server):
     for number in range(30):
         write_jsonl(server.folder / "many" / f"{number:02d}.jsonl", {"content": "text"})
     assert len(build(server.url("many/"))) >= 30
-    looked_into = {request.path for request in server.requests if request.path.endswith("jsonl")}
-    assert looked_into == {f"/many/{number:02d}.jsonl" for number in range(0, 30, 4)}
+    requests = Counter(request.path for request in server.requests)
+    # Each is asked for its version; the beginning of some is read.
+    assert requests.pop("/many/") == 1
+    assert requests == {f"/many/{number:02d}.jsonl": 1 + (number % 4 == 0) for number in range(30)}
+
+
+def test_a_server_that_fails_is_not_asked_for_all_of_many_files(server, pauses):
+    for number in range(200):
+        write_jsonl(server.folder / "many" / f"{number:03d}.jsonl", {"content": "text"})
+    server.script(Fault(), Fault(status=503), repeat=True)
+    message = find_problem(server.url("many/"), max_retries=1)
+    assert "not read after 2 attempts" in message
+    assert len(server.requests) < 150
+
+
+def test_looking_at_many_files_is_shown(tmp_path, monkeypatch, caplog):
+    for number in range(40):
+        write_jsonl(tmp_path / f"{number:02d}.jsonl", {"content": "text"})
+    monkeypatch.setattr(files, "_SHOWN_EVERY_SECONDS", 0.0)
+    build(tmp_path)
+    assert "looking at the files of the data: 20 of 40" in caplog.messages
+
+
+def test_missing_files_of_a_server_are_all_named(server):
+    urls = [server.url(f"{number}.jsonl") for number in range(5)]
+    message = find_problem(*urls)
+    assert all(f"{url}: no such file" in message for url in urls)
+
+
+def test_a_file_without_the_right_to_read_is_no_bad_one(tmp_path, sound, monkeypatch):
+    refused, open_file = tmp_path / "refused.jsonl", os.open
+    write_jsonl(refused, {"content": "text"})
+
+    def refuse(path, *arguments, **options):
+        if path == str(refused):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return open_file(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refuse)  # as root may read everything
+    message = find_problem(sound, refused, on_bad_record=BadRecordPolicy.skip)
+    assert f"{refused}: cannot be read (Permission denied): give the user" in message
 
 
 @pytest.mark.parametrize("policy", list(BadRecordPolicy))
@@ -347,7 +389,7 @@ def test_a_later_parquet_file_without_a_column_is_a_bad_record_that_names_the_se
     records = [record for unit in units for record in unit.iter_records(0)]
     assert [(r.text, r.id) for r in records if isinstance(r, Record)] == [("first", "a")]
     bad = [record for record in records if isinstance(record, BadRecord)]
-    assert len(bad) == len([unit for unit in units if unit.path == str(later)])
+    assert len(bad) == len([unit for unit in units if unit.name == str(later)])
     for record in bad:
         assert record.is_setting
         assert record.next_cursor == END_OF_UNIT

@@ -6,6 +6,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
+from neobert_train.data.failures import is_of_system
 from neobert_train.data.sources.source import (
     END_OF_UNIT,
     BadRecord,
@@ -15,7 +16,7 @@ from neobert_train.data.sources.source import (
     Unit,
 )
 from neobert_train.data.sources.tables import TABLE_ERRORS, explain, find_columns, to_records
-from neobert_train.data.storage import StorageError, StoredFile
+from neobert_train.data.storage import StoredFile
 from neobert_train.errors import InputError
 
 _FILE_MAGIC = b"ARROW1"
@@ -47,13 +48,13 @@ class ArrowRows:
         """Yield the rows from `cursor` on; damage is one bad record that ends the unit.
 
         Raises:
-            StorageError: the network gave out.
+            Exception: `is_of_system` of it.
         """
         row = 0
         try:
             with unit.file.open() as stream:
                 schema = _open(stream).schema
-                columns = find_columns(unit.path, schema, self.column, self.id_column)
+                columns = find_columns(unit.name, schema, self.column, self.id_column)
                 places = {
                     schema.names.index(path[0]) for path in (columns.text, columns.id) if path
                 }
@@ -70,11 +71,11 @@ class ArrowRows:
                     row += len(batch)
         except SettingError as error:
             yield BadRecord(str(error), 0, END_OF_UNIT, is_setting=True)
-        except StorageError:
-            raise
         except TABLE_ERRORS as error:
+            if is_of_system(error):
+                raise
             yield BadRecord(
-                f"{unit.path}, after row {row}: cannot be read ({explain(error)})", row, END_OF_UNIT
+                f"{unit.name}, after row {row}: cannot be read ({explain(error)})", row, END_OF_UNIT
             )
 
     def find_division(self, file: StoredFile) -> Division:
@@ -89,7 +90,7 @@ class ArrowRows:
         """Read the first batch that is not empty; see `StoredFormat`."""
         record = next(self.iter_records(Unit(file, self), 0), None)
         if record is None:
-            raise InputError(f"{file.path} has no rows")
+            raise InputError(f"{file.name} has no rows")
         if isinstance(record, BadRecord) and record.next_cursor == END_OF_UNIT:
             raise (SettingError if record.is_setting else InputError)(record.reason)
 

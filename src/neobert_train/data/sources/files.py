@@ -1,6 +1,7 @@
 """Files by path, folder, glob or URL."""
 
 import logging
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,7 +12,6 @@ from neobert_train.data.sources.listing import describe_left_out, list_paths
 from neobert_train.data.sources.source import SettingError, Unit
 from neobert_train.data.storage import Network, StorageError, StoredFile
 from neobert_train.errors import InputError
-from neobert_train.urls import show_url
 from neobert_train.world import World
 
 logger = logging.getLogger(__name__)
@@ -20,6 +20,8 @@ _BAD_RECORDS_LOOKED_PAST = 100
 # Files that are opened before training begins; the others are when they are read.
 _LOCAL_FILES_CHECKED = 1024
 _REMOTE_FILES_CHECKED = 8
+_FILES_IDENTIFIED_AT_A_TIME = 32
+_SHOWN_EVERY_SECONDS = 10.0
 
 
 def warn_on_main(message: str, *values: object) -> None:
@@ -49,7 +51,8 @@ def list_source_files(
     """
     is_any = source.format is not FileFormat.auto
     listing = list_paths(paths, network, lambda path: is_any or find_format(path) is not None)
-    files, problems = listing.files, listing.problems
+    files, problems = _identify(listing.files)
+    problems = [*listing.problems, *problems]
     if listing.left_out:
         warn_on_main("left out of data.paths: %s", describe_left_out(listing.left_out))
     bad = {}
@@ -74,10 +77,34 @@ def list_source_files(
         warn_on_main(
             "%s: its server gives no part of a file by itself, so that every unit reads from the "
             "beginning of its file; `prepare` reads it once, or download it first",
-            show_url(sound[0].path),
+            sound[0].name,
         )
     _warn_of_sequential_files(units)
     return units
+
+
+def _identify(named: Sequence[StoredFile]) -> tuple[list[StoredFile], list[str]]:
+    """Return files as they are now, and what is wrong with others.
+
+    Raises:
+        StorageError: the network gave out, so that each of the others would take as long to fail.
+    """
+    files, problems = [], []
+    with ThreadPoolExecutor(max_workers=_FILES_IDENTIFIED_AT_A_TIME) as pool:
+        identified = [pool.submit(file.identify) for file in named]
+        last_shown = time.monotonic()
+        for number, future in enumerate(identified):
+            try:
+                files.append(future.result())
+            except StorageError as error:
+                if not error.is_permanent:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+                problems.append(str(error))
+            if time.monotonic() - last_shown >= _SHOWN_EVERY_SECONDS:
+                last_shown = time.monotonic()
+                warn_on_main("looking at the files of the data: %d of %d", number, len(named))
+    return files, problems
 
 
 def _check_files(
@@ -99,8 +126,8 @@ def _check_files(
 def _find_error(source: SourceConfig, file: StoredFile, tolerance: int) -> InputError | None:
     try:
         known = build_format(source, file)
-        if file.get_size() == 0:
-            raise InputError(f"{file.path} is empty")
+        if file.version.size == 0:
+            raise InputError(f"{file.name} is empty")
         known.check(file, tolerance)
     except InputError as error:
         return error
@@ -117,5 +144,5 @@ def _warn_of_sequential_files(units: Sequence[Unit]) -> None:
         warn_on_main(
             "%d of %d files, such as %s, can be read only from their beginning: every lane with a "
             "part of one reads it from there, also at a resume; `prepare` reads it once",
-            len(slow), len(units), slow[0].path,
+            len(slow), len(units), slow[0].name,
         )  # fmt: skip

@@ -31,7 +31,7 @@ class StoredFormat(Format, Protocol):
 
         Raises:
             SettingError: a configured column does not exist or holds no text.
-            StorageError: the network gave out, which says nothing about the file.
+            Exception: `is_of_system` of it, which says nothing about the file.
             InputError: the file cannot be read, is empty, or its first records are bad.
         """
         ...
@@ -58,7 +58,7 @@ def _build_table(
     can_seek: bool,
 ) -> StoredFormat:
     if is_compressed(file.path):
-        raise SettingError(f"{file.path}: unpack it: files of this format are compressed inside")
+        raise SettingError(f"{file.name}: unpack it: files of this format are compressed inside")
     return rows(source.column, source.id_column)
 
 
@@ -134,5 +134,5 @@ def build_format(source: SourceConfig, file: StoredFile, can_seek: bool = True) 
         other = f"write data.format=... with one of {names}"
         suffix = _get_suffix(file.path)
         advice = next((text for text, known in _ADVICE.items() if suffix in known), other)
-        raise SettingError(f"{file.path}: its name tells no format that is read: {advice}")
+        raise SettingError(f"{file.name}: its name tells no format that is read: {advice}")
     return FORMATS[known].build(source, file, can_seek)

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from neobert_train.config.data_schema import BadRecordPolicy, SourceConfig
+from neobert_train.data.failures import is_of_system
 from neobert_train.data.sources.fields import find_id, find_value, join_names, list_names
 from neobert_train.data.sources.files import list_source_files, warn_on_main
 from neobert_train.data.sources.lines import MOST_DOCUMENT_BYTES, describe_length
@@ -22,6 +23,7 @@ from neobert_train.data.sources.source import (
     Unit,
 )
 from neobert_train.data.storage import Network
+from neobert_train.data.versions import FileVersion
 from neobert_train.errors import InputError
 
 # A cursor is (row group of the shard) * _GROUP + (row in it): datasets can open a row group by
@@ -49,13 +51,14 @@ class DatasetShard:
     num_shards: int
 
     @property
-    def path(self) -> str:
+    def name(self) -> str:
         """Such as `org/name, shard 3`."""
         return f"{self.source.dataset}, shard {self.number}"
 
-    def get_size(self) -> int:
+    @property
+    def version(self) -> FileVersion:
         """Not known."""
-        return 0
+        return FileVersion(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,11 @@ class StreamedRows:
     units_per_lane = 1
 
     def iter_records(self, unit: Unit, cursor: int) -> Iterator[Record | BadRecord]:
-        """Yield the rows from `cursor` on; a failed read is one bad record that ends the unit."""
+        """Yield the rows from `cursor` on; damage is one bad record that ends the unit.
+
+        Raises:
+            Exception: `is_of_system` of it.
+        """
         first_group, first_row = divmod(cursor, _GROUP)
         place, file = cursor, unit.file
         try:
@@ -85,7 +92,9 @@ class StreamedRows:
                     if (place - 1) % unit.parts == unit.part:
                         yield self._to_record(record, unit.describe(place), place)
         except Exception as error:  # datasets raises whatever the reader and the network raise
-            yield BadRecord(f"{unit.path}: cannot be read ({error})", place, END_OF_UNIT)
+            if is_of_system(error):
+                raise
+            yield BadRecord(f"{unit.name}: cannot be read ({error})", place, END_OF_UNIT)
 
     def find_division(self, file: DatasetShard) -> Division:
         """Return the division in turns."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from neobert_train.data.storage import Network, StoredFile, is_url, list_files
+from neobert_train.data.storage import Network, StoredFile, forget_listings, is_url, list_files
 from neobert_train.urls import show_url
 
 HIDDEN = "names that begin with . or _"
@@ -60,10 +60,11 @@ def list_paths(paths: Sequence[str], network: Network, is_known: Callable[[str],
     files: dict[str, StoredFile] = {}  # by real path: a file named in two ways is read once
     problems: list[str] = []
     left_out: LeftOut = {}
+    forget_listings(paths)
     for path in paths:
         selection = _Selection(path, is_known)
         try:
-            found = selection.list_url(network) if is_url(path) else selection.list_local()
+            found = selection.list_url(network) if is_url(path) else selection.list_local(network)
         except OSError as error:
             problems.append(str(error))
             continue
@@ -73,8 +74,8 @@ def list_paths(paths: Sequence[str], network: Network, is_known: Callable[[str],
                 cause = f"nothing in it is read: {describe_left_out(selection.left_out)}"
             problems.append(f"{show_url(path) if is_url(path) else path}: {cause}")
         for file in found:
-            key = file if is_url(file) else os.path.realpath(file)
-            files.setdefault(key, StoredFile(file, network))
+            key = file.path if file.is_remote else os.path.realpath(file.path)
+            files.setdefault(key, file)
         for reason, names in selection.left_out.items():
             left_out.setdefault(reason, []).extend(names)
     return Listing(list(files.values()), problems, left_out)
@@ -107,29 +108,29 @@ class _Selection:
         self._asked = [part for part in path.split("/") if part.startswith((".", "_"))]
         self.left_out: LeftOut = {}
 
-    def list_url(self, network: Network) -> list[str]:
+    def list_url(self, network: Network) -> list[StoredFile]:
         """Return the files that a URL names, sorted."""
         found = list_files(self._path, network)
-        if found == [self._path]:
+        if [file.path for file in found] == [self._path]:
             return found
-        return [file for file in found if self._selects_url(file)]
+        return [file for file in found if self._selects_url(file.path)]
 
     def _selects_url(self, url: str) -> bool:
         *folders, name = url.split("/")
         reason = HIDDEN if any(map(self._is_hidden, folders)) else self._find_reason(url, name)
         return self._note(reason, show_url(url))
 
-    def list_local(self) -> list[str]:
+    def list_local(self, network: Network) -> list[StoredFile]:
         """Return the files that a path, folder or glob names, sorted."""
         if os.path.isfile(self._path):
-            return [self._path]
+            return [StoredFile(self._path, network)]
         if os.path.isdir(self._path):
             top = str(Path(self._path))
             folders = self._walk("" if top == "." else top)
             matched = {file for _, files in folders for file in files}
         else:
             matched = set(self._match(self._path))
-        return [name for name in sorted(matched) if self._selects(name)]
+        return [StoredFile(name, network) for name in sorted(matched) if self._selects(name)]
 
     def _selects(self, path: str) -> bool:
         if os.path.isfile(path):

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from neobert_train.data.failures import is_of_system
 from neobert_train.data.sources.source import (
     END_OF_UNIT,
     STRETCHES_PER_LANE,
@@ -25,7 +26,7 @@ from neobert_train.data.sources.tables import (
     find_columns,
     to_records,
 )
-from neobert_train.data.storage import StorageError, StoredFile
+from neobert_train.data.storage import StoredFile
 from neobert_train.errors import InputError
 
 T = TypeVar("T")
@@ -58,12 +59,12 @@ class ParquetRows:
         """Yield the rows from `cursor` on; a row group that cannot be read is one bad record.
 
         Raises:
-            StorageError: the network gave out.
+            Exception: `is_of_system` of it.
         """
         try:
             with unit.file.open() as stream, _open_parquet(stream) as parquet:
                 schema = parquet.schema_arrow
-                columns = find_columns(unit.path, schema, self.column, self.id_column)
+                columns = find_columns(unit.name, schema, self.column, self.id_column)
                 ends = _find_group_ends(parquet)
                 start, stop = Division(ends).find_range(unit.part, unit.parts)
                 for number, (begin, end) in enumerate(itertools.pairwise((0, *ends))):
@@ -75,10 +76,10 @@ class ParquetRows:
                         yield from group.iter_records(wanted)
         except SettingError as error:
             yield BadRecord(str(error), 0, END_OF_UNIT, is_setting=True)
-        except StorageError:
-            raise
         except TABLE_ERRORS as error:
-            yield BadRecord(f"{unit.path}: cannot be read ({explain(error)})", 0, END_OF_UNIT)
+            if is_of_system(error):
+                raise
+            yield BadRecord(f"{unit.name}: cannot be read ({explain(error)})", 0, END_OF_UNIT)
 
     def find_division(self, file: StoredFile) -> Division:
         """Return the division by rows, in row groups where there are enough of them."""
@@ -91,9 +92,9 @@ class ParquetRows:
     def check(self, file: StoredFile, tolerance: int) -> None:
         """Read the footer of a file; see `StoredFormat`."""
         schema, num_rows = _read_footer(file, lambda p: (p.schema_arrow, p.metadata.num_rows))
-        find_columns(file.path, schema, self.column, self.id_column)
+        find_columns(file.name, schema, self.column, self.id_column)
         if num_rows == 0:
-            raise InputError(f"{file.path} has no rows")
+            raise InputError(f"{file.name} has no rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +129,10 @@ class _RowGroup:
                 if row >= wanted.stop:
                     return
             raise pa.ArrowInvalid(f"it ends after {row - self.begin} rows")
-        except StorageError:
-            raise
         except TABLE_ERRORS as error:
-            reason = f"{self.unit.path}, row group {self.number}: cannot be read ({explain(error)})"
+            if is_of_system(error):
+                raise
+            reason = f"{self.unit.name}, row group {self.number}: cannot be read ({explain(error)})"
             yield BadRecord(reason, max(row, wanted.start), wanted.stop)
 
     def _read(self, wanted: range) -> tuple[int, Iterator[pa.RecordBatch]]:
@@ -179,13 +180,13 @@ def _read_footer(file: StoredFile, read: Callable[[pq.ParquetFile], T]) -> T:
     """What `read` finds in the footer of a file.
 
     Raises:
-        StorageError: the network gave out, which says nothing about the file.
+        Exception: `is_of_system` of it.
         InputError: it cannot be read as parquet.
     """
     try:
         with file.open() as stream, pq.ParquetFile(stream) as parquet:
             return read(parquet)
-    except StorageError:
-        raise
     except TABLE_ERRORS as error:
-        raise InputError(f"{file.path} cannot be read as parquet: {explain(error)}") from error
+        if is_of_system(error):
+            raise
+        raise InputError(f"{file.name} cannot be read as parquet: {explain(error)}") from error

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from neobert_train.data.failures import describe_system_error, is_of_system
 from neobert_train.errors import InputError
-from neobert_train.urls import show_value
 
 # The cursor of a unit that has nothing more to give, also when the rest of it cannot be read.
 END_OF_UNIT = 2**62
@@ -164,7 +164,7 @@ class Unit:
     """A part of a file that one lane reads in one go; the units of a source cover it once.
 
     Attributes:
-        file: what it is a part of, such as a `StoredFile`; has a `path` and `get_size()` in bytes.
+        file: what it is a part of, such as a `StoredFile`; has a `name` and a `version`.
         format: how records are found in the file.
         part, parts: which part of how many.
     """
@@ -175,17 +175,24 @@ class Unit:
     parts: int = 1
 
     @property
-    def path(self) -> str:
-        """Path or URL of the file."""
-        return str(self.file.path)
+    def name(self) -> str:
+        """Path or URL of the file, for messages."""
+        return str(self.file.name)
 
     def iter_records(self, cursor: int) -> Iterator[AnyRecord]:
         """Yield the records from `cursor` on.
 
         Raises:
-            InputError: the file cannot be read, which says nothing about its records.
+            InputError: the system or the network fails, which says nothing about the records.
         """
-        return self.format.iter_records(self, cursor)
+        try:
+            yield from self.format.iter_records(self, cursor)
+        except InputError:
+            raise
+        except Exception as error:
+            if not is_of_system(error):
+                raise
+            raise describe_system_error(error, self.name) from error
 
     def find_division(self) -> Division:
         """Return what decides which records of the file belong to which part; may open it.
@@ -197,7 +204,7 @@ class Unit:
 
     def describe(self, next_cursor: int) -> str:
         """Name the record after which the unit continues at `next_cursor`."""
-        return f"{show_value(self.path)}, {self.format.describe(next_cursor)}"
+        return f"{self.name}, {self.format.describe(next_cursor)}"
 
     def divide(self, parts: int) -> list["Unit"]:
         """Return the units that divide the file into so many parts."""

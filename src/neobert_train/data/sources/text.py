@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
 
+from neobert_train.data.failures import is_of_system
 from neobert_train.data.sources.compression import READ_ERRORS, decompress, is_compressed
 from neobert_train.data.sources.delimited import DELIMITERS, read_rows
 from neobert_train.data.sources.json_text import is_spread, parse_json, split_values
@@ -33,7 +34,7 @@ from neobert_train.data.sources.source import (
     SettingError,
     Unit,
 )
-from neobert_train.data.storage import StorageError, StoredFile
+from neobert_train.data.storage import StoredFile
 from neobert_train.errors import InputError
 
 _BEGINNING_BYTES = 1 << 16
@@ -119,29 +120,24 @@ class LineRanges:
         """Yield the non-blank lines from `cursor` on.
 
         Raises:
-            StorageError: the network gave out.
+            Exception: `is_of_system` of it.
         """
         numbers, offset = _LineNumbers(unit.file), cursor
-        try:
-            begin, stop = unit.find_division().find_range(unit.part, unit.parts)
-            with unit.file.open() as file:
-                if cursor == 0 and begin > 0:
-                    # A line that began before this range belongs to the one before.
-                    file.seek(begin - 1)
-                    offset = begin - 1 + read_line(file)[1]
-                file.seek(offset)
-                while offset < stop:
-                    line, num_bytes = read_line(file)
-                    if not num_bytes:
-                        return
-                    start, offset = offset, offset + num_bytes
-                    if not is_blank(line):
-                        parse = partial(self.layout.parse, line)
-                        yield _to_record(parse, start, offset, partial(numbers.describe, start))
-        except StorageError:
-            raise
-        except OSError as error:
-            yield BadRecord(f"{unit.path}: cannot be read ({error})", offset, END_OF_UNIT)
+        begin, stop = unit.find_division().find_range(unit.part, unit.parts)
+        with unit.file.open() as file:
+            if cursor == 0 and begin > 0:
+                # A line that began before this range belongs to the one before.
+                file.seek(begin - 1)
+                offset = begin - 1 + read_line(file)[1]
+            file.seek(offset)
+            while offset < stop:
+                line, num_bytes = read_line(file)
+                if not num_bytes:
+                    return
+                start, offset = offset, offset + num_bytes
+                if not is_blank(line):
+                    parse = partial(self.layout.parse, line)
+                    yield _to_record(parse, start, offset, partial(numbers.describe, start))
 
     def find_division(self, file: StoredFile) -> Division:
         """Return the division by bytes."""
@@ -157,25 +153,28 @@ class LineRanges:
 
 
 class _LineNumbers:
-    """Numbers of lines by their offset, for messages alone, so that reading needs no index.
+    """Places of lines by their offset, only for messages, so that reading needs no index.
 
-    Offsets are asked for in ascending order; each part of the file is looked through once.
+    Offsets are asked for in ascending order; each part of a local file is looked through once.
     """
 
     def __init__(self, file: StoredFile) -> None:
         self._file, self._offset, self._count = file, 0, 0
+        self._stream: BinaryIO | None = None  # its own, opened for the first message
 
     def describe(self, offset: int) -> str:
-        """Such as `texts.jsonl, line 7`."""
-        with self._file.open() as file:
-            file.seek(self._offset)
-            while self._offset < offset:
-                block = file.read(min(offset - self._offset, 1 << 20))
-                if not block:
-                    break
-                self._count += block.count(b"\n")
-                self._offset += len(block)
-        return f"{self._file.path}, line {self._count + 1}"
+        """Such as `texts.jsonl, line 7`; of a remote file, which is not read again, the byte."""
+        if self._file.is_remote:
+            return f"{self._file.name}, line at byte {offset:,}"
+        if self._stream is None:
+            self._stream = self._file.open()
+        while self._offset < offset:
+            block = self._stream.read(min(offset - self._offset, 1 << 20))
+            if not block:
+                break
+            self._count += block.count(b"\n")
+            self._offset += len(block)
+        return f"{self._file.name}, line {self._count + 1}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,21 +195,21 @@ class Sequential:
         """Yield the documents from `cursor` on; damage is one bad record that ends the unit.
 
         Raises:
-            StorageError: the network gave out.
+            Exception: `is_of_system` of it.
         """
-        number, path = -1, unit.path
+        number, path = -1, unit.name
         try:
             with unit.file.open() as file, decompress(path, file) as stream:
                 for number, (place, parse) in enumerate(self.layout.split(stream)):
                     if number >= cursor and number % unit.parts == unit.part:
                         name = partial("{}, {}".format, path, place)
                         yield _to_record(parse, number, number + 1, name)
-        except StorageError:
-            raise
         except RecordError as error:  # of the first row, which names the columns
             reason = f"{path}: {error}"
             yield BadRecord(reason, number + 1, END_OF_UNIT, error.is_setting)
         except READ_ERRORS as error:
+            if is_of_system(error):
+                raise
             reason = f"{path}, after document {number + 1}: cannot be read ({error})"
             yield BadRecord(reason, number + 1, END_OF_UNIT)
 
@@ -242,13 +241,13 @@ def choose_text_format(
 
 
 def _check_beginning(file: StoredFile, layout: TextLayout, tolerance: int) -> None:
-    reason = f"{file.path} is empty"
+    reason = f"{file.name} is empty"
     records = Unit(file, Sequential(layout)).iter_records(0)
     for record in itertools.islice(records, tolerance + 1):
         if isinstance(record, Record):
             is_text = layout.kind in ("line", "blank_line")
             if is_text and "\r" in record.text and "\n" not in record.text and not any(records):
-                raise InputError(f"{file.path}: {CR_ADVICE}, or write data.text_documents=file")
+                raise InputError(f"{file.name}: {CR_ADVICE}, or write data.text_documents=file")
             return
         assert isinstance(record, BadRecord)
         reason = record.reason
@@ -261,12 +260,12 @@ def is_json_lines(file: StoredFile) -> bool:
     """Whether a file of JSON holds an object in each line, and not an array or longer objects.
 
     Raises:
-        StorageError: the network gave out.
+        Exception: `is_of_system` of it.
     """
     try:
         with file.open() as raw, decompress(file.path, raw) as stream:
             return not is_spread(stream.read(_BEGINNING_BYTES))
-    except StorageError:
-        raise
-    except READ_ERRORS:
+    except READ_ERRORS as error:
+        if is_of_system(error):
+            raise
         return True  # whoever reads it says what is wrong
