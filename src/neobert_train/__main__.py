@@ -48,6 +48,7 @@ COMMAND_SUMMARIES = {
     "export": "write a folder that transformers loads, and push it to the Hub",
     "plan": "parameters, FLOPs, memory and hours of an experiment on named hardware",
     "doctor": "what this machine has, what a run would use, and what would stop it",
+    "status": "how the latest start of a run ended; its exit code is that of the run",
 }
 
 

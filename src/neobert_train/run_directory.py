@@ -50,6 +50,8 @@ class RunDirectory:
         self.environment_file = self.path / "environment.json"
         self.heldout_file = self.path / "heldout.json"
         self.sources_file = self.path / "sources.json"
+        self.outcome_file = self.path / "outcome.json"
+        self.lock_file = self.path / ".lock"
         self._files = (
             self.config_file,
             self.metrics_file,
@@ -57,12 +59,14 @@ class RunDirectory:
             self.environment_file,
             self.heldout_file,
             self.sources_file,
+            self.outcome_file,
         )
         self.export_folder = self.path / "export"
         self.checkpoints = self.path / "checkpoints"
         self.anomalies = self.path / "anomalies"
         self._lock: BinaryIO | None = None
         self._was_missing = False
+        self.is_open = False  # by `create`: what happens from then on belongs to the run
 
     def claim(self, wait_seconds: float = _LOCK_WAIT_SECONDS) -> None:
         """Keep other processes from training here, until this one ends in whatever way.
@@ -79,7 +83,7 @@ class RunDirectory:
         if self._was_missing or self._lock is not None:
             return
         try:
-            self._lock = acquire_lock(self.path / ".lock", wait_seconds, "output_dir")
+            self._lock = acquire_lock(self.lock_file, wait_seconds, "output_dir")
         except OSError as error:
             raise self.explain(error) from error
 
@@ -91,6 +95,8 @@ class RunDirectory:
 
     def create(self) -> None:
         """Make the folders, claim them, and clear what an interrupted write or removal left.
+
+        How the start before ended is forgotten.
 
         Raises:
             InputError: the folder cannot be made or written to, or another process came first.
@@ -107,6 +113,8 @@ class RunDirectory:
             for leftover in self.checkpoints.glob(f"{TEMPORARY_PREFIX}*"):
                 remove(leftover)
             clear_drafts(self.path, self._files)
+            remove(self.outcome_file)
+            self.is_open = True
         except OSError as error:
             raise self.explain(error) from error
 

@@ -14,7 +14,13 @@ from typing import BinaryIO
 
 from neobert_train.config.typed import Count, parse
 from neobert_train.errors import InputError
-from neobert_train.files import DamagedFileError, is_at, parse_json, read_text, try_lock
+from neobert_train.files import (
+    DamagedFileError,
+    is_at,
+    parse_json,
+    read_text,
+    try_lock,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +58,7 @@ def acquire_lock(path: Path, wait_seconds: float, setting: str) -> BinaryIO:
     deadline = time.monotonic() + wait_seconds
     is_told = wait_seconds <= 0
     while True:
-        file = _open(path)
+        file = _open(path, os.O_CREAT)
         if try_lock(file.fileno()):
             if is_at(file.fileno(), path):
                 _write_holder(file)
@@ -75,8 +81,33 @@ def acquire_lock(path: Path, wait_seconds: float, setting: str) -> BinaryIO:
         time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
 
 
-def _open(path: Path) -> BinaryIO:
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+def find_holder(path: Path, wait_seconds: float) -> str | None:
+    """Find the process that holds a lock, without taking it; None when nobody does.
+
+    Args:
+        path: of the file.
+        wait_seconds: how long to wait for the process to end.
+
+    Raises:
+        InputError: the file is none of ours, or cannot be opened.
+    """
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            with _open(path) as file:
+                if try_lock(file.fileno()):
+                    return None
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise InputError(f"{path} cannot be opened ({error.strerror})") from error
+        if time.monotonic() >= deadline:
+            return _describe_holder(path)
+        time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
+
+
+def _open(path: Path, create: int = 0) -> BinaryIO:
+    flags = os.O_RDWR | create | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags, 0o666)
     except OSError as error:

@@ -47,6 +47,10 @@ def assert_ends_with_a_checkpoint(output_dir):
     assert list_steps(output_dir)[-1] == last
 
 
+def read_outcome_code(output_dir):
+    return json.loads((output_dir / "outcome.json").read_text())["content"]["exit_code"]
+
+
 def is_training(output_dir):
     wanted = f"output_dir={output_dir}"
     return any(wanted in (p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
@@ -199,6 +203,9 @@ def test_a_launcher_that_is_told_to_end_or_killed_leaves_a_checkpoint(tmp_path, 
     assert_ends_with_a_checkpoint(tmp_path / "run")
     assert process.returncode != 0
     assert "the same command continues" in output
+    # Only torchrun hands on that somebody asked for a stop.
+    asked = launcher is TORCHRUN and number != signal.SIGKILL
+    assert read_outcome_code(tmp_path / "run") == (3 if asked else 1)
 
 
 @pytest.mark.slow

@@ -258,7 +258,7 @@ def _examine_run_directory(findings: Findings, config: DoctorConfig) -> None:
     state = f"goes on from step {checkpoints[-1][0]}" if checkpoints else "a run begins"
     findings.tell("output_dir", f"{run.path}: {state}")
     findings.attempt(lambda: check_resume(config, run))
-    if (run.path / ".lock").exists():
+    if (run.lock_file).exists():
         findings.attempt(lambda: run.claim(wait_seconds=0))
         run.release()
     folder = _find_existing_folder(run)

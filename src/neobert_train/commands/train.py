@@ -24,7 +24,7 @@ from neobert_train.data.sources import Unit
 from neobert_train.data.targets import MOST_UNKNOWN, describe_unknown
 from neobert_train.distributed import Collectives, find_device, is_lost_connection
 from neobert_train.environment import describe_environment, find_environment_changes
-from neobert_train.errors import EXIT_FAILED, EXIT_STOPPED, InputError
+from neobert_train.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, InputError
 from neobert_train.files import write_atomically, write_checked_json
 from neobert_train.hardware import (
     PeakMeter,
@@ -45,6 +45,7 @@ from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
 from neobert_train.objective import MaskedLanguageModelling
 from neobert_train.report.refresh import ReportRefresher
 from neobert_train.run_directory import RunDirectory
+from neobert_train.run_outcome import write_outcome
 from neobert_train.terminal import print_message, print_output
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from neobert_train.training.checkpointing import CheckpointWriter
@@ -52,7 +53,7 @@ from neobert_train.training.console import Console, format_duration
 from neobert_train.training.divergence import DivergedError, Guard
 from neobert_train.training.engine import EngineState, build_engine, write_optimizer_state
 from neobert_train.training.metrics import MetricsLog, start_wandb
-from neobert_train.training.preemption import StopRequest
+from neobert_train.training.preemption import LAUNCHER_ENDED, StopRequest
 from neobert_train.training.starting_point import StartingPoint, find_starting_point
 from neobert_train.training.step_batches import StoppedError
 from neobert_train.training.trainer import Trainer, is_complete
@@ -75,28 +76,31 @@ def run(config: TrainConfig, world: World) -> None:
     stop.listen(world.launcher)
     device = find_device(world)
     collectives = Collectives(world, device)
+    directory = RunDirectory(config.output_dir)
     try:
-        _train(config, world, device, collectives, stop)
-    except StoppedError as reason:
-        if world.is_main:
-            print_message(describe_stop(config, str(reason)))
-        sys.exit(EXIT_STOPPED)
-    except DivergedError as error:
-        if world.is_main:
-            print_message(f"neobert_train: {error}")
-        sys.exit(EXIT_FAILED)
-    except RuntimeError as error:
-        if world.world_size == 1 or not is_lost_connection(error):
-            raise
-        # Another process died first, and its error is the one to be seen last.
-        print_message(f"rank {world.rank}: ends, since another process of the run did")
-        os._exit(EXIT_FAILED)
+        _train(config, directory, world, device, collectives, stop)
+    except Exception as error:
+        code, reason = describe_end(error, directory)
+        if directory.is_open:
+            write_outcome(directory, code, reason)
+        if isinstance(error, StoppedError | DivergedError):
+            if world.is_main:
+                print_message(f"neobert_train: {reason}")
+            sys.exit(code)
+        if isinstance(error, RuntimeError) and is_lost_connection(error) and world.world_size > 1:
+            # Another process died first, and its error is the one to be seen last.
+            print_message(f"rank {world.rank}: ends, since another process of the run did")
+            os._exit(code)
+        raise
+    if world.is_main:
+        write_outcome(directory, EXIT_DONE, "complete")
     # After an error the processes part by ending, since to part in order needs all of them.
     collectives.close()
 
 
 def _train(
     config: TrainConfig,
+    run: RunDirectory,
     world: World,
     device: torch.device,
     collectives: Collectives,
@@ -106,7 +110,6 @@ def _train(
     if world.is_main and config.scheduler.warmup_steps >= config.trainer.max_steps:
         logger.warning("the run ends within the warm-up (scheduler.warmup_steps)")
     # Everything that can be wrong with what the user gave comes first, and leaves nothing behind.
-    run = RunDirectory(config.output_dir)
     console = Console(config.trainer.max_steps, world.is_main, config.logging.progress)
     console.announce("looking at the run directory, the tokenizer and the data")
     collectives.on_main(run.claim)
@@ -216,11 +219,20 @@ def build_starting_engine(
     return engine
 
 
-def describe_stop(config: TrainConfig, reason: str) -> str:
-    """What a stop on request leaves, and how to go on."""
-    newest = [step for step, _ in RunDirectory(config.output_dir).list_checkpoints()][-1:]
-    left = f"with the checkpoint of step {newest[0]}" if newest else "without a checkpoint"
-    return f"stopped by {reason}, {left}; the same command continues"
+def describe_end(error: Exception, run: RunDirectory) -> tuple[int, str]:
+    """Return the exit code of a start that ends with an error, and what it says of it."""
+    match error:
+        case StoppedError():
+            newest = [step for step, _ in run.list_checkpoints()][-1:]
+            left = f"with the checkpoint of step {newest[0]}" if newest else "without a checkpoint"
+            # Nobody asked for a stop when the launcher crashed or was killed.
+            code = EXIT_FAILED if str(error) == LAUNCHER_ENDED else EXIT_STOPPED
+            return code, f"stopped by {error}, {left}; the same command continues"
+        case InputError():
+            return EXIT_INPUT, str(error)
+        case DivergedError():
+            return EXIT_FAILED, str(error)
+    return EXIT_FAILED, f"{type(error).__name__}: {error}"
 
 
 def settle_precision(

@@ -21,6 +21,7 @@ from neobert_train.config.schema import (
     Precision,
     PrepareConfig,
     ScheduleName,
+    StatusConfig,
     TokenizerAlgorithm,
     TrainConfig,
     TrainTokenizerConfig,
@@ -35,8 +36,8 @@ def find_problems(config: Any, world_size: int = 1) -> list[str]:
     problems = find_range_problems(config)
     if problems:
         return problems  # the checks below divide by values that must be in range
-    if isinstance(config, DoctorConfig):
-        return problems  # it lists the others itself, behind what it found
+    if isinstance(config, DoctorConfig | StatusConfig):
+        return problems  # the one lists the others behind what it found, the other needs none
     if isinstance(config, TrainConfig):
         problems += find_experiment_problems(config, world_size)
     elif isinstance(config, EvaluateConfig):

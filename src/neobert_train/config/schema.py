@@ -313,6 +313,17 @@ class DoctorConfig(TrainConfig):
 
 
 @dataclass
+class StatusConfig(TrainConfig):
+    """How the latest start of the run in output_dir ended."""
+
+    wait_seconds: float = setting(
+        0.0,
+        "How long to wait for a process that still trains, and may be about to end.",
+        at_least=0.0,
+    )
+
+
+@dataclass
 class PrepareConfig(TrainConfig):
     """Tokenise once what an experiment reads, into data.prepared_dir."""
 
@@ -412,4 +423,5 @@ SCHEMAS: dict[str, type[Any]] = {
     "export": ExportConfig,
     "plan": PlanConfig,
     "doctor": DoctorConfig,
+    "status": StatusConfig,
 }

@@ -21,7 +21,9 @@ from neobert_train.config.setting import ANY_NAME, iter_default_settings
 from neobert_train.errors import InputError
 from neobert_train.urls import show_value
 
-COMMANDS_WITH_GROUPS = ("train", "prepare", "inspect_data", "train_tokenizer", "plan", "doctor")
+COMMANDS_WITH_GROUPS = (
+    "train", "prepare", "inspect_data", "train_tokenizer", "plan", "doctor", "status",
+)  # fmt: skip
 
 # Hydra composes and does nothing else: no dated folders (they differ from rank to rank), no logs.
 _QUIET_HYDRA = {

@@ -18,6 +18,8 @@ from neobert_train.terminal import print_message
 _MARGIN_SECONDS = 30.0
 _MARGIN_SHARE = 0.05
 
+LAUNCHER_ENDED = "the end of its launcher"
+
 
 class StopRequest:
     """Remembers that a signal to stop came, and looks at the clock and for the launcher.
@@ -66,7 +68,7 @@ class StopRequest:
         if not self._is_training:  # perhaps waiting for processes that never come
             print_message("neobert_train: ends, since its launcher did")
             os._exit(EXIT_FAILED)
-        self._signal_name = self._signal_name or "the end of its launcher"
+        self._signal_name = self._signal_name or LAUNCHER_ENDED
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal_name is not None and number == signal.SIGINT:
