@@ -21,7 +21,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,8 @@ from neobert_train.config.data_schema import DataConfig, MixtureSourceConfig
 from neobert_train.config.schema import BatchConfig, TrainConfig
 from neobert_train.data.documents import LaneOrder, Position, iter_windows
 from neobert_train.data.lanes import Lane, LaneState, initial_states
-from neobert_train.data.sources import Division, TokenizedRecord, divide_files
+from neobert_train.data.sources import Division, TokenizedRecord, Unit, divide_files
+from neobert_train.data.sources.source import STRETCHES_PER_LANE
 from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.world import World
 
@@ -50,52 +51,52 @@ class Row(int):
 
 @dataclass(frozen=True)
 class SimulatedFile:
-    """Rows [first, last) of the source; cursors count in the whole source."""
+    """Rows [first, last) of the source."""
 
     first: int
     last: int
-    part: int = 0
-    parts: int = 1
-    units_per_lane: int = 4
-
-    def find_range(self) -> tuple[int, int]:
-        start, stop = Division((self.last - self.first,)).find_range(self.part, self.parts)
-        return self.first + start, self.first + stop
-
-    def iter_records(self, cursor: int) -> Iterator[Row]:
-        start, stop = self.find_range()
-        return map(Row, range(max(start, cursor), stop))
-
-    def take_part(self, part: int, parts: int) -> "SimulatedFile":
-        return replace(self, part=part, parts=parts)
 
 
 @dataclass(frozen=True)
-class SimulatedTexts(SimulatedFile):
+class SimulatedRows:
+    """Rows that are nothing but numbers; cursors count in the whole source."""
+
+    units_per_lane = STRETCHES_PER_LANE
+
+    def find_rows(self, unit: Unit, cursor: int) -> range:
+        first, last = unit.file.first, unit.file.last
+        start, stop = Division((last - first,)).find_range(unit.part, unit.parts)
+        return range(max(first + start, cursor), first + stop)
+
+    def iter_records(self, unit: Unit, cursor: int) -> Iterator[Row]:
+        return map(Row, self.find_rows(unit, cursor))
+
+
+@dataclass(frozen=True)
+class SimulatedTexts(SimulatedRows):
     """The same rows as documents of lognormal lengths."""
 
     lengths: tuple[int, ...] = (300,)
 
-    def iter_records(self, cursor: int) -> Iterator[TokenizedRecord]:
+    def iter_records(self, unit: Unit, cursor: int) -> Iterator[TokenizedRecord]:
         ids = np.full(max(self.lengths), 2000, dtype=np.uint16)
-        start, stop = self.find_range()
-        for row in range(max(start, cursor), stop):
+        for row in self.find_rows(unit, cursor):
             length = self.lengths[row * 7919 % len(self.lengths)]
             yield TokenizedRecord(ids[:length], length, False, 2**64 - 1, row + 1)
 
 
-def make_files(kind: type[SimulatedFile], num_rows: int, **fields: object) -> list[SimulatedFile]:
+def make_files(rows: SimulatedRows, num_rows: int) -> list[Unit]:
     """Files of uneven sizes that hold all rows."""
     sizes = np.random.default_rng(0).uniform(0.5, 1.5, NUM_FILES)
     ends = np.round(np.cumsum(sizes) / sizes.sum() * num_rows).astype(int).tolist()
-    return [kind(a, b, **fields) for a, b in itertools.pairwise([0, *ends])]
+    return [Unit(SimulatedFile(a, b), rows) for a, b in itertools.pairwise([0, *ends])]
 
 
 def read_epoch(job: tuple[str, int, range]) -> dict[str, float]:
     """Count how often every row comes in some lanes of epoch 0, stopping again and again."""
     path, num_rows, lanes = job
     counts = np.memmap(path, dtype=np.uint8, mode="w+", shape=(num_rows,))
-    units = divide_files(make_files(SimulatedFile, num_rows), NUM_LANES)
+    units = divide_files(make_files(SimulatedRows(), num_rows), NUM_LANES)
     generator = np.random.default_rng(lanes.start)
     seeks, sizes = [], []
     for lane in lanes:
@@ -167,11 +168,11 @@ def simulate_epoch(num_rows: int, num_processes: int) -> None:
     assert not repeated
 
 
-def make_lanes(num_rows: int) -> tuple[TrainConfig, dict[str, list[SimulatedFile]]]:
+def make_lanes(num_rows: int) -> tuple[TrainConfig, dict[str, list[Unit]]]:
     sigma = np.sqrt(2 * np.log(620 / 300))
     draws = np.random.default_rng(1).lognormal(np.log(300), sigma, 997)
     lengths = tuple(int(length) + 1 for length in draws)
-    files = make_files(SimulatedTexts, num_rows, lengths=lengths)
+    files = make_files(SimulatedTexts(lengths), num_rows)
     config = TrainConfig(
         batch=BatchConfig(NUM_LANES * 8192, 8192, 1024),
         data=DataConfig(

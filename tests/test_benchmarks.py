@@ -104,3 +104,14 @@ def test_bench_start_waits_for_the_first_step_and_shows_why_there_is_none():
     done = subprocess.run([*command, "sed=1"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "did you mean seed?" in done.stderr
+
+
+@pytest.mark.slow
+def test_simulate_scale_loses_and_repeats_nothing():
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "simulate_scale.py", "--rows", "20000"],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "rows lost 0, repeated 0" in done.stdout
+    assert "micro-batches that differ from the run without stops: 0" in done.stdout
