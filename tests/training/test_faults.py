@@ -143,7 +143,7 @@ def test_a_folder_without_permission_at_the_start(tmp_path):
         preexec_fn=obey_permissions,
     )  # fmt: skip
     assert done.returncode == 2, done.stdout
-    assert "cannot be written to (Permission denied): make room or mend its permi" in done.stdout
+    assert "cannot be written to (Permission denied): make room or fix its permi" in done.stdout
     assert "Traceback" not in done.stdout
 
 

@@ -370,9 +370,16 @@ def open_run_directory(
 
 
 def start_metrics(config: TrainConfig, run: RunDirectory, step: int) -> MetricsLog:
-    """The metrics of a run that goes on after `step`."""
+    """Open the metrics of a run that continues after `step`.
+
+    Raises:
+        InputError: they are damaged or cannot be written.
+    """
     begun = run.read_environments()[0]["started"]
-    return MetricsLog(run.metrics_file, step, start_wandb(config, run.path, begun))
+    try:
+        return MetricsLog(run.metrics_file, step, start_wandb(config, run.path, begun))
+    except OSError as error:
+        raise run.explain(error) from error
 
 
 def build_heldout_batches(
