@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from neobert_train.config.saved import dump_config
 from neobert_train.config.schema import TrainConfig
-from neobert_train.urls import hide_credentials, show_url, show_value
+from neobert_train.urls import hide_credentials, identify_value, show_url, show_value
 
 # Made to be found again: what is between the two may end a URL, a quotation or a line.
 SECRET = st.text(st.sampled_from(string.printable), max_size=12).map(lambda s: f"HUSH{s}HUSH")
@@ -101,3 +101,25 @@ def test_the_rest_of_a_free_text_stays(text, shown):
 def test_a_long_text_takes_no_time():
     for text in ("a" * 1_000_000, "a://" * 50_000, "a:" * 500_000, "a://b" + ")" * 500_000):
         assert hide_credentials(text)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (
+            "https://u:p@host/a?X-Amz-Signature=1&X-Amz-Date=2",
+            "https://v:q@host/a?X-Amz-Date=3",
+            True,
+        ),
+        ("https://host/a?sv=1&sig=2&id=7", "https://host/a?sv=3&sig=4&id=7", True),
+        ("https://host/a?sv=1&sig=2&id=7", "https://host/a?sv=3&sig=4&id=8", False),
+        ("https://host/get?id=1", "https://host/get?id=2", False),
+        ("https://host/get?1", "https://host/get?2", False),
+        ("https://host/a", "https://host/b", False),
+        ("s3://bucket/a-?.txt", "s3://bucket/b-?.txt", False),
+        ("texts/a?.txt", "texts/b?.txt", False),
+    ],
+)
+def test_what_urls_are_of_the_same_content(one, other, same):
+    assert (identify_value(one) == identify_value(other)) == same
+    assert identify_value("texts/*.txt") == "texts/*.txt"

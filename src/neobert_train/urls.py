@@ -6,6 +6,7 @@ is, the part is left out.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,6 +14,11 @@ _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]{0,30}://"
 # Where @ and ? are characters of a name: a revision, and a sign of a glob.
 _OBJECT_STORES = {"hf", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "file"}
 _LEFT_OUT = "(hidden)"
+_SIGNED = re.compile(
+    r"(X-(Amz|Goog|Oss)-[\w-]+|AWSAccessKeyId|GoogleAccessId|Key-Pair-Id|Policy|Signature|Expires"
+    r"|sig|se|sp|sr|st|sv|spr|sip|sk(oid|tid|t|e|s|v)|(access_)?token)=",
+    re.IGNORECASE,
+)
 _PUNCTUATION = "]:;,.)'\">"
 
 
@@ -39,15 +45,30 @@ def show_value(value: str) -> str:
     return value[: begin.start()] + show_url(value[begin.start() :]) if begin else value
 
 
-def hide_in_values(value: Any) -> Any:
-    """Return a setting, or a list or dictionary of them, with every text as `show_value` gives it."""
+def hide_in_values(value: Any, show: Callable[[str], str] = show_value) -> Any:
+    """Return a setting, or a list or dictionary of them, with every text as `show` gives it."""
     if isinstance(value, str):
-        return show_value(value)
+        return show(value)
     if isinstance(value, list):
-        return [hide_in_values(entry) for entry in value]
+        return [hide_in_values(entry, show) for entry in value]
     if isinstance(value, dict):
-        return {key: hide_in_values(entry) for key, entry in value.items()}
+        return {key: hide_in_values(entry, show) for key, entry in value.items()}
     return value
+
+
+def identify_value(value: str) -> str:
+    """Return a setting with what tells the content of a URL from others: all but who asks, and how.
+
+    That is the same with the signature of tomorrow. It may hold secrets: hash it, and do not show it.
+    """
+    begin = re.search(_SCHEME, value)
+    if begin is None:
+        return value
+    query = re.split("[?]", value, maxsplit=1)[1:]
+    kept = [part for part in "".join(query).split("&") if not _SIGNED.match(part)]
+    return (
+        "?".join([show_value(value), "&".join(kept)]) if query and any(kept) else show_value(value)
+    )
 
 
 def hide_credentials(text: str) -> str:

@@ -37,7 +37,7 @@ from neobert_train.data.versions import FileVersion
 from neobert_train.errors import InputError
 from neobert_train.files import DamagedFileError, parse_json, read_text
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
-from neobert_train.urls import hide_in_values
+from neobert_train.urls import hide_in_values, identify_value
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -291,7 +291,7 @@ def read_version(entry: dict[str, Any]) -> FileVersion:
 def fingerprint_source(source: SourceConfig) -> str:
     """A name for the settings of a source that decide its records."""
     values = {
-        field.name: str(hide_in_values(getattr(source, field.name)))
+        field.name: str(hide_in_values(getattr(source, field.name), identify_value))
         for field in fields(source)
         if not field.name.startswith(_FREE)
     }
