@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -43,6 +44,7 @@ CONFIG_FILE = "config.yaml"
 TOKENIZER_FOLDER = "tokenizer"
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 3
+FIRST_MOMENT, SECOND_MOMENT = "exp_avg.", "exp_avg_sq."
 
 
 @dataclass
@@ -102,14 +104,32 @@ class Checkpoint:
     moments: dict[str, Tensor]
 
 
+class UnsoundNumberError(Exception):
+    """A weight or moment that no training can continue from; says which."""
+
+
+def check_numbers(name: str, tensor: Tensor) -> None:
+    """Raise UnsoundNumberError where a weight or moment has a value that no training gives it."""
+    if tensor.dtype is not torch.float32:
+        raise UnsoundNumberError(f"{name} is {tensor.dtype}, not float32")
+    if not torch.isfinite(tensor).all():
+        raise UnsoundNumberError(f"{name} has a value that is not finite")
+    if name.startswith(SECOND_MOMENT) and (tensor < 0).any():
+        raise UnsoundNumberError(f"{name} has a negative value")
+
+
 def save_checkpoint(
     run: RunDirectory, checkpoint: Checkpoint, config: TrainConfig, tokenizer: TextTokenizer
 ) -> Path:
     """Write a checkpoint under a temporary name, sync it, then give it its name.
 
     Raises:
+        UnsoundNumberError: it could not be continued from; nothing is written then, so that those
+            before it stay.
         OSError: the disk is full or not writable; nothing bears the final name then.
     """
+    for name, tensor in {**checkpoint.weights, **checkpoint.moments}.items():
+        check_numbers(name, tensor)
     step = checkpoint.state.step
     folder, final = run.temporary_checkpoint(step), run.checkpoint(step)
     remove(folder)

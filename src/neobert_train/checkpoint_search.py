@@ -6,16 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from neobert_train.checkpoint import (
     CONFIG_FILE,
+    FIRST_MOMENT,
     MANIFEST_FILE,
     MOMENTS_FILE,
+    SECOND_MOMENT,
     STATE_FILE,
     WEIGHTS_FILE,
     TrainingState,
+    UnsoundNumberError,
+    check_numbers,
     read_state,
 )
 from neobert_train.config.derived import compute_num_lanes
@@ -28,7 +31,6 @@ from neobert_train.run_directory import RunDirectory
 logger = logging.getLogger(__name__)
 
 _NEEDED_FILES = (WEIGHTS_FILE, MOMENTS_FILE, STATE_FILE, CONFIG_FILE)
-_FIRST_MOMENT, _SECOND_MOMENT = "exp_avg.", "exp_avg_sq."
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def _check_tensors(folder: Path, state: TrainingState) -> None:
         raise _DamagedError(f"{WEIGHTS_FILE} holds no weights")
     expected = {
         f"{moment}{name}": shape
-        for moment in (_FIRST_MOMENT, _SECOND_MOMENT)
+        for moment in (FIRST_MOMENT, SECOND_MOMENT)
         for name, shape in weights.items()
     }
     if moments != (expected if state.updates else {}):  # there are none before the first update
@@ -192,12 +194,9 @@ def _check_file_of_tensors(path: Path) -> dict[str, tuple[int, ...]]:
             for name in tensors.keys():  # noqa: SIM118
                 tensor = tensors.get_tensor(name)
                 shapes[name] = tuple(tensor.shape)
-                if tensor.dtype is not torch.float32:
-                    raise _DamagedError(f"{path.name} has {name} in {tensor.dtype}, not float32")
-                if not torch.isfinite(tensor).all():
-                    raise _DamagedError(f"{path.name} has a value that is not finite in {name}")
-                if name.startswith(_SECOND_MOMENT) and (tensor < 0).any():
-                    raise _DamagedError(f"{path.name} has a negative value in {name}")
+                check_numbers(name, tensor)
+    except UnsoundNumberError as error:
+        raise _DamagedError(f"{path.name}: {error}") from error
     except (OSError, SafetensorError) as error:
         raise _DamagedError(f"{path.name} cannot be read ({error})") from error
     return shapes

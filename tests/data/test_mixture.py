@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from neobert_train.config.data_schema import DataConfig, Draw, MixtureSourceConfig
 from neobert_train.config.derived import compute_weights, resolve_sources
 from neobert_train.config.schema import BatchConfig, TrainConfig
+from neobert_train.config.typed import parse
 from neobert_train.data.lanes import Lane, LaneState, sum_progress
 from neobert_train.data.mixture import Mixture
 from neobert_train.data.sources import TokenizedRecord
@@ -228,3 +229,31 @@ def test_a_source_of_a_mixture_inherits_what_it_leaves_out():
     sources = resolve_sources(data)
     assert (sources["a"].column, sources["a"].min_tokens) == ("text", 9)
     assert (sources["b"].column, sources["b"].min_tokens) == ("body", 5)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.sampled_from(list(Draw)), st.integers(1, 4), st.sampled_from([None, 1, 3]),
+    st.sampled_from([1, 7, 64]), st.integers(0, 5),
+)  # fmt: skip
+def test_every_state_that_a_lane_comes_to_passes_for_one_in_a_file(
+    tokenizer, draw, num_sources, max_epochs, lookahead, lane
+):
+    units = make_units([3, 400, 1, 90][:num_sources], num_documents=7)
+    lanes = make_lane(
+        tokenizer, units, [1.0] * num_sources, lane, 6, 256, draw=draw, max_epochs=max_epochs,
+        lookahead_documents=lookahead, shuffle_window=5,
+    )  # fmt: skip
+    tokens = 0
+    states = [LaneState()]
+    try:
+        for packed in itertools.islice(lanes.iter_packed(LaneState()), 60):
+            tokens += sum(len(chunk) for chunk in packed.chunks)
+            states.append(packed.state)
+    except InputError:
+        assert max_epochs is not None
+    for state in states:
+        read = parse(LaneState, json.loads(json.dumps(state.to_dict())))
+        assert read == state
+        assert read.find_problem() is None
+    assert sum(stream.tokens for stream in states[-1].streams.values()) == tokens

@@ -33,6 +33,7 @@ from neobert_train.data.streams import StreamState
 from neobert_train.errors import InputError
 from neobert_train.files import write_json
 from neobert_train.run_directory import RunDirectory
+from neobert_train.training.checkpointing import CheckpointWriter
 from support.killed import run_until
 
 FILES = (
@@ -257,15 +258,15 @@ def forge_tensors(folder, name, change):
 
 
 TENSORS = {
-    "weight nan": ("model", lambda t: t["a.bias"].__setitem__(1, math.nan), "not finite in a.bias"),
-    "weight inf": ("model", lambda t: t["a.weight"].fill_(math.inf), "not finite in a.weight"),
+    "weight nan": ("model", lambda t: t["a.bias"].__setitem__(1, math.nan), "a.bias has a value that is not"),
+    "weight inf": ("model", lambda t: t["a.weight"].fill_(math.inf), "a.weight has a value that is not"),
     "weight bf16": ("model", lambda t: t.update({"a.bias": t["a.bias"].bfloat16()}), "not float32"),
     "no weights": ("model", lambda t: t.clear(), "holds no weights"),
     "moment nan": (
-        "optimizer", lambda t: t["exp_avg.a.bias"].fill_(math.nan), "not finite in exp_avg.a.bias"
+        "optimizer", lambda t: t["exp_avg.a.bias"].fill_(math.nan), "exp_avg.a.bias has a value that is not"
     ),
     "second moment below 0": (
-        "optimizer", lambda t: t["exp_avg_sq.a.bias"].fill_(-1e-9), "negative .* exp_avg_sq.a.bias"
+        "optimizer", lambda t: t["exp_avg_sq.a.bias"].fill_(-1e-9), "exp_avg_sq.a.bias has a negative value"
     ),
     "moment missing": (
         "optimizer", lambda t: t.pop("exp_avg.a.bias"), "does not fit .* in exp_avg.a.bias"
@@ -282,7 +283,24 @@ def test_numbers_that_cannot_be_trained_on_are_named(run, forgery, caplog):
     name, change, words = TENSORS[forgery]
     forge_tensors(run.checkpoint(2), f"{name}.safetensors", change)
     assert find_checkpoint(run) == run.checkpoint(1)
-    assert re.search(f"{name}.safetensors .*{words}", caplog.text)
+    assert re.search(f"{name}.safetensors.*{words}", caplog.text)
+
+
+def test_numbers_that_cannot_be_trained_on_are_not_written_and_push_nothing_out(
+    run, make_config, tokenizer
+):
+    config = make_config("checkpoint.keep_last=1", "checkpoint.keep_best=false")
+    writer = CheckpointWriter(run, config, tokenizer)
+    bad = make(3)
+    bad.weights["a.bias"][1] = math.nan
+    writer.write(bad)
+    writer.join()
+    assert "step 3 is not written: a.bias has a value that is not finite: the run" in writer.failure
+    assert [step for step, _ in run.list_checkpoints()] == [1, 2]
+    writer.write(make(4))
+    writer.join()
+    assert writer.failure is None
+    assert [step for step, _ in run.list_checkpoints()] == [4]
 
 
 def test_fewer_lanes_than_the_settings_ask_for_are_noticed(run, caplog):

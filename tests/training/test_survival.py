@@ -174,7 +174,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_training_goes_on(tmp_pa
     assert "the checkpoint of step 2 cannot be written" in output
     assert output.count("training goes on, and tries again") >= 3
     assert "step 8/8" in output
-    assert "make room or mend the permissions" in output
+    assert "make room or fix the permissions" in output
     assert "Traceback" not in output
     assert not list((tmp_path / "run/checkpoints").iterdir())
     assert "step 8/8" in run(tmp_path / "run")

@@ -401,8 +401,7 @@ def check_last_checkpoint(trainer: Trainer) -> None:
     """Raises InputError when the work of a finished run is not all on the disk."""
     if trainer.writer is not None and trainer.writer.failure:
         raise InputError(
-            f"{trainer.writer.failure}: make room or mend the permissions; the same command goes on "
-            f"from the last checkpoint"
+            f"{trainer.writer.failure}; the same command continues from the last checkpoint"
         )
 
 

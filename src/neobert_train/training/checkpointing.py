@@ -4,7 +4,12 @@ import threading
 import time
 from collections.abc import Callable
 
-from neobert_train.checkpoint import Checkpoint, prune_checkpoints, save_checkpoint
+from neobert_train.checkpoint import (
+    Checkpoint,
+    UnsoundNumberError,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from neobert_train.config.schema import TrainConfig
 from neobert_train.run_directory import RunDirectory
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
@@ -19,7 +24,8 @@ class CheckpointWriter:
         on_written: called in the writing thread after each checkpoint.
 
     Attributes:
-        failure: why the last attempt failed, for a full disk or the like; None once one succeeds.
+        failure: why the last attempt failed, for a full disk or the like, and what to do; None once one
+            succeeds.
         write_seconds: how long the last one took.
     """
 
@@ -53,7 +59,7 @@ class CheckpointWriter:
             raise error
 
     def _write(self, checkpoint: Checkpoint) -> None:
-        started = time.monotonic()
+        started, name = time.monotonic(), f"the checkpoint of step {checkpoint.state.step}"
         try:
             save_checkpoint(self._run, checkpoint, self._config, self._tokenizer)
             self.failure = None
@@ -61,8 +67,11 @@ class CheckpointWriter:
             if self._on_written is not None:
                 self._on_written()
         except OSError as error:
+            self.failure = f"{name} cannot be written: {error}: make room or fix the permissions"
+        except UnsoundNumberError as error:
             self.failure = (
-                f"the checkpoint of step {checkpoint.state.step} cannot be written: {error}"
+                f"{name} is not written: {error}: the run has diverged; lower optimizer.lr, or go back "
+                f"with divergence.action=rewind"
             )
         except BaseException as error:  # handed to the training thread by `join`
             self._error = error
