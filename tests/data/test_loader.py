@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import time
 import psutil
 import pytest
 import torch
+from misbehaving_server import Fault, MisbehavingServer
 
 from neobert_train.config.derived import compute_num_lanes
 from neobert_train.data.lanes import initial_states
@@ -233,26 +233,28 @@ def test_a_killed_worker_is_an_error_and_no_endless_wait(tmp_path):
 def survivors(tmp_path_factory):
     """Processes of programs that are still there some seconds after each was ended."""
     folder = tmp_path_factory.mktemp("programs")
-    texts, stalling = folder / "texts.txt", folder / "stalling.txt"
+    texts = folder / "texts.txt"
     texts.write_bytes(LINES)
-    os.mkfifo(stalling)
-    programs = {
-        "kill": (texts, 4),
-        "kill with many batches ready": (texts, 128),
-        "close while reading stalls": (stalling, 100),
-        "fail without closing": (texts, 4),
-    }
-    running = {name: start_program(folder, *given) for name, given in programs.items()}
-    processes = {}
-    with stalling.open("wb", buffering=0) as stalled:
-        stalled.write(LINES)
+    with MisbehavingServer(folder / "served") as server:
+        (server.folder / "stalling.txt").write_bytes(LINES * 100)
+        server.script(Fault(), Fault(), Fault(stall_after=0), repeat=True)  # size and first block
+        programs = {
+            "kill": (texts, 4),
+            "kill with many batches ready": (texts, 128),
+            "close while reading stalls": (server.url("stalling.txt"), 100_000),
+            "fail without closing": (texts, 4),
+        }
+        running = {name: start_program(folder, *given) for name, given in programs.items()}
+        processes = {}
         for name, parent in running.items():
             assert parent.stdout.readline() == "ready\n"
             processes[name] = [
                 psutil.Process(parent.pid), *psutil.Process(parent.pid).children(recursive=True)
             ]  # fmt: skip
             assert len(processes[name]) >= 2
-        time.sleep(1)  # for the workers to read as far ahead as they may
+        deadline = time.monotonic() + 60
+        while len(server.requests) < 3 and time.monotonic() < deadline:
+            time.sleep(0.1)  # for the workers to read as far ahead as they may
         for name, parent in running.items():
             if name.startswith("kill"):
                 parent.kill()
