@@ -1,5 +1,6 @@
 """A configuration written beside a run comes back equal, and what changed since is named."""
 
+import os
 from itertools import pairwise
 
 import pytest
@@ -71,6 +72,13 @@ def test_a_file_that_is_no_configuration_is_named_with_the_reason(tmp_path, dama
         InputError, match=rf"config\.yaml cannot be read as a configuration: .*{words}"
     ):
         load_train_config(path)
+
+
+@pytest.mark.timeout(10)
+def test_a_pipe_in_the_place_of_a_configuration_is_named(tmp_path):
+    os.mkfifo(tmp_path / "config.yaml")
+    with pytest.raises(InputError, match="as a configuration: it is not a regular file"):
+        load_train_config(tmp_path / "config.yaml")
 
 
 def test_nothing_in_a_loaded_file_is_looked_up(tmp_path, monkeypatch):
