@@ -48,7 +48,8 @@ from neobert_train.hardware import PeakMeter
 from neobert_train.model import compile_blocks, find_compiler_obstacle
 from neobert_train.modeling.attention import BACKENDS, choose_backend, find_obstacle
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
-from neobert_train.modeling.modeling_neobert import NeoBERTLMHead, rotary_factors
+from neobert_train.modeling.heads import NeoBERTForMaskedLM
+from neobert_train.modeling.modeling_neobert import rotary_factors
 from neobert_train.objective import MaskedLanguageModelling
 from neobert_train.world import World
 
@@ -219,7 +220,7 @@ def build_ours(
     if obstacle:
         raise RuntimeError(obstacle)
     torch.manual_seed(0)
-    model = NeoBERTLMHead(shape.to_neobert()).to(device, dtype)
+    model = NeoBERTForMaskedLM(shape.to_neobert()).to(device, dtype)
     model.model.attention_backend = backend
     if compiled:
         compile_blocks(model, device)
@@ -236,7 +237,7 @@ def build_ours(
 
 def build_padded(shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, Step]:
     torch.manual_seed(0)
-    model = NeoBERTLMHead(shape.to_neobert()).to(device, dtype)
+    model = NeoBERTForMaskedLM(shape.to_neobert()).to(device, dtype)
 
     def forward(rows: PaddedRows) -> Tensor:
         batch, length = rows.input_ids.shape

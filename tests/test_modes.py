@@ -13,7 +13,7 @@ from neobert_train.export.hugging_face import write_model_folder
 from neobert_train.files import write_checked_json
 from neobert_train.folders import new_folder, owned_folder
 from neobert_train.model import build_model_config
-from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
+from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.run_directory import RunDirectory
 
 
@@ -32,7 +32,7 @@ def test_files_and_folders_have_the_modes_of_others(umask, tmp_path, make_config
     state = TrainingState(0, 0, 0, initial_states(range(1)))
     save_checkpoint(run, Checkpoint(state, {"a": torch.zeros(2)}, {}), config, tokenizer)
     model_config = ModelConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
-    model = NeoBERTLMHead(build_model_config(model_config, tokenizer))
+    model = NeoBERTForMaskedLM(build_model_config(model_config, tokenizer))
     for _ in range(2):  # into a new folder, and into one that is there
         with owned_folder(tmp_path / "export", {}) as draft:
             write_model_folder(draft, model, tokenizer)

@@ -95,7 +95,7 @@ class Checkpoint:
 
     Attributes:
         state: counters and lanes.
-        weights: fp32, by parameter name of `NeoBERTLMHead`.
+        weights: fp32, by parameter name of `NeoBERTForMaskedLM`.
         moments: fp32, `exp_avg.NAME` and `exp_avg_sq.NAME`.
     """
 

@@ -18,7 +18,7 @@ from neobert_train.config.schema import ModelConfig, Precision, TrainConfig
 from neobert_train.errors import InputError
 from neobert_train.modeling.attention import choose_backend
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
-from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
+from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.run_directory import RunDirectory
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
@@ -45,13 +45,13 @@ def build_model_config(config: ModelConfig, tokenizer: TextTokenizer) -> NeoBERT
     )
 
 
-def build_model(config: TrainConfig, tokenizer: TextTokenizer) -> NeoBERTLMHead:
+def build_model(config: TrainConfig, tokenizer: TextTokenizer) -> NeoBERTForMaskedLM:
     """A model with initial weights that depend on the seed alone, the same on every process."""
     torch.manual_seed(config.seed)
-    return NeoBERTLMHead(build_model_config(config.model, tokenizer))
+    return NeoBERTForMaskedLM(build_model_config(config.model, tokenizer))
 
 
-def choose_attention(config: TrainConfig, model: NeoBERTLMHead, device: torch.device) -> str:
+def choose_attention(config: TrainConfig, model: NeoBERTForMaskedLM, device: torch.device) -> str:
     """Settle the model on the configured attention backend.
 
     Raises:
@@ -84,7 +84,7 @@ def find_compiler_obstacle(device: torch.device) -> str | None:
     return None
 
 
-def compile_blocks(model: NeoBERTLMHead, device: torch.device) -> bool:
+def compile_blocks(model: NeoBERTForMaskedLM, device: torch.device) -> bool:
     """Compile what surrounds attention in every block, where there is a compiler.
 
     All blocks share the compiled code. Attention stays outside: its kernels are opaque to the
@@ -114,7 +114,7 @@ def decide_compilation(config: TrainConfig, device: torch.device) -> bool:
     return wanted
 
 
-def checkpoint_activations(model: NeoBERTLMHead) -> None:
+def checkpoint_activations(model: NeoBERTForMaskedLM) -> None:
     """Keep only the input of every block, and compute the block again in the backward pass.
 
     From Chen et al., arXiv 1604.06174. Nothing in a block is random, so no random state is kept.
@@ -122,7 +122,7 @@ def checkpoint_activations(model: NeoBERTLMHead) -> None:
     model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
 
 
-def load_into(model: NeoBERTLMHead, weights: Mapping[str, Tensor], origin: str) -> None:
+def load_into(model: NeoBERTForMaskedLM, weights: Mapping[str, Tensor], origin: str) -> None:
     """Copy weights into a model that has exactly these.
 
     Raises:

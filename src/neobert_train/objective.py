@@ -3,13 +3,13 @@
 from torch import Tensor, nn
 
 from neobert_train.batch import Batch
-from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
+from neobert_train.modeling.heads import NeoBERTForMaskedLM
 
 
 class MaskedLanguageModelling(nn.Module):
     """Sums over masked tokens, from which losses of any batch can be put together."""
 
-    def __init__(self, model: NeoBERTLMHead) -> None:
+    def __init__(self, model: NeoBERTForMaskedLM) -> None:
         super().__init__()
         self.model = model
 

@@ -15,7 +15,7 @@ from neobert_train.export import parity
 from neobert_train.export.hub import push_to_hub
 from neobert_train.model import load_initial_weights
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
-from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
+from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.world import World
 
 CLEAN_PROCESS = """
@@ -72,7 +72,7 @@ def test_a_process_without_this_package_loads_it_and_gives_the_same_logits(
     config = NeoBERTConfig(
         hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128
     )
-    ours = NeoBERTLMHead(config).eval()
+    ours = NeoBERTForMaskedLM(config).eval()
     ours.load_state_dict(weights)
     with torch.no_grad():
         expected = ours(saved["input_ids"], attention_mask=saved["attention_mask"]).logits
@@ -81,13 +81,11 @@ def test_a_process_without_this_package_loads_it_and_gives_the_same_logits(
 
 def test_the_folder_holds_what_the_hub_needs(export):
     assert {path.name for path in export.iterdir()} == {
-        ".neobert_train.json", "README.md", "attention.py", "config.json",
-        "configuration_neobert.py", "cpu_attention.py",
-        "cross_entropy.py", "model.safetensors", "modeling_neobert.py", "tokenizer.json",
-        "tokenizer_config.json",
+        ".neobert_train.json", "README.md", "config.json", "configuration_neobert.py",
+        "model.safetensors", "modeling_neobert.py", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     config = json.loads((export / "config.json").read_text())
-    assert config["auto_map"]["AutoModelForMaskedLM"] == "modeling_neobert.NeoBERTLMHead"
+    assert config["auto_map"]["AutoModelForMaskedLM"] == "modeling_neobert.NeoBERTForMaskedLM"
     card = (export / "README.md").read_text()
     assert "20% of the text tokens, mask_only" in card
     assert "held-out loss" in card
@@ -102,7 +100,10 @@ def test_a_run_starts_from_an_export_and_from_a_run(export, finished_run):
 
 def test_another_export_replaces_it_and_what_else_lies_there_stays(finished_run, export):
     (export / ".neobert_train.json").unlink()  # as an earlier version left it
+    for name in ("attention.py", "cpu_attention.py", "cross_entropy.py"):
+        (export / name).write_text("")
     run_command("export", f"run_dir={finished_run}", "step=2")
+    assert not (export / "attention.py").exists()
     assert "in 2 steps" in (export / "README.md").read_text()
     (export / ".git").mkdir()
     (export / ".git" / "config").write_text("of git")

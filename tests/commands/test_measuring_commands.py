@@ -24,7 +24,7 @@ from neobert_train.data.corpus import open_corpus
 from neobert_train.data.lanes import initial_states
 from neobert_train.data.loader import StepLoader
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
-from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
+from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.objective import MaskedLanguageModelling
 
 
@@ -80,7 +80,7 @@ def test_flops_equal_those_that_torch_counts(lengths):
         hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96
     )
     size = compute_model_size(shape, vocab_size=200)
-    model = NeoBERTLMHead(
+    model = NeoBERTForMaskedLM(
         NeoBERTConfig(
             hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96,
             vocab_size=200,

@@ -24,7 +24,7 @@ from neobert_train.config.store import compose_config, to_typed
 from neobert_train.model import checkpoint_activations, compile_blocks
 from neobert_train.modeling import attention, cross_entropy
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
-from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
+from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.objective import MaskedLanguageModelling
 
 VOCAB_SIZE = 1000
@@ -50,12 +50,12 @@ class PackedAttention(torch.autograd.Function):
         return output
 
 
-def attend_as_on_a_gpu(q, k, v, cu_seqlens, max_seqlen):
+def attend_as_on_a_gpu(q, k, v, documents):
     if q.dtype is torch.bfloat16:
         return PackedAttention.apply(q, k, v)
-    lengths = cu_seqlens.diff().tolist()
-    documents = zip(*(x.split(lengths) for x in (q, k, v)), lengths, strict=True)
-    return torch.cat([PackedAttention.apply(*document) for *document, n in documents if n])
+    lengths = documents.cu_seqlens.diff().tolist()
+    parts = zip(*(x.split(lengths) for x in (q, k, v)), lengths, strict=True)
+    return torch.cat([PackedAttention.apply(*part) for *part, n in parts if n])
 
 
 def apply_fused_norm(norm: nn.RMSNorm, x: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def build_batch(tokens: int, masked: int) -> Batch:
 def test_the_tensors_that_a_micro_batch_keeps(gpu_kernels, tokens, masked, layers, bf16):
     shape = {"num_hidden_layers": layers, "hidden_size": 256, "intermediate_size": 1024}
     shape["num_attention_heads"] = 4
-    model = NeoBERTLMHead(NeoBERTConfig(**shape, vocab_size=VOCAB_SIZE))
+    model = NeoBERTForMaskedLM(NeoBERTConfig(**shape, vocab_size=VOCAB_SIZE))
     objective = MaskedLanguageModelling(model.bfloat16() if bf16 else model)
     measured = measure_kept_bytes(objective, build_batch(tokens, masked))
     expected = compute_kept_bytes(ModelConfig(**shape), VOCAB_SIZE, tokens, masked, bf16, False)
@@ -126,7 +126,7 @@ def test_the_tensors_that_a_compiled_micro_batch_keeps(packed_kernel, monkeypatc
     tokens, masked = 1024, 205
     shape = {"num_hidden_layers": 3, "hidden_size": 256, "intermediate_size": 1024}
     shape["num_attention_heads"] = 4
-    model = NeoBERTLMHead(NeoBERTConfig(**shape, vocab_size=VOCAB_SIZE))
+    model = NeoBERTForMaskedLM(NeoBERTConfig(**shape, vocab_size=VOCAB_SIZE))
     assert compile_blocks(model, torch.device("cpu"))
     last_norm = model.model.layer_norm  # which is not compiled
     monkeypatch.setattr(last_norm, "forward", partial(apply_fused_norm, last_norm))
@@ -142,7 +142,7 @@ def test_activation_checkpointing_keeps_the_inputs_of_blocks(gpu_kernels, bf16):
     tokens, masked = 1024, 205
     shape = {"num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 1024}
     shape["num_attention_heads"] = 4
-    model = NeoBERTLMHead(NeoBERTConfig(**shape, vocab_size=VOCAB_SIZE)).train()
+    model = NeoBERTForMaskedLM(NeoBERTConfig(**shape, vocab_size=VOCAB_SIZE)).train()
     checkpoint_activations(model)
     objective = MaskedLanguageModelling(model.bfloat16() if bf16 else model)
     batch = build_batch(tokens, masked)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
-from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
+from neobert_train.modeling.heads import NeoBERTForMaskedLM
 
 # Odd sizes on purpose: 2/3 of 100 is 66.7, so the feed-forward width rounds up to 72; the epsilon
 # is large enough to be seen.
@@ -21,9 +21,9 @@ SMALL = {
 }
 
 
-def build_random_model(seed: int = 0, **changes) -> NeoBERTLMHead:
+def build_random_model(seed: int = 0, **changes) -> NeoBERTForMaskedLM:
     """A small model in eval mode whose every weight, norms and biases too, matters to the output."""
-    model = NeoBERTLMHead(NeoBERTConfig(**{**SMALL, **changes})).eval()
+    model = NeoBERTForMaskedLM(NeoBERTConfig(**{**SMALL, **changes})).eval()
     return randomise(model, seed)
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from neobert_train.model import checkpoint_activations, compile_blocks
-from neobert_train.modeling import modeling_neobert
+from neobert_train.modeling import layouts
 from neobert_train.modeling.attention import attend
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
-from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
+from neobert_train.modeling.heads import NeoBERTForMaskedLM
 
 CPU = torch.device("cpu")
 CU_SEQLENS = torch.tensor([0, 5, 6, 40, 64], dtype=torch.int32)
@@ -22,7 +22,7 @@ def build(dtype):
         hidden_size=32, num_hidden_layers=NUM_LAYERS, num_attention_heads=2, intermediate_size=48,
         vocab_size=50,
     )  # fmt: skip
-    return NeoBERTLMHead(config).to(dtype).train()
+    return NeoBERTForMaskedLM(config).to(dtype).train()
 
 
 def run(model):
@@ -41,7 +41,7 @@ def attend_calls(monkeypatch):
         calls.append(None)
         return attend(*arguments)
 
-    monkeypatch.setattr(modeling_neobert, "attend", counted)
+    monkeypatch.setattr(layouts, "attend", counted)
     return calls
 
 

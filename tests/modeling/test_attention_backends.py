@@ -21,6 +21,7 @@ from neobert_train.modeling.attention import (
 )
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.cpu_attention import plan_documents
+from neobert_train.modeling.documents import Documents
 from neobert_train.modeling.modeling_neobert import NeoBERT
 
 CPU = torch.device("cpu")
@@ -29,6 +30,10 @@ FORCED = ("flash_attn", "torch_varlen", "xformers")
 
 def bounds_of(lengths: list[int], device: str = "cpu") -> torch.Tensor:
     return torch.tensor([0, *lengths], device=device).cumsum(0).int()
+
+
+def documents_of(lengths: list[int], device: str = "cpu") -> Documents:
+    return Documents(bounds_of(lengths, device), max(lengths))
 
 
 def random_qkv(num_tokens: int, heads: int = 3, size: int = 8, dtype=torch.float32, device="cpu"):
@@ -59,7 +64,7 @@ def explicit_attention(q, k, v, lengths: list[int]) -> torch.Tensor:
 def test_sdpa_equals_an_explicit_softmax_per_document_with_gradients(lengths):
     ours = [x.requires_grad_() for x in random_qkv(sum(lengths))]
     exact = [x.detach().double().requires_grad_() for x in ours]
-    output = attend(*ours, bounds_of(lengths), max(lengths), "sdpa")
+    output = attend(*ours, documents_of(lengths), "sdpa")
     reference = explicit_attention(*exact, lengths)
     assert (output.double() - reference).abs().max() < 1e-5
     output.square().sum().backward()
@@ -88,7 +93,7 @@ def test_packed_documents_on_a_cpu_agree_with_float64_forward_and_backward(
 ):
     ours = [x.requires_grad_() for x in random_qkv(sum(lengths), heads, 64, dtype)]
     exact = [x.detach().double().requires_grad_() for x in ours]
-    output = attend(*ours, bounds_of(lengths), max(lengths), "sdpa")
+    output = attend(*ours, documents_of(lengths), "sdpa")
     reference = explicit_attention(*exact, lengths)
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     (output * weights).sum().backward()
@@ -133,7 +138,7 @@ def test_every_backend_on_a_gpu_agrees_with_float64_forward_and_backward(name, l
         pytest.skip(f"{name}: {obstacle}")
     ours = [x.requires_grad_() for x in random_qkv(sum(lengths), 4, 64, dtype, "cuda")]
     exact = [x.detach().double().requires_grad_() for x in ours]
-    output = attend(*ours, bounds_of(lengths, "cuda"), max(lengths), name)
+    output = attend(*ours, documents_of(lengths, "cuda"), name)
     reference = explicit_attention(*exact, lengths)
     weights = torch.randn(output.shape, device="cuda", dtype=dtype)
     (output * weights).sum().backward()
@@ -309,8 +314,8 @@ def test_a_package_that_imports_without_its_kernels_is_not_believed(name, instal
 
 
 def test_trying_a_kernel_out_takes_its_forward_and_backward_numbers_into_account():
-    def attend_rightly(q, k, v, cu_seqlens, max_seqlen):
-        return explicit_attention(q, k, v, cu_seqlens.diff().tolist())
+    def attend_rightly(q, k, v, documents):
+        return explicit_attention(q, k, v, documents.cu_seqlens.diff().tolist())
 
     class Stubborn(torch.autograd.Function):
         @staticmethod

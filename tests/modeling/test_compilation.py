@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 
 from neobert_train.model import compile_blocks
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
-from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
+from neobert_train.modeling.heads import NeoBERTForMaskedLM
 
 CPU = torch.device("cpu")
 CU_SEQLENS = torch.tensor([0, 5, 6, 40, 64], dtype=torch.int32)
@@ -17,7 +17,7 @@ CU_SEQLENS = torch.tensor([0, 5, 6, 40, 64], dtype=torch.int32)
 
 def build():
     torch.manual_seed(0)
-    return NeoBERTLMHead(
+    return NeoBERTForMaskedLM(
         NeoBERTConfig(
             hidden_size=32, num_hidden_layers=12, num_attention_heads=2, intermediate_size=48,
             vocab_size=50,

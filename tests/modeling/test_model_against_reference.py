@@ -160,14 +160,17 @@ def test_explicit_positions_reach_the_rotation_in_both_forms(model, state):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_hidden_states_are_the_embeddings_and_every_residual_stream(model, state, side):
+def test_hidden_states_are_the_embeddings_the_residual_streams_and_the_normalised_last_one(
+    model, state, side
+):
     lengths, width = [5, 8], 8
     ids, mask = random_ids(2, width), mask_of(lengths, width, side)
     output = model(ids, mask, output_hidden_states=True)
     assert len(output.hidden_states) == model.config.num_hidden_layers + 1
     for row in range(2):
         tokens = mask[row].bool()
-        streams = encode(state, model.config, ids[row][tokens])[1]
+        hidden, streams, _ = encode(state, model.config, ids[row][tokens])
+        streams[-1] = hidden
         for ours, reference in zip(output.hidden_states, streams, strict=True):
             assert_near(ours[row][tokens], reference)
 

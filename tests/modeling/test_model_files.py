@@ -8,18 +8,15 @@ from float64_reference import SMALL, build_random_model, random_ids
 from safetensors.torch import load_file, save_file
 
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
-from neobert_train.modeling.modeling_neobert import (
-    NeoBERT,
-    NeoBERTForSequenceClassification,
-    NeoBERTLMHead,
-)
+from neobert_train.modeling.heads import NeoBERTForMaskedLM, NeoBERTForSequenceClassification
+from neobert_train.modeling.modeling_neobert import NeoBERT
 
 PUBLISHED_CONFIG = {
-    "architectures": ["NeoBERTLMHead"],
+    "architectures": ["NeoBERTForMaskedLM"],
     "auto_map": {
         "AutoConfig": "model.NeoBERTConfig",
         "AutoModel": "model.NeoBERT",
-        "AutoModelForMaskedLM": "model.NeoBERTLMHead",
+        "AutoModelForMaskedLM": "model.NeoBERTForMaskedLM",
         "AutoModelForSequenceClassification": "model.NeoBERTForSequenceClassification",
     },
     "classifier_init_range": 0.02,
@@ -62,14 +59,14 @@ def write_folder(folder, config: dict, state: dict) -> None:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def build_small(model_class=NeoBERTLMHead, **changes):
+def build_small(model_class=NeoBERTForMaskedLM, **changes):
     torch.manual_seed(0)
     return model_class(NeoBERTConfig(**{**SMALL, **changes}))
 
 
 def test_base_model_has_the_published_names_shapes_and_parameters():
     with torch.device("meta"):
-        model = NeoBERTLMHead(NeoBERTConfig())
+        model = NeoBERTForMaskedLM(NeoBERTConfig())
     state = model.state_dict()
     assert {name: tuple(value.shape) for name, value in state.items()} == published_shapes()
     assert len(state) == 172
@@ -102,7 +99,7 @@ def test_published_format_loads_strictly_and_untied(tmp_path):
     shapes = published_shapes(SMALL["num_hidden_layers"], SMALL["hidden_size"], 72, 61)
     state = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     write_folder(tmp_path, config, state)
-    model, info = NeoBERTLMHead.from_pretrained(tmp_path, output_loading_info=True)
+    model, info = NeoBERTForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     # The row of [PAD] too: what was trained is kept, whatever our own initial weights are.
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -117,11 +114,11 @@ def test_saving_and_loading_gives_equal_logits_names_and_context(tmp_path):
         assert written[key] == getattr(model.config, key)
     assert written["max_length"] == 48
     assert written["model_type"] == "neobert"
-    assert written["architectures"] == ["NeoBERTLMHead"]
+    assert written["architectures"] == ["NeoBERTForMaskedLM"]
     assert not (tmp_path / "generation_config.json").exists()
     shapes = {k: tuple(v.shape) for k, v in load_file(tmp_path / "model.safetensors").items()}
     assert shapes == published_shapes(2, 32, 72, 61)
-    loaded = NeoBERTLMHead.from_pretrained(tmp_path).eval()
+    loaded = NeoBERTForMaskedLM.from_pretrained(tmp_path).eval()
     ids, mask = random_ids(2, 9), torch.tensor([[1] * 9, [0] * 4 + [1] * 5])
     assert torch.equal(loaded(ids, mask).logits, model(ids, mask).logits)
     loaded.save_pretrained(tmp_path / "again")
@@ -131,7 +128,7 @@ def test_saving_and_loading_gives_equal_logits_names_and_context(tmp_path):
 
 @pytest.mark.parametrize("max_length", [20, 4096])
 def test_any_context_can_be_saved_for_every_class(tmp_path, max_length):
-    for model_class in (NeoBERT, NeoBERTLMHead, NeoBERTForSequenceClassification):
+    for model_class in (NeoBERT, NeoBERTForMaskedLM, NeoBERTForSequenceClassification):
         build_small(model_class, max_length=max_length).save_pretrained(tmp_path)
         assert model_class.from_pretrained(tmp_path).config.max_length == max_length
 
@@ -139,7 +136,7 @@ def test_any_context_can_be_saved_for_every_class(tmp_path, max_length):
 def test_a_model_built_on_the_meta_device_computes_the_same_once_it_has_weights():
     model = build_random_model()
     with torch.device("meta"):
-        empty = NeoBERTLMHead(NeoBERTConfig(**SMALL)).eval()
+        empty = NeoBERTForMaskedLM(NeoBERTConfig(**SMALL)).eval()
     empty.load_state_dict(model.state_dict(), strict=True, assign=True)
     ids = random_ids(2, 9)
     assert torch.equal(empty(ids).logits, model(ids).logits)

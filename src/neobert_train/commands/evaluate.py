@@ -21,7 +21,7 @@ from neobert_train.errors import InputError
 from neobert_train.evaluation.masked_lm import MaskedLMResult, evaluate_masked_lm
 from neobert_train.hardware import choose_precision
 from neobert_train.model import DTYPES, build_model, load_into
-from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
+from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.objective import MaskedLanguageModelling
 from neobert_train.run_directory import RunDirectory
 from neobert_train.terminal import print_output
@@ -72,7 +72,7 @@ def format_result(result: MaskedLMResult, subject: str, num_documents: int, num_
     )
 
 
-def load_subject(config: EvaluateConfig) -> tuple[NeoBERTLMHead, TextTokenizer, int]:
+def load_subject(config: EvaluateConfig) -> tuple[NeoBERTForMaskedLM, TextTokenizer, int]:
     """The model to measure, its tokenizer and the context it was trained with."""
     if config.run_dir is None:
         return _load_exported(str(config.model))
@@ -87,11 +87,11 @@ def load_subject(config: EvaluateConfig) -> tuple[NeoBERTLMHead, TextTokenizer, 
     return model, tokenizer, train_config.batch.context_length
 
 
-def _load_exported(name: str) -> tuple[NeoBERTLMHead, TextTokenizer, int]:
+def _load_exported(name: str) -> tuple[NeoBERTForMaskedLM, TextTokenizer, int]:
     """An exported or published model: weights in safetensors are read, none of its code is run."""
     tokenizer = load_tokenizer(name)
     try:
-        model = NeoBERTLMHead.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+        model = NeoBERTForMaskedLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"model={name} cannot be loaded as a NeoBERT: {reason}") from error

@@ -41,7 +41,7 @@ from neobert_train.model import (
     decide_compilation,
     load_into,
 )
-from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
+from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.objective import MaskedLanguageModelling
 from neobert_train.report.refresh import ReportRefresher
 from neobert_train.run_directory import RunDirectory
@@ -187,7 +187,7 @@ def _fit(trainer: Trainer) -> None:
 
 def build_starting_model(
     config: TrainConfig, start: StartingPoint, collectives: Collectives, device: torch.device
-) -> tuple[NeoBERTLMHead, str]:
+) -> tuple[NeoBERTForMaskedLM, str]:
     """The model with the weights it begins with, and the attention backend it is settled on.
 
     Raises:
@@ -203,7 +203,7 @@ def build_starting_model(
 def build_starting_engine(
     config: TrainConfig,
     start: StartingPoint,
-    model: NeoBERTLMHead,
+    model: NeoBERTForMaskedLM,
     world: World,
     device: torch.device,
 ) -> Any:

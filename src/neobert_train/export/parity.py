@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
+from neobert_train.modeling.heads import NeoBERTForMaskedLM
 
 TOLERANCE = 1e-5
 _TEXTS = (
@@ -19,7 +19,7 @@ class ParityError(RuntimeError):
     """An export does not give the numbers of the model it was made from."""
 
 
-def check_parity(folder: Path, model: NeoBERTLMHead) -> float:
+def check_parity(folder: Path, model: NeoBERTForMaskedLM) -> float:
     """Compare logits of the exported folder, loaded by transformers, with the model's own.
 
     Args:

@@ -6,7 +6,7 @@ function; `find_obstacle` says why one cannot run, `choose_backend` takes the fa
 
 import contextlib
 import importlib
-import math
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -17,49 +17,45 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cpu_attention import LONGEST_BATCHED, attend_on_cpu
+from .documents import Documents
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+Kernel = Callable[[Tensor, Tensor, Tensor, Documents], Tensor]
 
 HALF_PRECISION = (torch.bfloat16, torch.float16)
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, backend: str
-) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents, backend: str) -> Tensor:
     """Softmax attention of every document to itself, scaled by 1 / sqrt(head size).
 
     Args:
         q, k, v: [T, num_heads, head_size].
-        cu_seqlens: [num_documents + 1] int32 from 0 to T; documents of no tokens are allowed.
-        max_seqlen: at least the tokens of the longest document.
+        documents: where they lie among the T tokens.
         backend: a name in `BACKENDS`, as `choose_backend` gives.
 
     Returns:
         [T, num_heads, head_size].
     """
-    return BACKENDS[backend].function(q, k, v, cu_seqlens, max_seqlen)
+    return BACKENDS[backend].function(q, k, v, documents)
 
 
-def attention_weights(q: Tensor, k: Tensor, num_tokens: int) -> Tensor:
-    """Attention probabilities of one document, [num_heads, num_tokens, num_tokens]."""
-    scores = torch.einsum("qhd,khd->hqk", q[:num_tokens], k[:num_tokens])
-    return (scores / math.sqrt(q.shape[-1])).softmax(-1)
-
-
-def _attend_sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+def _attend_sdpa(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
     """Without a mask or padding, on any device in any dtype: document by document, and on a CPU
     short ones together.
     """
     if q.device.type == "cpu" and q.dtype in LONGEST_BATCHED:
-        return attend_on_cpu(q, k, v, cu_seqlens)
-    lengths = cu_seqlens.diff().tolist()
-    documents = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+        return attend_on_cpu(q, k, v, documents)
+    lengths = documents.derive("lengths", _find_lengths)
+    parts = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
     outputs = [
-        F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in document))
-        for length, document in zip(lengths, documents, strict=True)
+        F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in part))
+        for length, part in zip(lengths, parts, strict=True)
         if length
     ]
-    return torch.cat([output[0].transpose(0, 1) for output in outputs])
+    return torch.cat([output[0].transpose(0, 1) for output in outputs] or [v])
+
+
+def _find_lengths(bounds: list[int]) -> list[int]:
+    return [end - begin for begin, end in itertools.pairwise(bounds)]
 
 
 # Releases of FlashAttention by the generation of GPU (major compute capability), fastest first:
@@ -93,23 +89,19 @@ def find_flash_attention(device: torch.device) -> Any:
     raise ImportError("; ".join(problems))
 
 
-def _attend_flash_attn(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int
-) -> Tensor:
-    return _call_flash_attn(find_flash_attention(q.device), q, k, v, cu_seqlens, max_seqlen)
+def _attend_flash_attn(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
+    return _call_flash_attn(find_flash_attention(q.device), q, k, v, documents)
 
 
-def _call_flash_attn(
-    module: Any, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int
-) -> Tensor:
+def _call_flash_attn(module: Any, q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
     output = module.flash_attn_varlen_func(
         q,
         k,
         v,
-        cu_seqlens_q=cu_seqlens,
-        cu_seqlens_k=cu_seqlens,
-        max_seqlen_q=max_seqlen,
-        max_seqlen_k=max_seqlen,
+        cu_seqlens_q=documents.cu_seqlens,
+        cu_seqlens_k=documents.cu_seqlens,
+        max_seqlen_q=documents.max_seqlen,
+        max_seqlen_k=documents.max_seqlen,
     )
     # Some releases give the log-sums of the scores as well.
     return output[0] if isinstance(output, tuple) else output
@@ -134,11 +126,10 @@ def find_torch_varlen(device: torch.device) -> Any:
     return varlen
 
 
-def _attend_torch_varlen(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int
-) -> Tensor:
+def _attend_torch_varlen(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
+    bounds, longest = documents.cu_seqlens, documents.max_seqlen
     varlen_attn = find_torch_varlen(q.device).varlen_attn
-    output = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+    output = varlen_attn(q, k, v, bounds, bounds, longest, longest)
     assert isinstance(output, Tensor)
     return output
 
@@ -147,28 +138,16 @@ def _load_xformers(device: torch.device) -> Any:
     return importlib.import_module("xformers.ops")
 
 
-def _attend_xformers(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int
-) -> Tensor:
-    from xformers.ops import memory_efficient_attention
+def _attend_xformers(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
+    def build_mask(bounds: list[int]) -> Any:
+        module = importlib.import_module("xformers.ops.fmha.attn_bias")
+        lengths = [length for length in _find_lengths(bounds) if length]
+        return module.BlockDiagonalMask.from_seqlens(lengths, device=q.device)
 
-    bias = _xformers_bias(cu_seqlens)
-    return memory_efficient_attention(q[None], k[None], v[None], attn_bias=bias)[0]
-
-
-_latest_bias: tuple[Tensor, Any] | None = None
-
-
-def _xformers_bias(cu_seqlens: Tensor) -> Any:
-    """The block-diagonal mask, built once for all layers because it reads lengths on the host."""
-    global _latest_bias
-    if _latest_bias is None or _latest_bias[0] is not cu_seqlens:
-        from xformers.ops.fmha.attn_bias import BlockDiagonalMask
-
-        lengths = [length for length in cu_seqlens.diff().tolist() if length]
-        mask = BlockDiagonalMask.from_seqlens(lengths, device=cu_seqlens.device)
-        _latest_bias = (cu_seqlens, mask)
-    return _latest_bias[1]
+    bias = documents.derive("xformers", build_mask)
+    ops = importlib.import_module("xformers.ops")
+    output: Tensor = ops.memory_efficient_attention(q[None], k[None], v[None], attn_bias=bias)[0]
+    return output
 
 
 @dataclass(frozen=True)
@@ -222,13 +201,13 @@ def try_out(kernel: Kernel, device: torch.device, dtype: torch.dtype = torch.bfl
         ValueError: it gives other numbers than `sdpa`.
         Exception: whatever it raises by itself.
     """
-    bounds = torch.tensor([0, 9, 24], dtype=torch.int32, device=device)
+    documents = Documents(torch.tensor([0, 9, 24], dtype=torch.int32, device=device), 15)
     with torch.inference_mode(False), torch.enable_grad():
         inputs = torch.linspace(-1, 1, 3 * 24 * 2 * 64, device=device).view(3, 24, 2, 64).cos()
         results = []
         for function in (kernel, _attend_sdpa):
             q, k, v = (x.clone().to(dtype).requires_grad_() for x in inputs)
-            output = function(q, k, v, bounds, 15)
+            output = function(q, k, v, documents)
             output.float().square().sum().backward()
             results.append(torch.stack([output, *(x.grad for x in (q, k, v))]).float())
     difference = (results[0] - results[1]).norm() / results[1].norm()
@@ -238,13 +217,19 @@ def try_out(kernel: Kernel, device: torch.device, dtype: torch.dtype = torch.bfl
 
 @lru_cache(maxsize=64)
 def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend called `name`, or for `auto` the first of `BACKENDS` that can run.
+    """Return the backend called `name`, or the first that can run of those that a word stands for.
+
+    Args:
+        name: in `BACKENDS`; `auto` stands for all of them, `torch` for those that come with torch.
+        device, dtype: of queries, keys and values.
 
     Raises:
         ValueError: the one named cannot run; says why.
     """
-    if name == "auto":
-        return next(name for name in BACKENDS if find_obstacle(name, device, dtype) is None)
+    candidates = {"auto": tuple(BACKENDS), "torch": ("torch_varlen", "sdpa")}.get(name, ())
+    for candidate in candidates:
+        if find_obstacle(candidate, device, dtype) is None:
+            return candidate
     if name not in BACKENDS:
         raise ValueError(
             f"there is no attention backend '{name}': choose among {', '.join(BACKENDS)}"

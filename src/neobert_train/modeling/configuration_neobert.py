@@ -8,6 +8,9 @@ from transformers import PretrainedConfig
 class NeoBERTConfig(PretrainedConfig):
     """Shape of a NeoBERT encoder (arXiv 2502.19587, table 2).
 
+    The names that other encoders and the libraries around them use for the same values work as well:
+    `max_position_embeddings`, `head_dim`, `initializer_range`.
+
     Args:
         hidden_size: width of the residual stream.
         num_hidden_layers: number of transformer blocks.
@@ -27,6 +30,11 @@ class NeoBERTConfig(PretrainedConfig):
     """
 
     model_type = "neobert"
+    attribute_map = {  # noqa: RUF012
+        "max_position_embeddings": "max_length",
+        "head_dim": "dim_head",
+        "initializer_range": "decoder_init_range",
+    }
 
     def __init__(
         self,
@@ -44,12 +52,15 @@ class NeoBERTConfig(PretrainedConfig):
         max_length: int = 4096,
         **kwargs: Any,
     ) -> None:
+        max_length = kwargs.pop("max_position_embeddings", max_length)
+        decoder_init_range = kwargs.pop("initializer_range", decoder_init_range)
         if hidden_size % num_attention_heads or hidden_size // num_attention_heads % 2:
             raise ValueError(
                 f"hidden_size={hidden_size} is not an even multiple of "
                 f"num_attention_heads={num_attention_heads}"
             )
-        kwargs.pop("dim_head", None)  # follows from the two above
+        for name in ("dim_head", "head_dim", "hidden_act"):  # of the first two, and the only one
+            kwargs.pop(name, None)
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(pad_token_id=pad_token_id, **kwargs)
         self.hidden_size = hidden_size
@@ -65,16 +76,24 @@ class NeoBERTConfig(PretrainedConfig):
         self.vocab_size = vocab_size
         self.pad_token_id = pad_token_id
         self.max_length = max_length
+        self.hidden_act = "silu"
 
     @property
     def feed_forward_width(self) -> int:
         """Inner width of SwiGLU: two thirds of `intermediate_size`, rounded up to 8."""
         return 8 * -(-int(2 * self.intermediate_size / 3) // 8)
 
+    # `save_pretrained` refuses settings of text generation in a configuration, and takes `max_length`
+    # for one. Here it is the context, and the published configuration has it, so the name has to stay.
+
     def _get_generation_parameters(self) -> dict[str, Any]:
-        """Let `save_pretrained` accept `max_length`, which here is the context and not a setting
-        of text generation. The published configuration has it, so the name has to stay.
-        """
-        parameters: dict[str, Any] = super()._get_generation_parameters()
-        parameters.pop("max_length", None)
-        return parameters
+        """Return what transformers 5 takes for settings of text generation."""
+        return _without_context(super()._get_generation_parameters())
+
+    def _get_non_default_generation_parameters(self) -> dict[str, Any]:
+        """Return what transformers 4 takes for settings of text generation."""
+        return _without_context(super()._get_non_default_generation_parameters())
+
+
+def _without_context(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if name != "max_length"}

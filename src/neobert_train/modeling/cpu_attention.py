@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .documents import Documents
 
 # Beyond these lengths torch's kernel is faster (Xeon with AMX, one thread, heads of 64 channels).
 LONGEST_BATCHED = {torch.bfloat16: 1024, torch.float32: 256}
@@ -23,13 +26,15 @@ _PADDING_MULTIPLE = 16
 _PAIRS_IN_CACHE = 1 << 19
 
 
-def attend_on_cpu(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
+def attend_on_cpu(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
     """`attend` for the dtypes of `LONGEST_BATCHED`.
 
     In bf16 the scores of batched documents are rounded to bf16 before the softmax; the output is
     then off by half a percent (norm of the error, scores up to 5) to one percent (up to 20).
     """
-    return _PackedAttention.apply(q, k, v, _find_plan(cu_seqlens, LONGEST_BATCHED[q.dtype]))
+    longest = LONGEST_BATCHED[q.dtype]
+    plan = documents.derive(longest, lambda bounds: plan_documents(bounds, longest))
+    return _PackedAttention.apply(q, k, v, plan)
 
 
 @dataclass(frozen=True)
@@ -120,54 +125,39 @@ def plan_documents(bounds: Sequence[int], longest_batched: int) -> Plan:
     return Plan(groups, long)
 
 
-_latest_plan: tuple[Tensor, int, Plan] | None = None
-
-
-def _find_plan(cu_seqlens: Tensor, longest_batched: int) -> Plan:
-    """The plan of a micro-batch, made once for all its layers."""
-    global _latest_plan
-    if (
-        _latest_plan is None
-        or _latest_plan[0] is not cu_seqlens
-        or _latest_plan[1] != longest_batched
-    ):
-        plan = plan_documents(cu_seqlens.tolist(), longest_batched)
-        _latest_plan = (cu_seqlens, longest_batched, plan)
-    return _latest_plan[2]
-
-
 class _PackedAttention(torch.autograd.Function):
-    """Keeps the probabilities of batched documents for the backward pass."""
+    """Keeps the probabilities of batched documents for the backward pass, where there will be one."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
         scale = q.shape[-1] ** -0.5
         output = torch.empty_like(q, memory_format=torch.contiguous_format)
-        kept: list[Tensor] = []
+        is_kept, kept = any(ctx.needs_input_grad), list[Tensor]()
         for group in plan.groups:
             queries, keys, values = (group.gather(x) for x in (q, k, v))
             queries.mul_(scale)
             attended = torch.empty_like(values)
-            kept += [queries, keys, values]
+            kept += [queries, keys, values] if is_kept else []
             for part in _iter_heads(group, q.shape[1]):
                 scores = torch.bmm(queries[part], keys[part].mT)
                 if group.padding is not None:
                     group.mask(scores)
                 probabilities = scores.softmax(-1)
                 torch.bmm(probabilities, values[part], out=attended[part])
-                kept.append(probabilities)
+                kept += [probabilities] if is_kept else []
             group.scatter(attended, output)
         for document in plan.long:
             inputs = [x[document].transpose(0, 1)[None] for x in (q, k, v)]
             attended, log_sums = _flash_forward(*inputs)
             output[document] = attended[0].transpose(0, 1)
-            kept += [*inputs, attended, log_sums]
-        if any(ctx.needs_input_grad):
+            kept += [*inputs, attended, log_sums] if is_kept else []
+        if is_kept:
             ctx.save_for_backward(*kept)
             ctx.plan, ctx.scale, ctx.shape = plan, scale, q.shape
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         kept, plan = iter(ctx.saved_tensors), ctx.plan
         grads = [grad_output.new_empty(ctx.shape) for _ in range(3)]

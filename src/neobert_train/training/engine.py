@@ -105,7 +105,7 @@ class EngineState:
     """Everything that training changes in the model and the optimiser, in fp32 on the CPU.
 
     Attributes:
-        weights: by parameter name, as in the state dict of `NeoBERTLMHead`.
+        weights: by parameter name, as in the state dict of `NeoBERTForMaskedLM`.
         moments: exp_avg and exp_avg_sq by `MOMENT.PARAMETER`; empty before the first step.
         step: updates made by the optimiser, the t of AdamW's bias correction.
     """
@@ -116,7 +116,7 @@ class EngineState:
 
 
 def iter_parameters(engine: Any) -> list[tuple[str, nn.Parameter]]:
-    """Parameters under their names in `NeoBERTLMHead`."""
+    """Parameters under their names in `NeoBERTForMaskedLM`."""
     return list(engine.module.model.named_parameters())
 
 

@@ -35,7 +35,7 @@ from neobert_train.distributed import Collectives
 from neobert_train.errors import InputError
 from neobert_train.metrics_file import read_metrics
 from neobert_train.model import build_model_config, load_initial_weights
-from neobert_train.modeling.modeling_neobert import NeoBERTLMHead
+from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.run_directory import RunDirectory, read_run_json
 from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
@@ -176,7 +176,7 @@ def find_resume_point(config: TrainConfig, run: RunDirectory, tokenizer: TextTok
         InputError: there is none.
     """
     with torch.device("meta"):
-        model = NeoBERTLMHead(build_model_config(config.model, tokenizer))
+        model = NeoBERTForMaskedLM(build_model_config(config.model, tokenizer))
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
     def is_same_run(config_file: Path) -> bool:
