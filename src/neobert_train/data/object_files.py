@@ -3,10 +3,8 @@
 import asyncio
 import functools
 import re
-import threading
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +13,7 @@ from fsspec.asyn import sync
 from fsspec.registry import known_implementations
 
 from neobert_train.data.failures import BrokenAnswerError, StorageError
+from neobert_train.data.retries import run_aside
 from neobert_train.data.versions import Description, FileVersion, make_changed_error
 from neobert_train.urls import show_url
 
@@ -102,7 +101,7 @@ class _Store:
                 awaited = functools.partial(function, *arguments, **options)
                 return sync(self.file_system.loop, _await_within, awaited, seconds)
             function = getattr(self.file_system, method)
-            return _run_aside(functools.partial(function, *arguments, **options), seconds)
+            return run_aside(functools.partial(function, *arguments, **options), seconds)
         except TimeoutError as error:
             raise BrokenAnswerError(f"no whole answer in {self._seconds:.3g} seconds") from error
 
@@ -138,24 +137,6 @@ def _to_mark(value: Any) -> str:
 async def _await_within(function: Callable[[], Awaitable[Any]], seconds: float) -> Any:
     async with asyncio.timeout(seconds):
         return await function()
-
-
-def _run_aside(function: Callable[[], Any], seconds: float) -> Any:
-    """Return what a function returns, run by a thread of its own.
-
-    Raises:
-        TimeoutError: after `seconds`. The thread is left to itself, as it cannot be ended.
-    """
-    outcome: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(function())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, name="object store", daemon=True).start()
-    return outcome.result(seconds)
 
 
 def _build_file_system(url: str) -> Any:

@@ -3,8 +3,10 @@
 import itertools
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -163,3 +165,23 @@ def _warn(error: BaseException, url: str, attempt: int, pause: float, network: N
             "%s: %s; retry %d of %d in %.1f s", shown, explain(error), attempt + 1,
             network.max_retries, pause,
         )  # fmt: skip
+
+
+def run_aside(function: Callable[[], T], seconds: float) -> T:
+    """Return what a function returns, run by a thread of its own.
+
+    For libraries that know no limit. The thread is left to itself, as it cannot be ended.
+
+    Raises:
+        TimeoutError: after `seconds`.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(function())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="waits for the network", daemon=True).start()
+    return outcome.result(seconds)

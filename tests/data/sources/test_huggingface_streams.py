@@ -9,6 +9,7 @@ import logging
 import random
 import re
 import threading
+import time
 
 import datasets
 import pyarrow as pa
@@ -16,10 +17,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from neobert_train.config.data_schema import DataConfig, MixtureSourceConfig, SourceKind
-from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record, Unit, build_units
+from neobert_train.data.sources import (
+    END_OF_UNIT,
+    BadRecord,
+    Record,
+    Unit,
+    build_units,
+    huggingface,
+)
 from neobert_train.data.sources.huggingface import DatasetShard, StreamedDataset, StreamedRows
 from neobert_train.data.sources.parquet import ParquetRows
 from neobert_train.data.storage import StorageError
+from neobert_train.data.versions import FileVersion
 from neobert_train.errors import InputError
 
 NUM_ROWS, GROUP_ROWS = 60, 7
@@ -272,7 +281,7 @@ def test_a_streamed_row_of_a_later_row_group_is_named_by_both(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"content": list(range(9))}), path, row_group_size=4)
     source = StreamedDataset("parquet", None, "train", None, (str(path),))
-    unit = Unit(DatasetShard(source, 0, 1), StreamedRows("content", None))
+    unit = Unit(DatasetShard(source, 0, 1, FileVersion(None)), StreamedRows("content", None))
     records = list(unit.iter_records(0))
     places = [f"row group {row // 4}, row {row % 4 + 1}" for row in range(9)]
     assert [record.reason for record in records] == [
@@ -367,6 +376,36 @@ def test_a_dataset_that_cannot_be_opened_is_named_with_the_reason(tmp_path, serv
         assert "cannot be opened: " in message
         assert reason in message.split("cannot be opened: ")[1]
         assert "\n" not in message
+
+
+def test_the_files_of_a_streamed_dataset_are_known_when_it_is_read_again(tmp_path, server):
+    names = [write_shard(tmp_path, shard, "jsonl") for shard in range(3)]
+
+    def find_version(*files):
+        (version,) = {unit.file.version for unit in build(files, "json")}
+        return version
+
+    urls = [f"{server.url}/{name}" for name in names]
+    local, remote = find_version(*(tmp_path / name for name in names)), find_version(*urls)
+    assert local.size == remote.size == sum((tmp_path / name).stat().st_size for name in names)
+    content = (tmp_path / names[1]).read_bytes()
+    (tmp_path / names[1]).write_bytes(content.replace(b"row 7", b"Row 7"))
+    changed = find_version(*(tmp_path / name for name in names))
+    assert local.find_change(changed).startswith("hash of all files ")
+    (tmp_path / names[1]).write_bytes(content[:-50])
+    assert "bytes instead of" in remote.find_change(find_version(*urls))
+
+
+def test_a_dataset_that_gives_no_answer_is_shown_and_given_up_in_time(monkeypatch, caplog):
+    released = threading.Event()
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: released.wait())
+    monkeypatch.setattr(huggingface, "_SHOWN_AFTER_SECONDS", 0.1)
+    begun = time.monotonic()
+    message = find_problem([], "org/name", timeout_seconds=0.2, max_retries=1)
+    assert time.monotonic() - begun < 5
+    assert "cannot be opened: nothing came in 0.4 seconds, data.timeout_seconds times" in message
+    assert caplog.messages == ["waiting for the dataset org/name"]
+    released.set()
 
 
 def test_a_dataset_without_rows_says_so(tmp_path):

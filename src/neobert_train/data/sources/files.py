@@ -51,7 +51,7 @@ def list_source_files(
     """
     is_any = source.format is not FileFormat.auto
     listing = list_paths(paths, network, lambda path: is_any or find_format(path) is not None)
-    files, problems = _identify(listing.files)
+    files, problems = identify_files(listing.files)
     problems = [*listing.problems, *problems]
     if listing.left_out:
         warn_on_main("left out of data.paths: %s", describe_left_out(listing.left_out))
@@ -83,7 +83,7 @@ def list_source_files(
     return units
 
 
-def _identify(named: Sequence[StoredFile]) -> tuple[list[StoredFile], list[str]]:
+def identify_files(named: Sequence[StoredFile]) -> tuple[list[StoredFile], list[str]]:
     """Return files as they are now, and what is wrong with others.
 
     Raises:

@@ -5,15 +5,18 @@ says which files belong to a split. Others are streamed with `datasets`, one uni
 of one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from neobert_train.config.data_schema import BadRecordPolicy, SourceConfig
 from neobert_train.data.failures import is_of_system
+from neobert_train.data.retries import run_aside
 from neobert_train.data.sources.fields import find_id, find_value, join_names, list_names
-from neobert_train.data.sources.files import list_source_files, warn_on_main
+from neobert_train.data.sources.files import identify_files, list_source_files, warn_on_main
 from neobert_train.data.sources.lines import MOST_DOCUMENT_BYTES, describe_length
 from neobert_train.data.sources.source import (
     END_OF_UNIT,
@@ -22,10 +25,13 @@ from neobert_train.data.sources.source import (
     Record,
     Unit,
 )
-from neobert_train.data.storage import Network
+from neobert_train.data.storage import Network, StoredFile
 from neobert_train.data.versions import FileVersion
 from neobert_train.errors import InputError
 
+T = TypeVar("T")
+
+_SHOWN_AFTER_SECONDS = 10.0
 # A cursor is (row group of the shard) * _GROUP + (row in it): datasets can open a row group by
 # itself, so that a resume reads one of them instead of a file of half a gigabyte.
 _GROUP = 1 << 32
@@ -44,21 +50,17 @@ class StreamedDataset:
 
 @dataclass(frozen=True, slots=True)
 class DatasetShard:
-    """One of `num_shards` shards of a streamed dataset."""
+    """One of `num_shards` shards of a streamed dataset, and the version of all its files."""
 
     source: StreamedDataset
     number: int
     num_shards: int
+    version: FileVersion
 
     @property
     def name(self) -> str:
         """Such as `org/name, shard 3`."""
         return f"{self.source.dataset}, shard {self.number}"
-
-    @property
-    def version(self) -> FileVersion:
-        """Not known."""
-        return FileVersion(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,38 +157,80 @@ def list_huggingface_files(
     streamed = StreamedDataset(
         source.dataset, source.subset, source.split, source.revision, tuple(source.data_files)
     )
-    files = _find_parquet_files(streamed)
-    if files is not None:
+    is_parquet, files = _ask(lambda: _find_files(streamed), streamed, network)
+    if is_parquet:
         return list_source_files(source, files, network, on_bad_record)
-    num_shards = _check_stream(streamed, source)
+    num_shards = _ask(lambda: _check_stream(streamed, source), streamed, network)
     warn_on_main(
         "%s is not made of parquet files: it is streamed with `datasets`, where a resume reads the "
         "shard it was in again from its beginning; `prepare` reads it once", source.dataset,
     )  # fmt: skip
-    rows = StreamedRows(source.column, source.id_column)
-    return [Unit(DatasetShard(streamed, shard, num_shards), rows) for shard in range(num_shards)]
+    rows, version = StreamedRows(source.column, source.id_column), _find_version(files, network)
+    return [
+        Unit(DatasetShard(streamed, shard, num_shards, version), rows)
+        for shard in range(num_shards)
+    ]
+
+
+def _ask(function: Callable[[], T], source: StreamedDataset, network: Network) -> T:
+    """Return what a function that asks the Hub returns, within the time of a request.
+
+    Raises:
+        InputError: it fails.
+    """
+    timer = threading.Timer(
+        _SHOWN_AFTER_SECONDS, warn_on_main, ("waiting for the dataset %s", source.dataset)
+    )
+    timer.daemon = True
+    timer.start()
+    try:
+        return run_aside(function, network.limit_seconds)
+    except InputError:
+        raise
+    except TimeoutError as error:
+        raise _describe_failure(
+            source,
+            f"nothing came in {network.limit_seconds:g} seconds, data.timeout_seconds times "
+            f"(data.max_retries + 1): check that this machine reaches its host",
+        ) from error
+    except Exception as error:  # whatever the Hub, the network or a builder raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise _describe_failure(source, f"{type(error).__name__}: {reason}") from error
+    finally:
+        timer.cancel()
 
 
 @lru_cache(maxsize=8)  # the sources of a mixture may be the same dataset, filtered
-def _find_parquet_files(source: StreamedDataset) -> list[str] | None:
-    """The files of a split that is nothing but parquet files; None where it is anything else."""
+def _find_files(source: StreamedDataset) -> tuple[bool, tuple[str, ...]]:
+    """Return whether a split is nothing but parquet files, and the files, if any are known."""
     import datasets
     from datasets.packaged_modules.parquet.parquet import Parquet
 
-    try:
-        builder = datasets.load_dataset_builder(
-            source.dataset,
-            name=source.subset,
-            revision=source.revision,
-            data_files=list(source.data_files) or None,
-        )
-    except Exception as error:  # whatever the Hub, the network or a builder raises
-        raise _describe_failure(source, error) from error
+    builder = datasets.load_dataset_builder(
+        source.dataset,
+        name=source.subset,
+        revision=source.revision,
+        data_files=list(source.data_files) or None,
+    )
     splits = builder.config.data_files or {}
     # A slice such as train[:10%] is no name of a split.
-    if not isinstance(builder, Parquet) or source.split not in splits:
-        return None
-    return [str(file) for file in splits[source.split]]
+    is_whole = source.split in splits
+    names = [source.split] if is_whole else sorted(splits)
+    files = tuple(str(file) for name in names for file in splits[name])
+    return is_whole and isinstance(builder, Parquet), files
+
+
+def _find_version(files: Sequence[str], network: Network) -> FileVersion:
+    """Return one version for all files of a dataset, which its shards do not tell apart."""
+    if not files:
+        return FileVersion(None)
+    found, problems = identify_files([StoredFile(file, network) for file in files])
+    if problems:  # such as an archive inside an archive, which only `datasets` can open
+        return FileVersion(None)
+    versions = [file.version for file in found]
+    sizes = [version.size or 0 for version in versions]
+    marks = hashlib.sha256(repr([version.marks[:1] for version in versions]).encode())
+    return FileVersion(sum(sizes), (("hash of all files", marks.hexdigest()[:32]),))
 
 
 def _check_stream(streamed: StreamedDataset, source: SourceConfig) -> int:
@@ -199,8 +243,6 @@ def _check_stream(streamed: StreamedDataset, source: SourceConfig) -> int:
             row = next(iter(dataset), row)  # which may hold `text.en`
     except StopIteration:  # of a builder that finds nothing to infer the columns from
         row = {}
-    except Exception as error:
-        raise _describe_failure(streamed, error) from error
     if not row:
         raise InputError(f"the dataset '{source.dataset}' (split '{source.split}') has no rows")
     for key, name in wanted.items():
@@ -214,9 +256,7 @@ def _check_stream(streamed: StreamedDataset, source: SourceConfig) -> int:
     return int(dataset.num_shards)
 
 
-def _describe_failure(source: StreamedDataset, error: Exception) -> InputError:
-    reason = str(error).strip().splitlines()[0] if str(error) else ""
+def _describe_failure(source: StreamedDataset, reason: str) -> InputError:
     return InputError(
-        f"the dataset '{source.dataset}' (split '{source.split}') cannot be opened: "
-        f"{type(error).__name__}: {reason}"
+        f"the dataset '{source.dataset}' (split '{source.split}') cannot be opened: {reason}"
     )
