@@ -12,6 +12,7 @@ from neobert_train.errors import InputError
 from neobert_train.files import (
     TEMPORARY_PREFIX,
     DamagedFileError,
+    clear_drafts,
     hash_file,
     is_at,
     read_checked_json,
@@ -88,6 +89,7 @@ def owned_folder(output: Path, unlisted: Mapping[str, str]) -> Iterator[Path]:
     with _explain(output):
         _read_owned(output)
         with _open_draft(output / _name_draft(output)) as draft:
+            clear_drafts(output, [output / OWNED_FILE])
             yield draft
             sync_tree(draft)
             _replace_files(draft, output, unlisted)
