@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import gzip
 import io
 import itertools
@@ -12,7 +11,6 @@ import os
 import pickle
 import random
 import re
-import resource
 import shutil
 import socket
 import ssl
@@ -21,7 +19,6 @@ import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from types import MappingProxyType, SimpleNamespace
 
 import aiohttp
@@ -33,12 +30,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from misbehaving_server import Fault, MisbehavingServer
 
-from neobert_train.data import failures, local_files, object_files, retries
+from neobert_train.data import failures, retries
 from neobert_train.data.http_files import get_http_file_system
-from neobert_train.data.object_files import ObjectRange
 from neobert_train.data.remote_readers import BlockReader
 from neobert_train.data.storage import Network, StorageError, StoredFile, is_url, list_files
-from neobert_train.data.versions import FileVersion
 from neobert_train.urls import show_url
 
 CONTENT = random.Random(1).randbytes(2_500_000)  # several requests
@@ -142,9 +137,9 @@ def test_over_a_slow_line_less_is_asked_for_at_a_time():
         asked.append(stop - start)
         return bytes(min(stop - start, line.pop(0)))
 
-    reader = BlockReader(read_range, 1 << 40)
+    reader, buffer = BlockReader(read_range, 1 << 40), bytearray(1 << 24)
     while line:
-        assert reader.readinto(bytearray(1 << 26))
+        assert reader.readinto(buffer)
     assert asked[0] == 1 << 24
     assert max(asked[1:5]) <= (1 << 18) * 5 / 4
     assert asked[-1] > 3 * asked[4]
@@ -722,101 +717,7 @@ def test_more_streams_than_a_hundred_are_read_side_by_side(server):
         assert {stream.read(10) for stream in streams} == {CONTENT[:10]}
 
 
-# --- local files, object stores, listings ---
-
-
-def test_local_files_are_read(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"a\nb\n")
-    file = StoredFile(str(path))
-    assert (file.is_remote, file.get_size(), file.can_seek()) == (False, 4, True)
-    with file.open() as stream:
-        assert list(stream) == [b"a\n", b"b\n"]
-        stream.seek(100)
-        assert stream.read() == b""
-
-
-@pytest.mark.parametrize("size", [0, 1, 200_000, 1_000_000])
-@pytest.mark.parametrize("is_open", [False, True])
-def test_a_local_file_that_grows_or_shrinks_is_named(tmp_path, size, is_open):
-    path = tmp_path / "a.bin"
-    for change in (1, 100_000, -1):
-        if size + change < 0:
-            continue
-        path.write_bytes(CONTENT[:size])
-        file = StoredFile(str(path)).identify()
-        stream = file.open() if is_open else None
-        os.truncate(path, size + change)
-        with pytest.raises(StorageError) as error:
-            (stream or file.open()).read()
-        message = f"{path} was changed while the run reads it ({size + change:,} bytes instead of"
-        assert str(error.value).startswith(message)
-
-
-@pytest.mark.parametrize("place", [0, 500_000, 999_999])
-def test_an_edit_of_the_same_size_in_head_middle_or_tail_is_named(tmp_path, place):
-    path = tmp_path / "a.bin"
-    path.write_bytes(CONTENT[:1_000_000])
-    file = pickle.loads(pickle.dumps(StoredFile(str(path)).identify()))
-    assert read(file) == CONTENT[:1_000_000]
-    os.utime(path)  # a copy is the same file
-    assert read(file) == CONTENT[:1_000_000]
-    with open(path, "r+b") as edited:
-        edited.seek(place)
-        edited.write(bytes([CONTENT[place] ^ 1]))
-    assert "content hash " in str(fail_locally(file))
-
-
-def fail_locally(file: StoredFile) -> StorageError:
-    with pytest.raises(StorageError) as caught, file.open() as stream:
-        stream.read()
-    return caught.value
-
-
-@pytest.mark.parametrize(
-    ("number", "fix"),
-    [
-        (errno.EMFILE, "ulimit -n"),
-        (errno.ENFILE, "fs.file-max"),
-        (errno.EACCES, "right to read it"),
-        (errno.EIO, "check its disk"),
-        (errno.ENOMEM, "free memory"),
-        (errno.ESTALE, "mount its network file system again"),
-        (errno.ENXIO, "check its storage"),
-    ],
-)
-def test_what_the_system_says_of_a_file_names_it_with_the_fix(tmp_path, monkeypatch, number, fix):
-    path = tmp_path / "a.bin"
-    path.write_bytes(CONTENT)
-
-    def refuse(*_):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(local_files.os, "pread", refuse)
-    error = fail_locally(StoredFile(str(path)))
-    assert f"{path}: cannot be read ({os.strerror(number)})" in str(error)
-    assert fix in str(error)
-
-
-def test_too_many_open_files_are_named(tmp_path):
-    (tmp_path / "a.bin").write_bytes(CONTENT)
-    file = StoredFile(str(tmp_path / "a.bin"))
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.ExitStack() as stack:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
-        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
-        with pytest.raises(StorageError, match=r"a\.bin: cannot be read \(Too many open files\)"):
-            stack.enter_context(open_many(file))
-
-
-@contextlib.contextmanager
-def open_many(file: StoredFile):
-    with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(file.open()) for _ in range(300)]
-
-
-def test_a_missing_local_file_is_named(tmp_path):
-    assert "restore it" in str(fail_locally(StoredFile(str(tmp_path / "none"))))
+# --- listings ---
 
 
 def test_what_a_url_is():
@@ -826,121 +727,6 @@ def test_what_a_url_is():
 
 def list_urls(pattern: str, network: Network) -> list[str]:
     return [file.path for file in list_files(pattern, network)]
-
-
-@pytest.fixture
-def memory():
-    store = fsspec.filesystem("memory")
-    for name in ("top/b.txt", "top/a.txt", "top/sub/c.txt", "top/sub/d.bin"):
-        store.pipe_file(f"/{name}", name.encode())
-    yield store
-    store.rm("/top", recursive=True)
-
-
-def test_object_stores_are_listed_and_read(memory, pauses):
-    assert list_urls("memory://top/*.txt", QUICK) == ["memory:///top/a.txt", "memory:///top/b.txt"]
-    assert list_urls("memory://top/?.txt", QUICK) == ["memory:///top/a.txt", "memory:///top/b.txt"]
-    below = list_urls("memory://top", QUICK)
-    assert below == list_urls("memory://top/", QUICK)
-    assert [read(StoredFile(url)).decode() for url in below] == [
-        "top/a.txt", "top/b.txt", "top/sub/c.txt", "top/sub/d.bin"
-    ]  # fmt: skip
-    assert list_urls("memory://top/**/*.txt", QUICK)[-1] == "memory:///top/sub/c.txt"
-    assert list_urls("memory://top/a.txt", QUICK) == ["memory://top/a.txt"]
-    assert list_urls("memory://top/none", QUICK) == ["memory://top/none"]
-    assert list_urls("memory://top/*.none", QUICK) == []
-    for pattern in ("memory://top/a.txt", "memory://top/a.*", "memory://top/"):
-        listed = list_files(pattern, QUICK)[0]
-        assert listed.known.version == StoredFile(listed.path).version  # told by the listing
-    memory.pipe_file("/top/new.txt", b"new")
-    assert "memory:///top/new.txt" in list_urls("memory://top/*.txt", QUICK)
-    assert "no such file" in str(fail(StoredFile("memory://top/none")))
-    assert "is a folder" in str(fail(StoredFile("memory://top/sub")))
-    assert pauses == []
-
-
-def test_short_answers_of_object_stores_are_noticed(memory, pauses, monkeypatch):
-    whole = type(memory).cat_file
-    answers = [b"top/", None]
-
-    def cat_file(self, path, start=None, end=None, **kwargs):
-        answer = answers.pop(0)
-        return whole(self, path, start, end, **kwargs) if answer is None else answer
-
-    monkeypatch.setattr(type(memory), "cat_file", cat_file)
-    assert read(StoredFile("memory://top/a.txt", QUICK)) == b"top/a.txt"
-    assert len(pauses) == 1
-
-
-def test_an_object_store_over_a_slow_line_is_asked_for_less(memory, pauses, monkeypatch):
-    memory.pipe_file("/top/large.bin", CONTENT)
-    whole, lengths = type(memory).cat_file, []
-
-    def cat_file(self, path, start, end, **kwargs):
-        lengths.append(end - start)
-        time.sleep((end - start) / 2e6)
-        return whole(self, path, start, end, **kwargs)
-
-    monkeypatch.setattr(type(memory), "cat_file", cat_file)
-    with StoredFile("memory://top/large.bin", Network(4, 0.4)).open() as stream:
-        assert stream.read(2_000_000) == CONTENT[:2_000_000]
-    assert len(pauses) < len(lengths) / 2  # what was too much once is not asked for again
-
-
-def test_a_store_that_gives_no_answer_is_given_up_in_time(memory, server, pauses, monkeypatch):
-    begun = time.monotonic()
-    monkeypatch.setattr(type(memory), "info", lambda *_, **__: server.released.wait())
-    error = fail(StoredFile("memory://top/a.txt", Network(1, 0.2)))
-    assert "no whole answer in" in str(error)
-    # A file system that waits in fsspec's event loop, as those of s3 and gs do.
-    (server.folder / "a.bin").write_bytes(CONTENT)
-    server.script(Fault(bytes_per_second=20), repeat=True)
-    with pytest.raises(failures.BrokenAnswerError, match=r"no whole answer in 0\.2 seconds"):
-        ObjectRange(server.url("a.bin"), 0, 1000, FileVersion(None)).read(0.2)
-    assert time.monotonic() - begun < 5
-
-
-def test_a_file_of_an_object_store_that_changes_is_named(memory, pauses):
-    file = StoredFile("memory://top/a.txt", QUICK).identify()
-    assert read(file) == b"top/a.txt"
-    for content, change in (
-        (b"top/a.txt.", "10 bytes instead of 9"),
-        (b"top/A.txt", "date "),
-    ):
-        memory.pipe_file("/top/a.txt", content)
-        memory.store["/top/a.txt"].created += timedelta(seconds=5)  # dates are whole seconds
-        error = fail(file)
-        assert f"memory://top/a.txt was changed while the run reads it ({change}" in str(error)
-
-
-@pytest.mark.parametrize(
-    ("info", "marks"),
-    [
-        ({"ETag": '"ab"', "LastModified": "then"}, {"etag": "ab", "date": "then"}),
-        ({"mtime": 1e9 + 0.25}, {"date": "1000000000"}),
-        ({"created": datetime.fromtimestamp(1e9 + 0.75, UTC)}, {"date": "1000000000"}),
-        ({"md5Hash": "x==", "generation": 7, "updated": "t"}, {"md5": "x==", "date": "t"}),
-        (
-            {"blob_id": "1f", "lfs": {"sha256": "2e", "size": 3}, "last_commit": None},
-            {"sha256": "2e", "git hash": "1f"},
-        ),
-        ({"blob_id": "1f", "lfs": None}, {"git hash": "1f"}),
-        ({}, {}),
-    ],
-)
-def test_marks_are_found_in_what_stores_say_of_a_file(info, marks):
-    version = object_files._find_version({"name": "a", "type": "file", "size": 3, **info})
-    assert (version.size, dict(version.marks)) == (3, marks)
-
-
-def test_missing_packages_and_protocols_are_named(monkeypatch):
-    def get_filesystem_class(protocol):
-        raise ImportError("Install s3fs to access S3")
-
-    assert "protocol nope:// is not known" in str(fail(StoredFile("nope://a/b")))
-    monkeypatch.setattr(fsspec, "get_filesystem_class", get_filesystem_class)
-    assert "pip install s3fs" in str(fail(StoredFile("s3://bucket/a")))
-    assert "pip install gcsfs" in str(fail(StoredFile("gs://bucket/a")))
 
 
 def test_web_folders_are_listed_by_their_links(server, pauses):

@@ -46,7 +46,7 @@ _LOGINS = {
 
 
 class StorageError(InputError, OSError):
-    """A file that cannot be read: names the URL without its credentials, the cause and the mend.
+    """A file that cannot be read: names the URL without its credentials, the cause and the fix.
 
     Attributes:
         is_permanent: whether another attempt is pointless (no such file, no access, no such
@@ -136,15 +136,15 @@ def describe_system_error(error: BaseException, name: str) -> StorageError:
 
 
 def describe_permanent(error: BaseException, url: str) -> StorageError | None:
-    """What is wrong with a file, and the mend; None for an error that no storage raises."""
+    """What is wrong with a file, and the fix; None for an error that no storage raises."""
     shown, host, status = show_url(url), get_host(url), _find_status(error)
     causes = tuple(iter_causes(error))
     refused = any(isinstance(c, PermissionError) or _lacks_credentials(c) for c in causes)
     if status in (401, 403, 407) or (refused and status != 404):
-        mend = _LOGINS.get(_get_service(url), "get a new token or a newly signed URL")
+        fix = _LOGINS.get(_get_service(url), "get a new token or a newly signed URL")
         return StorageError(
             f"{shown}: access was refused ({explain(error)}): the token may be missing, expired "
-            f"or without access to {host}; {mend}"
+            f"or without access to {host}; {fix}"
         )
     if status in (404, 410) or any(isinstance(c, FileNotFoundError) for c in causes):
         private = "; a private one needs `hf auth login`" if _get_service(url) == "hf" else ""
@@ -161,8 +161,8 @@ def describe_permanent(error: BaseException, url: str) -> StorageError | None:
     if isinstance(error, aiohttp.TooManyRedirects):
         return StorageError(f"{shown}: {host} answers with redirects without end: check the URL")
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        mend = "trust its authority on this machine (SSL_CERT_FILE), or check the clock"
-        return StorageError(f"{shown}: the certificate of {host} is not trusted: {mend}")
+        fix = "trust its authority on this machine (SSL_CERT_FILE), or check the clock"
+        return StorageError(f"{shown}: the certificate of {host} is not trusted: {fix}")
     if (
         status
         or isinstance(error, (OSError, ValueError, NotImplementedError))

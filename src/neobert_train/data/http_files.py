@@ -299,7 +299,7 @@ def _to_sent_url(url: str) -> yarl.URL:
 
 
 def _parse_content_range(headers: Mapping[str, str]) -> tuple[int | None, int | None, int | None]:
-    """First byte, last byte and size of the file, each None where it is not told."""
+    """First byte, last byte and size of the file, each None where the header does not say."""
     match = re.match(r"bytes\s+(?:(\d+)-(\d+)|\*)/(\d+|\*)", headers.get("Content-Range", ""))
     if match is None:
         return None, None, None

@@ -4,6 +4,7 @@ Whatever the system says of one, such as too many open files or a failing disk, 
 its content: it is a StorageError, as those of the network are.
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -104,4 +105,5 @@ def allow_many_open_files() -> None:
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        with contextlib.suppress(ValueError, OSError):  # some systems give less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

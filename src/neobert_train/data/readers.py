@@ -47,5 +47,5 @@ class PositionedReader(io.RawIOBase):
         raise NotImplementedError
 
     def _read(self, count: int) -> bytes | memoryview:
-        """Up to `count` bytes at the position; none at the end alone."""
+        """Up to `count` bytes at the position; none only at the end."""
         raise NotImplementedError

@@ -11,7 +11,7 @@ from neobert_train.data.versions import FileVersion
 # Small reads are served from a buffer of this size, which the caller lays over a reader.
 BUFFER_BYTES = 1 << 18
 # A request costs a round trip, so reading ahead grows while a file is read in order; a seek
-# begins with what is asked for alone. Every lane of a worker may hold a file open, so the sum of
+# begins with only what is asked for. Every lane of a worker may hold a file open, so the sum of
 # what is read ahead is kept in the hundreds of MiB.
 _FIRST_AHEAD_BYTES = 1 << 20
 _LARGEST_AHEAD_BYTES = 1 << 22

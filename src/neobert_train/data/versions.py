@@ -12,7 +12,7 @@ class FileVersion:
 
     Attributes:
         size: bytes; None where its storage does not tell.
-        marks: kind and value of each, such as ("etag", "5d8c72a5"); none where nothing is told.
+        marks: kind and value of each, such as ("etag", "5d8c72a5"); none where its storage tells nothing.
     """
 
     size: int | None

@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """What a run goes on from, and what it reads.
+    """What a run continues from, and what it reads.
 
     Attributes:
         tokenizer: of the run.
