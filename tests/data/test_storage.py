@@ -11,6 +11,7 @@ import os
 import pickle
 import random
 import re
+import resource
 import shutil
 import socket
 import ssl
@@ -715,6 +716,33 @@ def test_more_streams_than_a_hundred_are_read_side_by_side(server):
     with contextlib.ExitStack() as stack:
         streams = [stack.enter_context(file.open()) for _ in range(105)]
         assert {stream.read(10) for stream in streams} == {CONTENT[:10]}
+
+
+@contextlib.contextmanager
+def no_more_files():
+    """Let this process open no further file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    number_in_use = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number_in_use + 2, hard))
+    try:
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                while True:
+                    stack.enter_context(open(os.devnull))
+            yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_too_many_open_files_are_no_failure_of_the_network(server, stored, pauses):
+    (server.folder / "b.bin").write_bytes(b"b")
+    get_http_file_system().invalidate_cache()
+    with MisbehavingServer(server.folder) as other, no_more_files():
+        error = fail(StoredFile(other.url("b.bin"), QUICK))
+    assert "cannot be read (Too many open files): raise the limit of open files (ulimit" in str(
+        error
+    )
+    assert pauses == []
 
 
 # --- listings ---

@@ -16,7 +16,7 @@ from neobert_train.data.corpus import list_source_files, open_corpus, to_json
 from neobert_train.errors import InputError
 from neobert_train.files import write_checked_json
 from neobert_train.run_directory import RunDirectory
-from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER, load_tokenizer
 from neobert_train.training.starting_point import check_source_files
 
 
@@ -130,19 +130,25 @@ from neobert_train.config.schema import TrainConfig
 from neobert_train.data.corpus import open_corpus
 from neobert_train.distributed import Collectives, find_device
 from neobert_train.errors import InputError
-from neobert_train.tokenizers.loading import load_tokenizer
-from neobert_train.training.starting_point import check_same_files
+from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER, load_tokenizer
+from neobert_train.training.starting_point import check_same_files, check_same_tokenizer
 from neobert_train.world import World
 
 world = World(rank=int(sys.argv[1]), world_size=2)
 collectives = Collectives(world, find_device(world))
 data = DataConfig(source=SourceKind.files, paths=["texts"], column="text")
-tokenizer = load_tokenizer("bert-base-uncased")
+for name in ("bert-base-uncased", "vocab/tokenizer.json"):
+    tokenizer = load_tokenizer(name)
+    try:
+        check_same_tokenizer(tokenizer, collectives)
+        print("no difference", flush=True)
+    except InputError as error:
+        print(error, flush=True)
 for folder in sys.argv[2:]:
     data.paths = [folder]
     try:
         check_same_files(open_corpus(TrainConfig(data=data), tokenizer), collectives)
-        print("the same", flush=True)
+        print("no difference", flush=True)
     except InputError as error:
         print(error, flush=True)
 collectives.close()
@@ -157,6 +163,10 @@ def test_hosts_with_other_files_are_told_the_first_difference(tmp_path):
         write(disk / "same", a="of a")
         write(disk / "edited", a=["of a", "of A"][rank])
         write(disk / "more", **{name: f"of {name}" for name in ["a", "ab"][rank]})
+        (disk / "vocab").mkdir()
+        content = json.loads((SHIPPED_TOKENIZER / "tokenizer.json").read_text(encoding="utf-8"))
+        content["normalizer"]["lowercase"] = not rank
+        (disk / "vocab/tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     launcher = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
@@ -172,8 +182,9 @@ def test_hosts_with_other_files_are_told_the_first_difference(tmp_path):
     ]
     first, second = (process.communicate(timeout=120)[0] for process in processes)
     assert first == second
-    same, *differences = first.split("the same\n")
-    assert same == ""
+    before, tokenizers, *differences = first.split("no difference\n")
+    assert before == ""
+    assert "different tokenizers under tokenizer.path=vocab/tokenizer.json" in tokenizers
     assert "process 1 on " in differences[0]
     assert "source 'corpus': a.jsonl (content hash " in differences[0]
     assert "source 'corpus': 2 files instead of 1, with b.jsonl" in differences[0]

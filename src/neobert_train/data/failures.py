@@ -27,6 +27,7 @@ _PERMANENT = (
     aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, aiohttp.TooManyRedirects,
     aiohttp.ClientConnectorCertificateError,
 )  # fmt: skip
+_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 _LEAST_MEMORY_BYTES = 2 << 30
 _FIXES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n 65536), or lower data.shuffle_units",
@@ -68,6 +69,8 @@ def is_transient(error: BaseException) -> bool:
     if status is not None:
         return status in (408, 425, 429) or status >= 500
     causes = list(iter_causes(error))
+    if _find_number(error) in _TOO_MANY_FILES:
+        return False
     if any(isinstance(cause, _PERMANENT) or _lacks_credentials(cause) for cause in causes):
         return False
     passing = (OSError, EOFError, BrokenAnswerError)
@@ -126,10 +129,15 @@ def is_of_system(error: BaseException) -> bool:
     )
 
 
+def _find_number(error: BaseException) -> int | None:
+    """The number of the system's error; those of name resolution are below 0."""
+    numbers = (getattr(cause, "errno", None) for cause in iter_causes(error))
+    return next((number for number in numbers if isinstance(number, int) and number > 0), None)
+
+
 def describe_system_error(error: BaseException, name: str) -> StorageError:
     """Return what the system or the network says of a file, and the fix."""
-    numbers = (getattr(cause, "errno", None) for cause in iter_causes(error))
-    number = errno.ENOMEM if isinstance(error, MemoryError) else next(filter(None, numbers), None)
+    number = errno.ENOMEM if isinstance(error, MemoryError) else _find_number(error)
     reason = explain(error) if number is None else os.strerror(number)
     fix = _FIXES.get(number or 0, "check its storage, and that it may be read")
     return StorageError(f"{name}: cannot be read ({reason}): {fix}; the same command continues")
@@ -138,6 +146,8 @@ def describe_system_error(error: BaseException, name: str) -> StorageError:
 def describe_permanent(error: BaseException, url: str) -> StorageError | None:
     """What is wrong with a file, and the fix; None for an error that no storage raises."""
     shown, host, status = show_url(url), get_host(url), _find_status(error)
+    if _find_number(error) in _TOO_MANY_FILES:
+        return describe_system_error(error, shown)
     causes = tuple(iter_causes(error))
     refused = any(isinstance(c, PermissionError) or _lacks_credentials(c) for c in causes)
     if status in (401, 403, 407) or (refused and status != 404):

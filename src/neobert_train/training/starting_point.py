@@ -73,6 +73,7 @@ def find_starting_point(
     resumes = collectives.on_main(lambda: check_resume(config, run))
     tokenizer = collectives.on_all(lambda: load_tokenizer(config.tokenizer.path))
     units = collectives.on_all(lambda: open_corpus(config, tokenizer))
+    check_same_tokenizer(tokenizer, collectives)
     check_same_files(units, collectives)
     checkpoint = None
     if resumes:
@@ -114,6 +115,15 @@ def check_resume(config: TrainConfig, run: RunDirectory) -> bool:
         for difference in fatal + notable:
             logger.warning("continuing with a changed setting: %s", difference)
     return True
+
+
+def check_same_tokenizer(tokenizer: TextTokenizer, collectives: Collectives) -> None:
+    """Raise InputError on every process where they have not all the same tokenizer."""
+    if len(set(collectives.gather(tokenizer.fingerprint))) > 1:
+        raise InputError(
+            f"the processes find different tokenizers under tokenizer.path={tokenizer.name}: give all "
+            f"hosts the same"
+        )
 
 
 def check_same_files(units: Mapping[str, Sequence[Unit]], collectives: Collectives) -> None:
