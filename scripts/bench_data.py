@@ -42,7 +42,7 @@ from neobert_train.data.loader import StepLoader
 from neobert_train.data.packing import Packer
 from neobert_train.data.preparation import list_jobs, run_jobs, write_manifest
 from neobert_train.data.sources import EMBEDDED_TEXTS, Record
-from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers.loading import build_tokenizer, load_tokenizer
 
 WAITS = 8
 # What the 28 x 768 model is meant to train on one H100.
@@ -95,14 +95,14 @@ def measure_tokenizer(texts: list[str], path: str) -> float:
 
 
 def iter_lane(config: TrainConfig) -> Iterator:
-    tokenizer = load_tokenizer(config.tokenizer.path)
+    tokenizer = build_tokenizer(config.tokenizer)
     return Lane(config, open_corpus(config, tokenizer), tokenizer, 0).iter_batches(LaneState())
 
 
 def prepare(config: TrainConfig, folder: str) -> None:
     config.data.prepared_dir = folder
-    tokenizer = load_tokenizer(config.tokenizer.path)
-    jobs = list_jobs(config.data, config.tokenizer.path, tokenizer)
+    tokenizer = build_tokenizer(config.tokenizer)
+    jobs = list_jobs(config, tokenizer)
     flat = [job for files in jobs.values() for file in files for job in file]
     entries = {
         result.entry["shard"]: result.entry for result in run_jobs(flat, os.cpu_count() or 1)
@@ -117,7 +117,7 @@ def measure_wait(config: TrainConfig, num_lanes: int, pace: float) -> float:
     """
     config.batch.global_batch_tokens = num_lanes * config.batch.micro_batch_tokens
     config.data.num_workers = DataConfig().num_workers
-    tokenizer = load_tokenizer(config.tokenizer.path)
+    tokenizer = build_tokenizer(config.tokenizer)
     units = open_corpus(config, tokenizer)
     loader = StepLoader(config, units, initial_states(range(num_lanes)))
     loader.next_step()
@@ -151,7 +151,7 @@ def main() -> None:
         config = make_config(paths, arguments.column, arguments.context, arguments.micro_batch)
         prepared = make_config(paths, arguments.column, arguments.context, arguments.micro_batch)
         prepare(prepared, f"{folder}/prepared")
-        tokenizer = load_tokenizer(config.tokenizer.path)
+        tokenizer = build_tokenizer(config.tokenizer)
         units = open_corpus(config, tokenizer)["corpus"]
         records = (record for unit in units for record in unit.iter_records(0))
         texts = [record.text for record in records if isinstance(record, Record)]

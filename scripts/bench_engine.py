@@ -29,7 +29,7 @@ from neobert_train.distributed import Collectives, find_device
 from neobert_train.model import build_model
 from neobert_train.objective import MaskedLanguageModelling
 from neobert_train.optim.adamw import build_optimizer
-from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers.loading import build_tokenizer
 from neobert_train.training.engine import build_engine, step_engine
 from neobert_train.world import World
 
@@ -68,12 +68,10 @@ class BareStep:
     """A training step without an engine."""
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        model = build_model(config, load_tokenizer(config.tokenizer.path))
+        model = build_model(config, build_tokenizer(config.tokenizer))
         self._objective = MaskedLanguageModelling(model).to(device)
         # The optimiser's fp32 weights; in bf16 the model computes with copies of them.
-        masters = MaskedLanguageModelling(
-            build_model(config, load_tokenizer(config.tokenizer.path))
-        )
+        masters = MaskedLanguageModelling(build_model(config, build_tokenizer(config.tokenizer)))
         masters.load_state_dict(self._objective.state_dict())
         self._optimizer = build_optimizer(config.optimizer, masters.to(device))
         if config.trainer.precision is Precision.bf16:
@@ -101,7 +99,7 @@ class EngineStep:
     """The same step by DeepSpeed, as the trainer takes it."""
 
     def __init__(self, config: TrainConfig, world: World, device: torch.device) -> None:
-        model = build_model(config, load_tokenizer(config.tokenizer.path))
+        model = build_model(config, build_tokenizer(config.tokenizer))
         self._engine = build_engine(config, MaskedLanguageModelling(model), world, device)
         self._max_grad_norm = config.optimizer.max_grad_norm
 
@@ -119,7 +117,7 @@ def measure(stages: list[int], rounds: int, overrides: list[str]) -> None:
     device = find_device(world)
     collectives = Collectives(world, device)
     config = make_config(overrides)
-    vocab_size = load_tokenizer(config.tokenizer.path).vocab_size
+    vocab_size = build_tokenizer(config.tokenizer).vocab_size
     micro_steps = compute_accumulation_steps(config, world.world_size)
     batches = [make_batch(config, vocab_size, seed).to(device) for seed in range(micro_steps)]
     steps: dict[str, Callable[[list[Batch]], None]] = {"bare": BareStep(config, device)}

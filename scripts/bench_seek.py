@@ -25,7 +25,7 @@ from neobert_train.data.documents import LaneOrder, Position, WindowStart, iter_
 from neobert_train.data.lanes import Lane, LaneState
 from neobert_train.data.sources import EMBEDDED_TEXTS
 from neobert_train.data.streams import StreamState
-from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers.loading import build_tokenizer
 
 NUM_LANES = 4
 
@@ -59,7 +59,7 @@ def make_config(folder: Path) -> TrainConfig:
 
 def find_state(config: TrainConfig, share: float) -> LaneState:
     """The state of lane 0 after a share of its records of the first epoch."""
-    units = open_corpus(config, load_tokenizer(config.tokenizer.path))["corpus"]
+    units = open_corpus(config, build_tokenizer(config.tokenizer))["corpus"]
     data = config.data
     order = LaneOrder(units, 0, NUM_LANES, config.seed, data.shuffle_window, data.shuffle_units,
                       "corpus", max_epochs=1)  # fmt: skip
@@ -71,7 +71,7 @@ def find_state(config: TrainConfig, share: float) -> LaneState:
 def measure_seek(folder: str, state: str) -> None:
     """In a process of its own: prints the seconds."""
     config = make_config(Path(folder))
-    tokenizer = load_tokenizer(config.tokenizer.path)
+    tokenizer = build_tokenizer(config.tokenizer)
     started = time.perf_counter()
     lane = Lane(config, open_corpus(config, tokenizer), tokenizer, 0)
     next(lane.iter_batches(LaneState.from_dict(json.loads(state))))
@@ -80,7 +80,7 @@ def measure_seek(folder: str, state: str) -> None:
 
 def measure_memory(folder: Path, num_documents: int) -> None:
     config = make_config(folder)
-    tokenizer = load_tokenizer(config.tokenizer.path)
+    tokenizer = build_tokenizer(config.tokenizer)
     batches = Lane(config, open_corpus(config, tokenizer), tokenizer, 0).iter_batches(LaneState())
     marks = [num_documents * tenth // 10 for tenth in range(1, 11)]
     for batch in batches:

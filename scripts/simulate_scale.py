@@ -32,7 +32,7 @@ from neobert_train.data.documents import LaneOrder, Position, iter_windows
 from neobert_train.data.lanes import Lane, LaneState, initial_states
 from neobert_train.data.sources import Division, TokenizedRecord, Unit, divide_files
 from neobert_train.data.sources.source import STRETCHES_PER_LANE
-from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers.loading import build_tokenizer
 from neobert_train.world import World
 
 NUM_FILES, NUM_ROWS, NUM_LANES = 5534, 968_000_015, 1024
@@ -193,7 +193,7 @@ def make_lanes(num_rows: int) -> tuple[TrainConfig, dict[str, list[Unit]]]:
 def simulate_lanes(num_rows: int, lanes_checked: int) -> None:
     started = time.perf_counter()
     config, units = make_lanes(num_rows)
-    tokenizer = load_tokenizer(config.tokenizer.path)
+    tokenizer = build_tokenizer(config.tokenizer)
     # Every `stride`-th lane is followed; each rank serves those of its own.
     chosen = set(range(0, NUM_LANES, NUM_LANES // lanes_checked))
 

@@ -6,6 +6,7 @@ import logging
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from neobert_train.commands import evaluate, inspect_data
 from neobert_train.config.schema import EvaluateConfig
@@ -18,7 +19,6 @@ from neobert_train.errors import InputError
 from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.tokenizers.text_tokenizer import EncodingError, TextTokenizer
 from neobert_train.world import World
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = "abcdefgh"
@@ -103,7 +103,7 @@ def test_the_document_is_named_among_others_by_its_id_and_place(unknowing):
 
 def test_training_preparing_sampling_and_inspecting_name_it(unencodable):
     config, tokenizer = unencodable, load_tokenizer(unencodable.tokenizer.path)
-    [[[job]]] = list_jobs(config.data, config.tokenizer.path, tokenizer).values()
+    [[[job]]] = list_jobs(config, tokenizer).values()
     with pytest.raises(InputError, match=r"texts\.parquet, row 3: the tokenizer"):
         write_shard(job)
     config.data.prepared_dir = None

@@ -81,7 +81,7 @@ def prepare(config: TrainConfig, folder: Path) -> list:
     """What the command does, in this process; returns the results."""
     config.data.prepared_dir = str(folder)
     tokenizer = load_tokenizer(config.tokenizer.path)
-    jobs = list_jobs(config.data, config.tokenizer.path, tokenizer)
+    jobs = list_jobs(config, tokenizer)
     results = [write_shard(job) for files in jobs.values() for file in files for job in file]
     entries = {result.entry["shard"]: result.entry for result in results}
     write_manifest(config.data, tokenizer, jobs, entries)
@@ -305,13 +305,13 @@ def test_processes_side_by_side_write_the_same_shards_and_errors_come_through(co
     one = {r.entry["shard"]: r.entry for r in prepare(config, tmp_path / "one")}
     config.data.prepared_dir = str(tmp_path / "two")
     tokenizer = load_tokenizer(config.tokenizer.path)
-    jobs = list_jobs(config.data, config.tokenizer.path, tokenizer)
+    jobs = list_jobs(config, tokenizer)
     flat = [job for files in jobs.values() for file in files for job in file]
     assert {r.entry["shard"]: r.entry for r in run_jobs(flat, 2)} == one
     strict = make_config(
         corpus, "data.on_bad_record=stop", f"data.prepared_dir={tmp_path / 'three'}"
     )
-    jobs = list_jobs(strict.data, strict.tokenizer.path, tokenizer)
+    jobs = list_jobs(strict, tokenizer)
     flat = [job for files in jobs.values() for file in files for job in file]
     with pytest.raises(InputError, match=r"c\.jsonl, line 21: not JSON"):
         list(run_jobs(flat, 2))
@@ -354,7 +354,7 @@ def test_one_process_at_a_time_prepares_into_a_folder(corpus, tmp_path, monkeypa
     monkeypatch.setattr(preparation, "_LOCK_WAIT_SECONDS", 0.0)
     config, folder = make_config(corpus, f"data.prepared_dir={tmp_path / 'new'}"), tmp_path / "new"
     tokenizer = load_tokenizer(config.tokenizer.path)
-    listed = list_jobs(config.data, config.tokenizer.path, tokenizer)
+    listed = list_jobs(config, tokenizer)
     jobs = [job for files in listed.values() for file in files for job in file]
     lock = claim_folder(folder, jobs)
     with pytest.raises(InputError, match=r"writes in .*: stop it, or write data.prepared_dir="):

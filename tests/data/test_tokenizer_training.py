@@ -26,7 +26,8 @@ from neobert_train.errors import InputError
 from neobert_train.model import build_model
 from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.tokenizers.long_texts import split_text
-from neobert_train.tokenizers.text_tokenizer import SpecialTokens, TextTokenizer
+from neobert_train.tokenizers.special_tokens import SpecialTokens
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from support.thai import make_thai
 
 ALGORITHMS = [algorithm.value for algorithm in TokenizerAlgorithm]

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from neobert_train.config.data_schema import MaskingConfig, MaskingUnit
 from neobert_train.data.masking import build_masking
@@ -16,7 +17,6 @@ from neobert_train.data.words import build_word_starts
 from neobert_train.errors import InputError
 from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 ROLES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # Without an apostrophe: byte-level tokenizers have tokens such as 's.

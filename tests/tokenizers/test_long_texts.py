@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from neobert_train.data.sources import EMBEDDED_TEXTS
 from neobert_train.errors import InputError
@@ -16,7 +17,6 @@ from neobert_train.tokenizers import long_texts
 from neobert_train.tokenizers.groups import iter_groups
 from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER
 from neobert_train.tokenizers.long_texts import split_text
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 # As published with Llama 3: newlines go to the punctuation before them.
 LLAMA_3 = (

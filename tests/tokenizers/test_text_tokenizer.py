@@ -1,22 +1,20 @@
 """Tokenisation, the chunks of a document, and the folder that an export ships."""
 
 import json
-import logging
 
-import huggingface_hub.constants
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, BertTokenizer
 
 from neobert_train.data.chunks import split_document
 from neobert_train.data.sources import EMBEDDED_TEXTS
-from neobert_train.errors import InputError
 from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER, load_tokenizer
-from neobert_train.tokenizers.text_tokenizer import SpecialTokens, TextTokenizer
-from tokenizers import Tokenizer, models, pre_tokenizers
+from neobert_train.tokenizers.special_tokens import SpecialTokens
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 SPECIAL = SpecialTokens(pad=0, unk=100, cls=101, sep=102, mask=103)
 ROLES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -145,57 +143,3 @@ def test_the_spellings_of_other_families_are_found():
     tokenizer = build_word_tokenizer(["hello"], specials=specials)
     tokenizer.model.unk_token = "<unk>"
     assert TextTokenizer(tokenizer, "words").special == SpecialTokens(0, 1, 2, 3, 4)
-
-
-def test_the_shipped_tokenizer_needs_no_network(monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert load_tokenizer("google-bert/bert-base-uncased").vocab_size == 30_522
-
-
-def test_a_tilde_in_the_path_is_expanded(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    tokenizer.save(tmp_path / "mine", max_length=64)
-    assert load_tokenizer("~/mine").special == SPECIAL
-
-
-def test_a_folder_without_a_tokenizer_is_named(tmp_path):
-    with pytest.raises(
-        InputError, match=r"holds no tokenizer\.json: name another tokenizer\.path"
-    ) as e:
-        load_tokenizer(str(tmp_path))
-    assert str(tmp_path) in str(e.value)
-
-
-@pytest.mark.parametrize("content", ["", "{", "{}", '{"model": {"type": "Unheard"}}', "[1, 2]"])
-def test_a_broken_tokenizer_file_is_named(tmp_path, content):
-    file = tmp_path / "tokenizer.json"
-    file.write_text(content)
-    with pytest.raises(InputError, match=r"cannot be read as a tokenizer\.json") as error:
-        load_tokenizer(str(tmp_path))
-    assert str(file) in str(error.value)
-
-
-def test_a_binary_file_is_not_taken_for_a_tokenizer(tmp_path):
-    file = tmp_path / "model.bin"
-    file.write_bytes(bytes(range(256)))
-    with pytest.raises(InputError, match=r"model\.bin cannot be read as a tokenizer\.json"):
-        load_tokenizer(str(file))
-
-
-@pytest.mark.parametrize("name", ["nobody/no-such-tokenizer", "./missing/folder", "runs/a/b/c"])
-def test_an_unreachable_name_says_what_to_write_instead(monkeypatch, tmp_path, name):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    with pytest.raises(InputError) as error:
-        load_tokenizer(name)
-    assert f"'{name}' is neither a folder, a tokenizer.json nor reachable" in str(error.value)
-    assert "write tokenizer.path=bert-base-uncased" in str(error.value)
-
-
-@pytest.mark.parametrize("role", ["PAD", "UNK", "CLS", "SEP", "MASK"])
-def test_a_tokenizer_without_a_special_token_is_refused(tmp_path, role):
-    specials = [token for token in ROLES if token != f"[{role}]"]
-    build_word_tokenizer(["hello"], specials=specials).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(InputError, match=f"has no {role} token.*spelled \\[{role}\\] or <"):
-        load_tokenizer(str(tmp_path))

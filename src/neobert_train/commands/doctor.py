@@ -45,7 +45,7 @@ from neobert_train.modeling.attention import (
 from neobert_train.run_directory import RunDirectory
 from neobert_train.terminal import print_output
 from neobert_train.threads import describe_waiting
-from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers.loading import build_tokenizer
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from neobert_train.training.engine import import_deepspeed
 from neobert_train.training.starting_point import check_resume
@@ -115,7 +115,7 @@ def examine(config: DoctorConfig, world: World) -> Findings:
     if settings_are_sound:
         _examine_launch(findings, config)
     _examine_run_directory(findings, config)
-    tokenizer = findings.attempt(lambda: load_tokenizer(config.tokenizer.path))
+    tokenizer = findings.attempt(lambda: build_tokenizer(config.tokenizer))
     if tokenizer is None:
         return findings
     findings.tell("tokenizer", f"{config.tokenizer.path}, {tokenizer.vocab_size:,} entries")

@@ -19,7 +19,7 @@ from neobert_train.data.lanes import Lane, LaneState, PackedChunks, initial_stat
 from neobert_train.data.sources import Unit
 from neobert_train.run_directory import RunDirectory
 from neobert_train.terminal import print_output
-from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers.loading import build_tokenizer
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from neobert_train.world import World
 
@@ -40,7 +40,7 @@ def run(config: InspectDataConfig, world: World) -> None:
     Raises:
         InputError: the data cannot be read.
     """
-    tokenizer = load_tokenizer(config.tokenizer.path)
+    tokenizer = build_tokenizer(config.tokenizer)
     units = open_corpus(config, tokenizer)
     first_step, states = find_nearest_states(config)
     lanes = list(iter_lanes(config, units, tokenizer, states, first_step))

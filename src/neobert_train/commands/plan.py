@@ -18,7 +18,7 @@ from neobert_train.config.derived import (
 from neobert_train.config.schema import PlanConfig, Precision, TrainConfig
 from neobert_train.errors import InputError
 from neobert_train.terminal import print_output
-from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers.loading import build_tokenizer
 from neobert_train.world import World
 
 # The rest is for the driver, for kernels' own needs, and for what lies between tensors.
@@ -45,7 +45,7 @@ def format_plan(config: PlanConfig) -> str:
             f"num_devices={config.num_devices} does not divide {lanes} lanes: one of {sizes}"
         )
     device, batch = DEVICES[config.device], config.batch
-    vocab_size = load_tokenizer(config.tokenizer.path).vocab_size
+    vocab_size = build_tokenizer(config.tokenizer).vocab_size
     size = compute_model_size(config.model, vocab_size)
     bf16 = plans_bf16(config)
     peak = device.get_flops(bf16)

@@ -18,7 +18,7 @@ from neobert_train.data.preparation import (
 )
 from neobert_train.signals import StopSignal
 from neobert_train.terminal import print_output
-from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers.loading import build_tokenizer
 from neobert_train.world import World
 
 
@@ -31,8 +31,8 @@ def run(config: PrepareConfig, world: World) -> None:
         StopSignal: a signal asked to stop; shards that are complete stay.
     """
     started = time.monotonic()
-    tokenizer = load_tokenizer(config.tokenizer.path)
-    jobs = list_jobs(config.data, config.tokenizer.path, tokenizer)
+    tokenizer = build_tokenizer(config.tokenizer)
+    jobs = list_jobs(config, tokenizer)
     flat: list[ShardJob] = [job for files in jobs.values() for file in files for job in file]
     entries: dict[str, dict[str, Any]] = {}
     num_found = num_tokens = num_records = 0

@@ -203,11 +203,27 @@ class DataConfig(SourceConfig):
 
 @dataclass
 class TokenizerConfig:
-    """The tokenizer, in the `tokenizer.json` format."""
+    """The tokenizer, and which entries of its vocabulary stand for something other than text."""
 
     path: str = setting(
         "bert-base-uncased",
         "A folder, a tokenizer.json or a Hub name; bert-base-uncased is shipped.",
+    )
+    pad_token: str | None = setting(
+        None, "Entry of the vocabulary for padding; as the tokenizer's files say by default."
+    )
+    unk_token: str | None = setting(
+        None,
+        "Entry for unknown text that an export names; as the tokenizer's files say by default.",
+    )
+    cls_token: str | None = setting(
+        None, "Entry put before every document; as the tokenizer's files say by default."
+    )
+    sep_token: str | None = setting(
+        None, "Entry put behind every document; as the tokenizer's files say by default."
+    )
+    mask_token: str | None = setting(
+        None, "Entry that stands for a hidden token; as the tokenizer's files say by default."
     )
 
 

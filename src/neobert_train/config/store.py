@@ -281,6 +281,9 @@ def _hint(override: Override, reason: str) -> str:
     if isinstance(value, str) and "ListConfig" in reason:
         written = show_value(override.get_value_element_as_str())
         return f"; write {override.get_key_element()}=[{written}]"
+    if isinstance(value, list) and "string" in reason:
+        written = show_value(override.get_value_element_as_str())
+        return f"; write '{override.get_key_element()}=\"{written}\"'"
     if isinstance(value, float) and value.is_integer():
         return f"; write {override.get_key_element()}={int(value)}"
     return ""

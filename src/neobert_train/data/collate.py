@@ -8,7 +8,7 @@ import torch
 
 from neobert_train.batch import Batch
 from neobert_train.data.masking import Masking
-from neobert_train.tokenizers.text_tokenizer import SpecialTokens
+from neobert_train.tokenizers.special_tokens import SpecialTokens
 
 
 def collate(
@@ -55,5 +55,5 @@ def collate(
         labels=torch.from_numpy(labels),
         lane=lane,
         lane_state=lane_state or {},
-        num_unknown=int(np.count_nonzero(ids == special.unk)),
+        num_unknown=sum(special.count_unknown(chunk) for chunk in chunks),
     )

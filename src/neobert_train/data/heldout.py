@@ -146,7 +146,8 @@ class SourceSample:
 
     def compute_unknown_share(self, tokenizer: TextTokenizer) -> float:
         """Return the share of the tokens that are [UNK]; 0 where there are none."""
-        return float(self.counts[tokenizer.special.unk] / max(1, self.counts.sum()))
+        unk = tokenizer.special.unk
+        return 0.0 if unk is None else float(self.counts[unk] / max(1, self.counts.sum()))
 
 
 def sample_source(

@@ -21,7 +21,7 @@ from neobert_train.data.local_files import allow_many_open_files
 from neobert_train.data.sources import Unit
 from neobert_train.data.workers import begin_worker, start_workers
 from neobert_train.errors import InputError
-from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers.loading import build_tokenizer
 
 _POLL_SECONDS = 60.0
 
@@ -63,7 +63,7 @@ class LaneReaders:
     def iter_batches(self) -> Iterator[Batch]:
         """One batch of each lane, again and again."""
         allow_many_open_files()
-        tokenizer = load_tokenizer(self.config.tokenizer.path)
+        tokenizer = build_tokenizer(self.config.tokenizer)
         streams = [
             Lane(self.config, self.units, tokenizer, lane).iter_batches(LaneState.from_dict(state))
             for lane, state in self.states.items()

@@ -5,15 +5,16 @@ import multiprocessing
 from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from neobert_train.config.data_schema import BadRecordPolicy, DataConfig
+from neobert_train.config.data_schema import BadRecordPolicy, DataConfig, TokenizerConfig
 from neobert_train.config.derived import resolve_sources
+from neobert_train.config.schema import TrainConfig
 from neobert_train.config.typed import Count, parse
 from neobert_train.data.admission import compute_heldout_key
 from neobert_train.data.encoding import count_characters, encode_documents
@@ -46,7 +47,7 @@ from neobert_train.files import (
 )
 from neobert_train.run_lock import acquire_lock
 from neobert_train.tokenizers.groups import iter_groups
-from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers.loading import build_tokenizer
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 # Of a source file; about a minute of one core, so that little is lost when it is stopped.
@@ -64,7 +65,7 @@ class ShardJob:
         unit: the part of a file that it holds.
         folder: of the source, in the prepared folder.
         name: of the shard in it.
-        tokenizer_path: what to tokenise with.
+        tokenizer: what to tokenise with.
         fingerprint: of the tokenizer, which a shard found must have been made with.
         on_bad_record: whether an unreadable record is an error.
     """
@@ -72,7 +73,7 @@ class ShardJob:
     unit: Unit
     folder: str
     name: str
-    tokenizer_path: str
+    tokenizer: TokenizerConfig
     fingerprint: str
     on_bad_record: BadRecordPolicy
 
@@ -100,30 +101,28 @@ class ShardResult:
     found: bool
 
 
-def list_jobs(
-    config: DataConfig, tokenizer_path: str, tokenizer: TextTokenizer
-) -> dict[str, list[list[ShardJob]]]:
-    """The shards of every source, by its fingerprint and file.
+def list_jobs(config: TrainConfig, tokenizer: TextTokenizer) -> dict[str, list[list[ShardJob]]]:
+    """Return the shards of every source, by its fingerprint and file.
 
     Raises:
         InputError: a source cannot be read.
     """
-    jobs: dict[str, list[list[ShardJob]]] = {}
-    for source in resolve_sources(config).values():
+    data, jobs = config.data, dict[str, list[list[ShardJob]]]()
+    for source in resolve_sources(data).values():
         key = fingerprint_source(source)
         if key in jobs:
             continue  # another view of the same documents
-        folder = str(Path(str(config.prepared_dir)) / key)
-        files = list_files_of_source(config, source)
+        folder = str(Path(str(data.prepared_dir)) / key)
+        files = list_files_of_source(data, source)
         jobs[key] = [
             [
                 ShardJob(
                     unit,
                     folder,
                     f"{number:05d}-{unit.part:04d}",
-                    tokenizer_path,
+                    config.tokenizer,
                     tokenizer.fingerprint,
-                    config.on_bad_record,
+                    data.on_bad_record,
                 )
                 for unit in file.divide(parts)
             ]
@@ -217,7 +216,7 @@ def write_shard(job: ShardJob) -> ShardResult:
     found = _find_shard(job)
     if found is not None:
         return ShardResult(found, found=True)
-    tokenizer = _load_tokenizer_once(job.tokenizer_path)
+    tokenizer = _build_tokenizer_once(*astuple(job.tokenizer))
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     rows: list[tuple[int, ...]] = []
     tokens: list[np.ndarray] = []
@@ -268,7 +267,9 @@ def write_shard(job: ShardJob) -> ShardResult:
     return ShardResult(entry, found=False)
 
 
-_load_tokenizer_once = lru_cache(maxsize=1)(load_tokenizer)
+@lru_cache(maxsize=1)
+def _build_tokenizer_once(*settings: Any) -> TextTokenizer:
+    return build_tokenizer(TokenizerConfig(*settings))
 
 
 def _find_shard(job: ShardJob) -> dict[str, Any] | None:

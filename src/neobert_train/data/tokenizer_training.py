@@ -14,7 +14,15 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
 from neobert_train.config.data_schema import BadRecordPolicy
 from neobert_train.config.derived import compute_num_lanes, resolve_sources
@@ -34,15 +42,6 @@ from neobert_train.errors import InputError
 from neobert_train.signals import call_interruptibly
 from neobert_train.tokenizers.long_texts import split_text
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
-from tokenizers import (
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    trainers,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -396,7 +395,7 @@ def measure_tokenizer(tokenizer: TextTokenizer, texts: Sequence[str]) -> TokenRa
     """Rates over all texts together."""
     encoded = tokenizer.encode(texts)
     num_tokens = sum(len(ids) for ids in encoded)
-    num_unknown = sum(int(np.count_nonzero(ids == tokenizer.special.unk)) for ids in encoded)
+    num_unknown = sum(map(tokenizer.special.count_unknown, encoded))
     num_words = sum(len(text.split()) for text in texts)
     return TokenRates(
         num_tokens / num_words if num_words else math.nan,

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tokenizers import decoders
 
 from neobert_train.errors import InputError
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
-from tokenizers import decoders
 
 # What a token begins or ends with, as bits; a word goes on where both sides share one.
 _LETTER, _PUNCTUATION, _SPACE = 1, 2, 4

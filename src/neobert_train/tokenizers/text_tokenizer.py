@@ -5,39 +5,20 @@ import hashlib
 import json
 import logging
 import multiprocessing
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from neobert_train.errors import InputError
 from neobert_train.tokenizers.groups import iter_groups
 from neobert_train.tokenizers.long_texts import split_text
+from neobert_train.tokenizers.special_tokens import SpecialTokens, find_model_unk, find_spellings
 from neobert_train.world import World
-from tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
-
-_SPECIAL_SPELLINGS = {
-    "pad": ("[PAD]", "<pad>"),
-    "unk": ("[UNK]", "<unk>"),
-    "cls": ("[CLS]", "<s>", "<cls>"),
-    "sep": ("[SEP]", "</s>", "<sep>"),
-    "mask": ("[MASK]", "<mask>"),
-}
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """Ids of the tokens that stand for something other than text."""
-
-    pad: int
-    unk: int
-    cls: int
-    sep: int
-    mask: int
 
 
 class EncodingError(InputError):
@@ -61,30 +42,52 @@ class TextTokenizer:
     Attributes:
         name: what it was loaded by.
         vocab_size: the largest id plus one, special tokens included.
-        special: ids of the five special tokens.
+        special: ids of the special tokens.
         special_ids: [num_special] int64, ids of all special tokens, ascending.
         fingerprint: sha256 of all that decides which ids a text gets.
     """
 
-    def __init__(self, tokenizer: Tokenizer, name: str) -> None:
-        """Raises InputError when one of the five special tokens is missing."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        name: str,
+        wanted: Mapping[str, str] | None = None,
+        declared: Mapping[str, str] | None = None,
+    ) -> None:
+        """Take over a tokenizer of the library.
+
+        Args:
+            tokenizer: is changed.
+            name: for messages.
+            wanted: by role, tokens that the user chose.
+            declared: by role, tokens that files beside a `tokenizer.json` name.
+
+        Raises:
+            InputError: the vocabulary has no token for a role.
+        """
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
         _switch_off_sampling(tokenizer, name)
         self._tokenizer = tokenizer
         self.name = name
-        self._spellings = {
-            role: _find_special(tokenizer, name, role) for role in _SPECIAL_SPELLINGS
-        }
-        ids = {role: _find_id(tokenizer, token) for role, token in self._spellings.items()}
-        self.special = SpecialTokens(**ids)
+        definition = json.loads(self.to_json())
+        model_unk = find_model_unk(definition["model"])
+        self._spellings = find_spellings(tokenizer, name, model_unk, wanted or {}, declared or {})
+        ids = {role: self._find_id(token) for role, token in self._spellings.items()}
+        unk = None if model_unk is None else self._find_id(model_unk)
+        self.special = SpecialTokens(ids["pad"], unk, ids["cls"], ids["sep"], ids["mask"])
         added = tokenizer.get_added_tokens_decoder()
         specials = {index for index, token in added.items() if token.special} | set(ids.values())
         self.special_ids = np.array(sorted(specials), dtype=np.int64)
-        canonical = json.dumps(json.loads(self.to_json()), sort_keys=True)
+        canonical = json.dumps(definition, sort_keys=True)
         self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
         self.vocab_size = max(self.get_vocabulary().values()) + 1
+
+    def _find_id(self, token: str) -> int:
+        index = self._tokenizer.token_to_id(token)
+        assert index is not None
+        return int(index)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the ids of each text without special tokens, [num_tokens] int32.
@@ -149,6 +152,11 @@ class TextTokenizer:
         """Write the files that `AutoTokenizer.from_pretrained(folder)` reads."""
         folder.mkdir(parents=True, exist_ok=True)
         exported = Tokenizer.from_str(self.to_json())
+        # Text that is given to the exported tokenizer may spell them, whether or not they were
+        # special tokens before.
+        added = exported.get_added_tokens_decoder().values()
+        missing = set(self._spellings.values()) - {token.content for token in added}
+        exported.add_special_tokens(sorted(missing))
         exported.post_processor = self._frame_documents()
         # Written here, so that a full disk is an OSError.
         text = exported.to_str(pretty=True)
@@ -193,19 +201,3 @@ def _warn_of_sampling(name: str, setting: str, value: float) -> None:
             "text has to give the same tokens whenever it is read",
             name, setting, value,
         )  # fmt: skip
-
-
-def _find_id(tokenizer: Tokenizer, token: str) -> int:
-    index = tokenizer.token_to_id(token)
-    assert index is not None
-    return int(index)
-
-
-def _find_special(tokenizer: Tokenizer, name: str, role: str) -> str:
-    for spelling in _SPECIAL_SPELLINGS[role]:
-        if tokenizer.token_to_id(spelling) is not None:
-            return spelling
-    raise InputError(
-        f"the tokenizer '{name}' has no {role.upper()} token: masked language modelling needs one "
-        f"spelled {' or '.join(_SPECIAL_SPELLINGS[role])}"
-    )

@@ -37,7 +37,7 @@ from neobert_train.metrics_file import read_metrics
 from neobert_train.model import build_model_config, load_initial_weights
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.run_directory import RunDirectory, read_run_json
-from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers.loading import build_tokenizer
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def find_starting_point(
         InputError: the run directory, tokenizer, data or weights do not fit; on every process.
     """
     resumes = collectives.on_main(lambda: check_resume(config, run))
-    tokenizer = collectives.on_all(lambda: load_tokenizer(config.tokenizer.path))
+    tokenizer = collectives.on_all(lambda: build_tokenizer(config.tokenizer))
     units = collectives.on_all(lambda: open_corpus(config, tokenizer))
     check_same_tokenizer(tokenizer, collectives)
     check_same_files(units, collectives)
