@@ -16,7 +16,7 @@ TEXTS = (
 
 
 def main() -> None:
-    """Print the five most probable words for every [MASK]."""
+    """Print the five most probable words for every [MASK], however the model spells it."""
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     logging.set_verbosity_error()
@@ -24,7 +24,8 @@ def main() -> None:
     model = sys.argv[1]
     fill_mask = pipeline("fill-mask", model=model, trust_remote_code=True)
     print(f"\n{model}, loaded by transformers.pipeline, fills in:")
-    for text in sys.argv[2:] or TEXTS:
+    for given in sys.argv[2:] or TEXTS:
+        text = given.replace("[MASK]", fill_mask.tokenizer.mask_token)
         words = (f"{guess['token_str']} {guess['score']:.2f}" for guess in fill_mask(text))
         print(f"  {text:58} {', '.join(words)}")
     print(

@@ -5,19 +5,23 @@ import re
 
 import pytest
 import yaml
+from tokenizers import Tokenizer, models
 
 from neobert_train.checkpoint import TrainingState
 from neobert_train.config.data_schema import SourceKind
 from neobert_train.config.schema import TrainConfig
 from neobert_train.export.model_card import render_model_card
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 NASTY = "runs/<script>alert('x')</script>|`a` ``` [b](javascript:c) *d* \"e\"\n# f & g"
 
 
-def render(name="org/name", dataset="org/data", **metrics):
-    config = TrainConfig()
+def render(name="org/name", dataset="org/data", mask="[MASK]", **metrics):
+    config, specials = TrainConfig(), ["<pad>", "<s>", "</s>", mask]
+    vocabulary = {token: index for index, token in enumerate(specials)}
+    tokenizer = TextTokenizer(Tokenizer(models.WordLevel(vocabulary)), "words", {"mask": mask})
     config.data.source, config.data.dataset = SourceKind.huggingface, dataset
-    return render_model_card(name, config, TrainingState(3, 10, 2, {}), 100, metrics)
+    return render_model_card(name, config, TrainingState(3, 10, 2, {}), tokenizer, metrics)
 
 
 def find_code(card):
@@ -37,6 +41,14 @@ def test_a_path_is_shown_and_loads_what_it_names():
         "# runs/&lt;script&gt;alert('x')&lt;/script&gt;\\|\\`a\\` \\`\\`\\` \\[b\\](javascript:c) "
         '\\*d\\* "e" # f &amp; g'
     )
+
+
+@pytest.mark.parametrize("mask", ["<mask>", "<|mask|>", '"```', "▁é"])
+def test_the_example_has_the_mask_of_the_tokenizer(mask):
+    code, _ = find_code(render(mask=mask))
+    *_, call = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)
+                and ast.unparse(node.func) == "fill")  # fmt: skip
+    assert ast.literal_eval(call.args[0]) == f"The state of the union is {mask}."
 
 
 @pytest.mark.parametrize("dataset", [NASTY, "a/b]\ntags: [x", "../x", "https://host/x"])

@@ -58,7 +58,7 @@ def run(config: ExportConfig, world: World) -> None:
         write_model_folder(draft, model, tokenizer)
         difference = check_parity(draft, model)
         name = config.push_to_hub or str(output)
-        card = render_model_card(name, train_config, state, tokenizer.vocab_size, metrics)
+        card = render_model_card(name, train_config, state, tokenizer, metrics)
         write_atomically(draft / "README.md", card)
     print_output(
         f"exported step {state.step} to {output} (largest difference of a logit: {difference:.1g})"

@@ -13,6 +13,7 @@ from neobert_train.checkpoint import TrainingState
 from neobert_train.config.data_schema import SourceKind
 from neobert_train.config.schema import TrainConfig
 from neobert_train.metrics_file import format_metric
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 _MARKDOWN = re.compile(r"[\\`*|~$\[\]]")
@@ -28,7 +29,7 @@ def render_model_card(
     name: str,
     config: TrainConfig,
     state: TrainingState,
-    vocab_size: int,
+    tokenizer: TextTokenizer,
     metrics: Mapping[str, Any],
 ) -> str:
     """The card as Markdown with the Hub's front matter.
@@ -37,10 +38,10 @@ def render_model_card(
         name: title of the model.
         config: of the run.
         state: of the exported checkpoint.
-        vocab_size: of its tokenizer.
+        tokenizer: of the model.
         metrics: the latest values up to that checkpoint; None for one that was not finite.
     """
-    size = compute_model_size(config.model, vocab_size)
+    size = compute_model_size(config.model, tokenizer.vocab_size)
     dataset = config.data.dataset if config.data.source is SourceKind.huggingface else None
     front: dict[str, Any] = {
         "library_name": "transformers",
@@ -49,9 +50,14 @@ def render_model_card(
     }
     if dataset and _REPOSITORY.fullmatch(dataset):
         front["datasets"] = [dataset]
-    title, literal = _escape(name), json.dumps(name)
+    example = f"The state of the union is {tokenizer.spellings['mask']}."
+    code = (
+        "from transformers import pipeline\n\n"
+        f'fill = pipeline("fill-mask", model={json.dumps(name)}, trust_remote_code=True)\n'
+        f"fill({json.dumps(example, ensure_ascii=False)})"
+    )
     # Longer than any run of backticks inside.
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", literal)), default=0))
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
     recipe = {
         "parameters": f"{size.parameters:,}",
         "layers x width": f"{config.model.num_hidden_layers} x {config.model.hidden_size}",
@@ -79,16 +85,13 @@ def render_model_card(
             yaml.safe_dump(front, sort_keys=False).rstrip(),
             "---",
             "",
-            f"# {title}",
+            f"# {_escape(name)}",
             "",
             "A [NeoBERT](https://arxiv.org/abs/2502.19587) text encoder pre-trained with "
             "neobert_train by masked-language modelling.",
             "",
             f"{fence}python",
-            "from transformers import pipeline",
-            "",
-            f'fill = pipeline("fill-mask", model={literal}, trust_remote_code=True)',
-            'fill("The state of the union is [MASK].")',
+            code,
             fence,
             "",
             "## Recipe",

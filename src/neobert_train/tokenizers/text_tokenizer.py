@@ -43,6 +43,7 @@ class TextTokenizer:
         name: what it was loaded by.
         vocab_size: the largest id plus one, special tokens included.
         special: ids of the special tokens.
+        spellings: of the special tokens, by role; `unk` may be left out.
         special_ids: [num_special] int64, ids of all special tokens, ascending.
         fingerprint: sha256 of all that decides which ids a text gets.
     """
@@ -73,8 +74,8 @@ class TextTokenizer:
         self.name = name
         definition = json.loads(self.to_json())
         model_unk = find_model_unk(definition["model"])
-        self._spellings = find_spellings(tokenizer, name, model_unk, wanted or {}, declared or {})
-        ids = {role: self._find_id(token) for role, token in self._spellings.items()}
+        self.spellings = find_spellings(tokenizer, name, model_unk, wanted or {}, declared or {})
+        ids = {role: self._find_id(token) for role, token in self.spellings.items()}
         unk = None if model_unk is None else self._find_id(model_unk)
         self.special = SpecialTokens(ids["pad"], unk, ids["cls"], ids["sep"], ids["mask"])
         added = tokenizer.get_added_tokens_decoder()
@@ -155,7 +156,7 @@ class TextTokenizer:
         # Text that is given to the exported tokenizer may spell them, whether or not they were
         # special tokens before.
         added = exported.get_added_tokens_decoder().values()
-        missing = set(self._spellings.values()) - {token.content for token in added}
+        missing = set(self.spellings.values()) - {token.content for token in added}
         exported.add_special_tokens(sorted(missing))
         exported.post_processor = self._frame_documents()
         # Written here, so that a full disk is an OSError.
@@ -165,14 +166,14 @@ class TextTokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": max_length,
             "model_input_names": ["input_ids", "attention_mask"],
-            **{f"{role}_token": token for role, token in self._spellings.items()},
+            **{f"{role}_token": token for role, token in self.spellings.items()},
         }
         text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
     def _frame_documents(self) -> TemplateProcessing:
         """[CLS] before and [SEP] behind, as documents are in training whatever the file says."""
-        cls, sep = self._spellings["cls"], self._spellings["sep"]
+        cls, sep = self.spellings["cls"], self.spellings["sep"]
         return TemplateProcessing(
             single=f"{cls} $A {sep}",
             pair=f"{cls} $A {sep} $B:1 {sep}:1",
