@@ -84,12 +84,14 @@ def test_all_that_is_missing_is_told_at_once_with_settings_that_a_shell_and_hydr
     assert (override.key_or_group, override.value()) == ("tokenizer.pad_token", "<|pad|>")
 
 
-def test_a_mask_that_is_another_token_as_well_is_refused(tmp_path):
+@pytest.mark.parametrize("role", ["mask", "pad"])
+@pytest.mark.parametrize("other", ["<|end|>", "<|begin|>", "<|unk|>"])
+def test_a_mask_or_padding_that_is_another_token_as_well_is_refused(tmp_path, role, other):
     path = write_words(tmp_path)
-    with pytest.raises(InputError, match="as its mask token and as another one"):
-        load_tokenizer(path, {**ALL, "mask": "<|end|>"})
-    same = {**ALL, "cls": "<|end|>", "pad": "<|end|>"}
-    assert load_tokenizer(path, same).special == SpecialTokens(3, 1, 3, 3, 4)
+    with pytest.raises(InputError, match=f"as its {role} token and as another one.*{role}_token="):
+        load_tokenizer(path, {**ALL, role: other})
+    same = {**ALL, "cls": "<|end|>"}
+    assert load_tokenizer(path, same).special == SpecialTokens(0, 1, 3, 3, 4)
 
 
 def test_a_damaged_file_of_roles_is_named(tmp_path):
@@ -101,23 +103,24 @@ def test_a_damaged_file_of_roles_is_named(tmp_path):
 
 def test_bytes_need_no_entry_for_what_is_unknown(tmp_path, tokenizer):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(["<|end|>", "<|mask|>", *alphabet])}
+    vocabulary = {token: index for index, token in enumerate(["<|end|>", "<|mask|>", *alphabet, "<|pad|>"])}
     byte_level = Tokenizer(models.BPE(vocabulary, []))
     byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    byte_level.add_special_tokens(["<|end|>", "<|mask|>"])
+    byte_level.add_special_tokens(["<|end|>", "<|mask|>", "<|pad|>"])
     byte_level.save(str(tmp_path / "tokenizer.json"))
-    # As in GPT-2: the same token for everything, also for what no text ever gives.
-    end = dict.fromkeys(["pad", "unk", "bos", "eos"], "<|end|>")
-    write_roles(tmp_path, "tokenizer_config.json", {**end, "mask": "<|mask|>"})
+    # As in GPT-2: one token for beginning, end, and what no text ever gives.
+    end = dict.fromkeys(["unk", "bos", "eos"], "<|end|>")
+    roles = {**end, "mask": "<|mask|>", "pad": "<|pad|>"}
+    write_roles(tmp_path, "tokenizer_config.json", roles)
     loaded = load_tokenizer(str(tmp_path))
-    assert loaded.special == SpecialTokens(pad=0, unk=None, cls=0, sep=0, mask=1)
+    assert loaded.special == SpecialTokens(pad=258, unk=None, cls=0, sep=0, mask=1)
     rule = build_masking(MaskingConfig(), loaded)
     chunks = loaded.encode(["no vocabulary knows ไทย"])
     batch = collate(chunks, 64, loaded.special, rule, 0.2, np.random.default_rng(0))
     assert (batch.num_text, batch.num_unknown) == (29, 0)
     loaded.save(tmp_path / "saved", 64)
     theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
-    assert (theirs.unk_token, theirs.mask_token, theirs.pad_token_id) == ("<|end|>", "<|mask|>", 0)
+    assert (theirs.unk_token, theirs.mask_token, theirs.pad_token_id) == ("<|end|>", "<|mask|>", 258)
 
 
 def test_without_any_unk_a_saved_folder_names_none(tmp_path):

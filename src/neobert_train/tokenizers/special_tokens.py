@@ -79,11 +79,14 @@ def find_spellings(
                 problems.append(f"it has no {role} token: write {show_setting(role, 'TOKEN')}")
     if problems:
         raise InputError(_describe_problems(tokenizer, name, problems))
-    if found["mask"] in [token for role, token in found.items() if role != "mask"]:
-        raise InputError(
-            f"the tokenizer '{name}' has '{found['mask']}' as its mask token and as another one: "
-            f"write {show_setting('mask', 'TOKEN')} with a token that stands for nothing else"
-        )
+    # The embedding of padding stays zero, and what is hidden must not look like something else.
+    for role in ("pad", "mask"):
+        others = [model_unk, *(t for other, t in found.items() if other not in (role, "unk"))]
+        if found[role] in others:
+            raise InputError(
+                f"the tokenizer '{name}' has '{found[role]}' as its {role} token and as another one: "
+                f"write {show_setting(role, 'TOKEN')} with an entry that stands for nothing else"
+            )
     return found
 
 
