@@ -5,21 +5,16 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from neobert_train.checkpoint import load_weights
-from neobert_train.checkpoint_search import find_checkpoint
 from neobert_train.config.derived import wants_compilation
 from neobert_train.config.schema import ModelConfig, Precision, TrainConfig
 from neobert_train.errors import InputError
 from neobert_train.modeling.attention import choose_backend
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
-from neobert_train.run_directory import RunDirectory
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
@@ -144,41 +139,3 @@ def load_into(model: NeoBERTForMaskedLM, weights: Mapping[str, Tensor], origin: 
             f"\n  {shown}{more}"
         )
     model.load_state_dict(dict(weights))
-
-
-def load_initial_weights(origin: str) -> dict[str, Tensor]:
-    """The weights that `init_from` names: a run directory, an exported folder or a Hub name.
-
-    Raises:
-        InputError: there are none.
-    """
-    folder = Path(os.path.expanduser(origin))
-    if folder.is_dir():
-        return _load_folder(folder)
-    return {name: tensor.float() for name, tensor in load_file(_download(origin)).items()}
-
-
-def _load_folder(folder: Path) -> dict[str, Tensor]:
-    run = RunDirectory(folder)
-    if run.list_checkpoints():
-        checkpoint = find_checkpoint(run)
-        assert checkpoint is not None
-        return load_weights(checkpoint)
-    file = folder / "model.safetensors"
-    if not file.is_file():
-        raise InputError(
-            f"init_from={folder} holds neither checkpoints of a run nor a model.safetensors"
-        )
-    return {name: tensor.float() for name, tensor in load_file(file).items()}
-
-
-def _download(name: str) -> str:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return hf_hub_download(name, "model.safetensors")
-    except Exception as error:  # whatever the Hub client or the network raises
-        raise InputError(
-            f"init_from={name} is neither a folder nor a model on the Hub that can be reached "
-            f"({type(error).__name__})"
-        ) from error

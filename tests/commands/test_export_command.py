@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from commands.conftest import run_command
+from neobert_train.config.saved import load_train_config
 from neobert_train.config.schema import ExportConfig
 from neobert_train.export import parity
 from neobert_train.export.hub import push_to_hub
-from neobert_train.model import load_initial_weights
+from neobert_train.model_files import load_initial_weights
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.world import World
@@ -93,7 +94,10 @@ def test_the_folder_holds_what_the_hub_needs(export):
 
 
 def test_a_run_starts_from_an_export_and_from_a_run(export, finished_run):
-    exported, trained = load_initial_weights(str(export)), load_initial_weights(str(finished_run))
+    model = load_train_config(finished_run / "config.yaml").model
+    exported, trained = (
+        load_initial_weights(str(origin), model, 30_522) for origin in (export, finished_run)
+    )
     assert exported.keys() == trained.keys()
     assert all(torch.equal(exported[name], trained[name]) for name in exported)
 

@@ -103,7 +103,9 @@ def test_a_damaged_file_of_roles_is_named(tmp_path):
 
 def test_bytes_need_no_entry_for_what_is_unknown(tmp_path, tokenizer):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(["<|end|>", "<|mask|>", *alphabet, "<|pad|>"])}
+    vocabulary = {
+        token: index for index, token in enumerate(["<|end|>", "<|mask|>", *alphabet, "<|pad|>"])
+    }
     byte_level = Tokenizer(models.BPE(vocabulary, []))
     byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     byte_level.add_special_tokens(["<|end|>", "<|mask|>", "<|pad|>"])
@@ -120,7 +122,11 @@ def test_bytes_need_no_entry_for_what_is_unknown(tmp_path, tokenizer):
     assert (batch.num_text, batch.num_unknown) == (29, 0)
     loaded.save(tmp_path / "saved", 64)
     theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
-    assert (theirs.unk_token, theirs.mask_token, theirs.pad_token_id) == ("<|end|>", "<|mask|>", 258)
+    assert (theirs.unk_token, theirs.mask_token, theirs.pad_token_id) == (
+        "<|end|>",
+        "<|mask|>",
+        258,
+    )
 
 
 def test_without_any_unk_a_saved_folder_names_none(tmp_path):

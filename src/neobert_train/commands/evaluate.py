@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 import transformers
+from safetensors import SafetensorError
 
 from neobert_train.checkpoint import CONFIG_FILE, TOKENIZER_FOLDER, load_weights
 from neobert_train.checkpoint_search import find_checkpoint
@@ -21,6 +21,7 @@ from neobert_train.errors import InputError
 from neobert_train.evaluation.masked_lm import MaskedLMResult, evaluate_masked_lm
 from neobert_train.hardware import choose_precision
 from neobert_train.model import DTYPES, build_model, load_into
+from neobert_train.model_files import find_model_folder, read_model_config
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.objective import MaskedLanguageModelling
 from neobert_train.run_directory import RunDirectory
@@ -88,14 +89,21 @@ def load_subject(config: EvaluateConfig) -> tuple[NeoBERTForMaskedLM, TextTokeni
 
 
 def _load_exported(name: str) -> tuple[NeoBERTForMaskedLM, TextTokenizer, int]:
-    """An exported or published model: weights in safetensors are read, none of its code is run."""
-    tokenizer = load_tokenizer(name)
+    """Return an exported or published model: its safetensors are read, none of its code is run."""
+    label = f"model={name}"
+    folder = find_model_folder(name, label)
+    config, tokenizer = read_model_config(folder, label), load_tokenizer(name)
     try:
-        model = NeoBERTForMaskedLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
+        model, info = NeoBERTForMaskedLM.from_pretrained(
+            folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"model={name} cannot be loaded as a NeoBERT: {reason}") from error
-    return model, tokenizer, model.config.max_length
+        raise InputError(f"{label} cannot be loaded as a NeoBERT: {reason}") from error
+    if info["missing_keys"]:  # they would be random
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise InputError(f"{label} cannot be loaded as a NeoBERT: it has no {missing}")
+    return model, tokenizer, config.max_length
 
 
 def load_documents(config: EvaluateConfig, tokenizer: TextTokenizer) -> list[np.ndarray]:

@@ -34,7 +34,8 @@ from neobert_train.data.sources import Unit
 from neobert_train.distributed import Collectives
 from neobert_train.errors import InputError
 from neobert_train.metrics_file import read_metrics
-from neobert_train.model import build_model_config, load_initial_weights
+from neobert_train.model import build_model_config
+from neobert_train.model_files import load_initial_weights
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.run_directory import RunDirectory, read_run_json
 from neobert_train.tokenizers.loading import build_tokenizer
@@ -80,7 +81,9 @@ def find_starting_point(
         collectives.on_main(lambda: check_source_files(config, run, units))
         found = collectives.on_main(lambda: str(find_resume_point(config, run, tokenizer)))
         checkpoint = Path(found)
-    state, weights = collectives.on_all(lambda: load_state_and_weights(config, checkpoint))
+    state, weights = collectives.on_all(
+        lambda: load_state_and_weights(config, tokenizer, checkpoint)
+    )
     return StartingPoint(tokenizer, units, checkpoint, state, weights)
 
 
@@ -201,15 +204,17 @@ def find_resume_point(config: TrainConfig, run: RunDirectory, tokenizer: TextTok
 
 
 def load_state_and_weights(
-    config: TrainConfig, checkpoint: Path | None
+    config: TrainConfig, tokenizer: TextTokenizer, checkpoint: Path | None
 ) -> tuple[TrainingState, dict[str, Tensor] | None]:
-    """Where training begins: at a checkpoint, at given weights, or (None) at random ones."""
+    """Return where training begins: at a checkpoint, at given weights, or (None) at random ones."""
     if checkpoint is not None:
         state = load_state(checkpoint)
         check_lanes(config, state, checkpoint)
         return state, load_weights(checkpoint)
     state = TrainingState(0, 0, 0, initial_states(range(compute_num_lanes(config))))
-    return state, load_initial_weights(config.init_from) if config.init_from else None
+    if not config.init_from:
+        return state, None
+    return state, load_initial_weights(config.init_from, config.model, tokenizer.vocab_size)
 
 
 def check_lanes(config: TrainConfig, state: TrainingState, checkpoint: Path) -> None:
