@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 from neobert_train.config.schema import TokenizerAlgorithm, TrainTokenizerConfig
@@ -22,6 +23,7 @@ from neobert_train.data.tokenizer_training import (
     measure_tokenizer,
     train_tokenizer,
 )
+from neobert_train.data.words import build_word_starts
 from neobert_train.errors import InputError
 from neobert_train.model import build_model
 from neobert_train.tokenizers.loading import load_tokenizer
@@ -183,10 +185,37 @@ def test_lowercase_folds_case_and_accents_and_leaves_hangul_whole(algorithm):
     upper, lower, hangul = tokenizer.encode(["CAFÉ Ödön École", "cafe odon ecole", "한국어"])
     assert upper.tolist() == lower.tolist()
     assert tokenizer.decode(lower) == "cafe odon ecole"
-    if algorithm != "wordpiece":  # BERT's own normaliser decomposes
-        assert tokenizer.decode(hangul) == "한국어"
+    assert tokenizer.decode(hangul) == "한국어"
     keeping = learn(texts, algorithm, "vocab_size=300")
     assert keeping.decode(keeping.encode(["École"])[0]) == "École"
+
+
+# Thai and Hindi vowels, voiced Japanese consonants, Arabic and Hebrew points.
+MARKS = ["ที่นี่มีน้ำ", "हिन्दी में", "これがギターです", "مَكْتَبَة", "שָׁלוֹם"]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_lowercase_keeps_the_marks_that_other_scripts_are_read_by(algorithm):
+    tokenizer = learn(MARKS * 20, algorithm, "vocab_size=400", "lowercase=true")
+    for text, ids in zip(MARKS, tokenizer.encode(MARKS), strict=True):
+        form = "NFKC" if algorithm == "unigram" else "NFC"
+        assert tokenizer.decode(ids) == unicodedata.normalize(form, text)
+
+
+@pytest.mark.parametrize("text", MARKS)
+def test_byte_level_cuts_no_word_at_a_combining_mark(text):
+    tokenizer = learn([f"{text} and {text}"] * 20, "bpe", "vocab_size=600")
+    starts = build_word_starts(tokenizer).find(tokenizer.encode([text])[0])
+    assert starts.sum() == len(text.split())
+    assert len(starts) == len(text.split())  # each word is one token
+
+
+def test_byte_level_cuts_words_without_marks_as_gpt_2_does(speeches):
+    ours = learn(speeches[:5], "bpe", f"vocab_size={SMALL}")._tokenizer.pre_tokenizer
+    theirs = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    for text in [speeches[5], "it's 1,000  spaces\n\n and 'tis (so)—\t日本語 안녕 "]:
+        words = [word for word, _ in ours.pre_tokenize_str(text)]
+        assert words == [word for word, _ in theirs.pre_tokenize_str(text)]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -359,7 +359,9 @@ class TrainTokenizerConfig(TrainConfig):
     vocab_size: int = setting(
         30_522, "Entries of the vocabulary, the five special tokens included.", at_least=100
     )
-    lowercase: bool = setting(False, "Lower-case the text and strip its accents.")
+    lowercase: bool = setting(
+        False, "Lower-case the text and strip the accents of its Latin, Greek and Cyrillic letters."
+    )
     min_frequency: int = setting(
         2, "Occurrences that a token of wordpiece or bpe needs at least.", at_least=1
     )

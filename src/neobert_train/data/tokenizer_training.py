@@ -63,6 +63,17 @@ _MOST_WORDPIECE_CHARACTERS = 100
 _CUT_WORDS = pre_tokenizers.Split(
     Regex(rf".{{1,{_MOST_WORDPIECE_CHARACTERS}}}(?!\p{{M}})"), "isolated"
 )
+# Of Latin, Greek and Cyrillic letters. Marks of other scripts are vowels (Thai, Hindi) or tell letters
+# apart (Japanese), and text without them is not read.
+_ACCENTS = Regex("[\u0300-\u036f]")
+# GPT-2's pattern, with combining marks as parts of words: without, most syllables of Hindi and Thai are
+# cut, into twice as many tokens.
+_BPE_WORDS = pre_tokenizers.Split(
+    Regex(
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
+    ),
+    "isolated",
+)
 # Sums over a randomly seeded hash table differ by 1e-10 or so from one run to the next.
 _SCORE_DIGITS = 3
 # What the library adds to the lowest score for each further character that it had pruned.
@@ -230,20 +241,22 @@ def _add_pipeline(
 ) -> Tokenizer:
     """Give a tokenizer the normaliser, the cutting into words and the decoder of an algorithm."""
     if algorithm is TokenizerAlgorithm.wordpiece:
-        tokenizer.normalizer = normalizers.BertNormalizer(
-            clean_text=True,
-            handle_chinese_chars=True,
-            strip_accents=lowercase,
-            lowercase=lowercase,
+        bert = normalizers.BertNormalizer(
+            clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=False
         )
+        folding = _fold(normalizers.NFD(), normalizers.NFC())
+        tokenizer.normalizer = normalizers.Sequence([*folding, bert]) if lowercase else bert
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece(prefix=_PREFIX)
     elif algorithm is TokenizerAlgorithm.bpe:
-        tokenizer.normalizer = _build_normalizer(normalizers.NFD(), normalizers.NFC(), lowercase)
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        folding = _fold(normalizers.NFD(), normalizers.NFC())
+        tokenizer.normalizer = normalizers.Sequence(folding) if lowercase else normalizers.NFC()
+        bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([_BPE_WORDS, bytes_only])
         tokenizer.decoder = decoders.ByteLevel()
     else:
-        tokenizer.normalizer = _build_normalizer(normalizers.NFKD(), normalizers.NFKC(), lowercase)
+        folding = _fold(normalizers.NFKD(), normalizers.NFKC())
+        tokenizer.normalizer = normalizers.Sequence(folding) if lowercase else normalizers.NFKC()
         # The special tokens are pieces as well: a bracket by itself keeps text from spelling them.
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Metaspace(), pre_tokenizers.Split("[", "isolated")]
@@ -252,14 +265,11 @@ def _add_pipeline(
     return tokenizer
 
 
-def _build_normalizer(
-    decompose: normalizers.Normalizer, compose: normalizers.Normalizer, lowercase: bool
-) -> normalizers.Normalizer:
-    if not lowercase:
-        return compose
-    # Composing comes last, or Hangul would stay in pieces.
-    steps = [decompose, normalizers.Lowercase(), normalizers.StripAccents(), compose]
-    return normalizers.Sequence(steps)
+def _fold(
+    decompose: normalizers.Normalizer, compose: normalizers.Normalizer
+) -> list[normalizers.Normalizer]:
+    """Return what folds case and accents; composing comes last, or Hangul would stay in pieces."""
+    return [decompose, normalizers.Lowercase(), normalizers.Replace(_ACCENTS, ""), compose]
 
 
 def _cut_words(words: Mapping[str, int]) -> dict[str, int]:
