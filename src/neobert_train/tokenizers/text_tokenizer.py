@@ -16,6 +16,7 @@ from neobert_train.errors import InputError
 from neobert_train.tokenizers.groups import iter_groups
 from neobert_train.tokenizers.long_texts import split_text
 from neobert_train.tokenizers.special_tokens import SpecialTokens, find_model_unk, find_spellings
+from neobert_train.tokenizers.spelled_tokens import build_without_special, is_reachable
 from neobert_train.world import World
 
 logger = logging.getLogger(__name__)
@@ -79,10 +80,16 @@ class TextTokenizer:
         unk = None if model_unk is None else self._find_id(model_unk)
         self.special = SpecialTokens(ids["pad"], unk, ids["cls"], ids["sep"], ids["mask"])
         added = tokenizer.get_added_tokens_decoder()
-        specials = {index for index, token in added.items() if token.special} | set(ids.values())
-        self.special_ids = np.array(sorted(specials), dtype=np.int64)
+        specials = {token.content: index for index, token in added.items() if token.special}
+        specials |= {token: ids[role] for role, token in self.spellings.items()}
+        self.special_ids = np.array(sorted(set(specials.values())), dtype=np.int64)
         canonical = json.dumps(definition, sort_keys=True)
         self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
+        self._encoder = tokenizer
+        if is_reachable(tokenizer, specials, unk):
+            self._encoder = build_without_special(definition, specials, self.fingerprint)
+            # Not the ids that the definition alone gives.
+            self.fingerprint = hashlib.sha256(self._encoder.to_str().encode()).hexdigest()
         self.vocab_size = max(self.get_vocabulary().values()) + 1
 
     def _find_id(self, token: str) -> int:
@@ -114,13 +121,13 @@ class TextTokenizer:
         )
         for group in iter_groups(pieces, lambda piece: len(piece[1])):
             batch = [piece for _, piece in group]
-            encodings = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            encodings = self._encoder.encode_batch_fast(batch, add_special_tokens=False)
             for (index, _), encoding in zip(group, encodings, strict=True):
                 ids[index].append(np.array(encoding.ids, dtype=np.int32))
         return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in ids]
 
     def _tokenize(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(self._encoder.encode(text, add_special_tokens=False).ids)
 
     def _find_failure(self, texts: Sequence[str]) -> EncodingError:
         """Return what is wrong with the first text that fails by itself; a batch fails as a whole."""
