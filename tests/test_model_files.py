@@ -1,12 +1,14 @@
 """Weights that a run may start from, and those of other models, named with what fits."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import BertConfig, BertForMaskedLM
 
+from neobert_train.commands import evaluate
 from neobert_train.config.schema import ModelConfig
 from neobert_train.errors import InputError
 from neobert_train.export.hugging_face import write_model_folder
@@ -122,6 +124,24 @@ def test_folders_without_what_is_read_say_what_they_hold(tmp_path, exported):
 def test_half_precision_is_read_as_fp32(tmp_path):
     save_file({"a": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
     assert load_folder_weights(tmp_path, "here")["a"].dtype == torch.float32
+
+
+def test_evaluation_takes_no_random_weights_for_those_of_a_model(exported, tmp_path):
+    folder, weights = exported
+    model, _, context = evaluate._load_exported(folder)
+    assert torch.equal(model.decoder.weight, weights["decoder.weight"])
+    assert context == 4096
+    shutil.copytree(folder, tmp_path / "broken")
+    kept = {name: tensor.clone() for name, tensor in weights.items() if name != "decoder.bias"}
+    save_file(kept, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"cannot be loaded as a NeoBERT: it has no decoder\.bias"):
+        evaluate._load_exported(str(tmp_path / "broken"))
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(InputError, match="cannot be loaded as a NeoBERT"):
+        evaluate._load_exported(str(tmp_path / "broken"))
+    (tmp_path / "broken" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(InputError, match="holds a bert, as its config"):
+        evaluate._load_exported(str(tmp_path / "broken"))
 
 
 def test_a_name_that_is_nothing_is_told(monkeypatch, tmp_path):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 import transformers
 from safetensors import SafetensorError
 
@@ -95,7 +96,11 @@ def _load_exported(name: str) -> tuple[NeoBERTForMaskedLM, TextTokenizer, int]:
     config, tokenizer = read_model_config(folder, label), load_tokenizer(name)
     try:
         model, info = NeoBERTForMaskedLM.from_pretrained(
-            folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
