@@ -4,7 +4,8 @@
     python scripts/signal_table.py --launchers torchrun --signals TERM,KILL
 
 A small run is started under each launcher. When it trains, one signal goes to the launcher, to the
-process that `deepspeed` starts the ranks with (its child), or to the last rank. The table has the
+process that `deepspeed` starts the ranks with (its child), to the last rank, or to the group of the
+launcher, as a terminal sends Ctrl-C. The table has the
 exit code of the launcher as a shell gives it, when it ended and when the last rank did, in seconds
 after the signal, whether the last step taken has a checkpoint, and the exit code of `status`.
 """
@@ -26,7 +27,10 @@ LAUNCHERS = {
     "deepspeed": [_BIN / "deepspeed", "--num_gpus=2", "--master_port=29517", "--module"],
     "torchrun": [_BIN / "torchrun", "--standalone", "--nproc-per-node=2", "-m"],
 }
-TARGETS = {"deepspeed": ("launcher", "child", "rank"), "torchrun": ("launcher", "rank")}
+TARGETS = {
+    "deepspeed": ("launcher", "child", "rank", "group"),
+    "torchrun": ("launcher", "rank", "group"),
+}
 SIGNALS = ("TERM", "INT", "HUP", "USR1", "KILL")
 SETTINGS = [
     "+experiment=smoke", "trainer.max_steps=100000", "checkpoint.save_every_steps=100000",
@@ -82,10 +86,14 @@ def try_signal(launcher: str, target: str, name: str, output_dir: Path) -> str:
     """A row of the table."""
     process = start(launcher, output_dir)
     wait_for_steps(output_dir, process)
-    goal = list_processes(process, output_dir)[target]
+    processes = list_processes(process, output_dir)
     others = psutil.Process(process.pid).children(recursive=True)
     began = time.monotonic()
-    goal.send_signal(getattr(signal, f"SIG{name}"))
+    number = getattr(signal, f"SIG{name}")
+    if target == "group":
+        os.killpg(process.pid, number)
+    else:
+        processes[target].send_signal(number)
     launcher_seconds = others_seconds = None
     while launcher_seconds is None or others_seconds is None:
         seconds = time.monotonic() - began
@@ -111,13 +119,14 @@ def try_signal(launcher: str, target: str, name: str, output_dir: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--launchers", default=",".join(LAUNCHERS))
+    parser.add_argument("--targets", default="launcher,child,rank,group")
     parser.add_argument("--signals", default=",".join(SIGNALS))
     arguments = parser.parse_args()
     print("| launcher | signal to | signal | exit code | launcher s | ranks s | saved | status |")
     print("| --- | --- | --- | --: | --: | --: | --- | --: |")
     with tempfile.TemporaryDirectory() as folder:
         for launcher in arguments.launchers.split(","):
-            for target in TARGETS[launcher]:
+            for target in filter(arguments.targets.split(",").__contains__, TARGETS[launcher]):
                 for name in arguments.signals.split(","):
                     output_dir = Path(folder) / f"{launcher}-{target}-{name}"
                     print(try_signal(launcher, target, name, output_dir), flush=True)

@@ -162,7 +162,9 @@ def test_a_number_of_processes_that_does_not_divide_the_lanes_is_answered_by_one
         (["+experiment=smoke", "+trainer.max_steps=5"], "'trainer.max_steps=5'"),
         (["export"], "run_dir=runs/NAME"),
         (["evaluate"], "run_dir=runs/NAME or model=FOLDER"),
-        (["+experiment=smoke", "seed=1,2"], "seed=1,2"),
+        (["+experiment=smoke", "seed=1,2"], "seed=1,2 stands for several values: write -m too"),
+        (["deepspeed=zero0,zero1"], "several values: write -m too for a run of each\n"),
+        (["data.paths=a,b"], "data.paths=[a,b] for a list, or 'data.paths=\"a,b\"' for one text"),
     ],
 )
 def test_other_mistakes_end_with_code_2_and_no_traceback(tmp_path, arguments, message):

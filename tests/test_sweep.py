@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from neobert_train.errors import InputError
@@ -22,6 +23,7 @@ def start(*arguments: str, cwd) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -37,7 +39,7 @@ def test_every_combination_is_one_job_in_a_directory_of_its_own():
         "+experiment=smoke",
         "optimizer.lr=0.001",
         "seed=2",
-        'output_dir="runs/smoke-lr-0.001-seed-2"',
+        "output_dir=runs/smoke-lr-0.001-seed-2",
     )
 
 
@@ -124,17 +126,27 @@ def test_a_job_that_fails_does_not_keep_the_next_from_running(tmp_path):
     assert find_steps(tmp_path / "texts.jsonl.run") == [1, 2]
 
 
-def test_a_signal_stops_the_job_with_a_checkpoint_and_the_sweep_with_it(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "whole_group"),
+    [(signal.SIGHUP, False), (signal.SIGINT, True), (signal.SIGKILL, False)],
+    ids=["SIGHUP", "SIGINT", "SIGKILL"],
+)
+def test_a_signal_stops_the_job_with_a_checkpoint_and_the_sweep_with_it(
+    tmp_path, number, whole_group
+):
     arguments = ("+experiment=smoke", "trainer.max_steps=100000", "seed=1,2")
     process = start("-m", *arguments, cwd=tmp_path)
-    metrics = tmp_path / "runs" / "smoke-seed-1" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+    run = tmp_path / "runs" / "smoke-seed-1"
+    deadline = time.monotonic() + 120
+    while not ((run / "metrics.jsonl").exists() and find_steps(run)):
+        assert time.monotonic() < deadline
         time.sleep(0.1)
-    os.kill(process.pid, signal.SIGTERM)
+    jobs = psutil.Process(process.pid).children(recursive=True)
+    (os.killpg if whole_group else os.kill)(process.pid, number)
     output, error = process.communicate(timeout=60)
-    assert process.returncode == 3, error
+    assert psutil.wait_procs(jobs, timeout=10)[1] == []
+    assert process.returncode == (-number if number == signal.SIGKILL else 3), error
     assert "job 2" not in output
     assert "the same command continues" in error
-    assert list((tmp_path / "runs" / "smoke-seed-1" / "checkpoints").glob("step-*"))
+    assert f"step-{find_steps(run)[-1]:08d}" in os.listdir(run / "checkpoints")
     assert not (tmp_path / "runs" / "smoke-seed-2").exists()

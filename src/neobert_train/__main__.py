@@ -125,7 +125,7 @@ def split_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def check_overrides(command: str, arguments: Sequence[str]) -> None:
-    """Tell every mistake of the command line at once, before Hydra stops at the first.
+    """Report every mistake of the command line at once, before Hydra stops at the first.
 
     Raises:
         InputError: listing all of them.
@@ -137,7 +137,9 @@ def check_overrides(command: str, arguments: Sequence[str]) -> None:
         for previous, argument in zip(["", *arguments], arguments, strict=False)
         if not argument.startswith("-") and previous not in ("--cfg", "-c")
     ]
-    problems, sound = find_override_problems(command, overrides, find_group_choices(command))
+    sweeps = any(flag in arguments for flag in SWEEP_FLAGS)
+    groups = find_group_choices(command)
+    problems, sound = find_override_problems(command, overrides, groups, sweeps)
     if problems:
         try:
             config = to_typed(command, compose_config(command, sound))

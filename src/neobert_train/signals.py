@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from types import FrameType
@@ -11,6 +12,9 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+# A terminal sends Ctrl-C to all processes of a command, and some of them hand it on to others: what
+# comes within this time is one request.
+SAME_SECONDS = 1.0
 
 
 class StopSignal(KeyboardInterrupt):
@@ -34,14 +38,23 @@ def handle_stop_signals(handler: Callable[[int, FrameType | None], Any]) -> dict
 
 def raise_stop_signals() -> None:
     """Let the first signal to stop raise StopSignal in the main thread, and a second end at once."""
-    handle_stop_signals(_raise)
+    first: float | None = None
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        if first is None:
+            first = time.monotonic()
+            raise StopSignal(signal.Signals(number).name)
+        if time.monotonic() - first > SAME_SECONDS:
+            end_by(number)
+
+    handle_stop_signals(handle)
 
 
-def _raise(number: int, frame: FrameType | None) -> None:
-    for other in STOP_SIGNALS:
-        if signal.getsignal(other) is _raise:
-            signal.signal(other, signal.SIG_DFL)
-    raise StopSignal(signal.Signals(number).name)
+def end_by(number: int) -> None:
+    """End this process as a signal does that nobody handles."""
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
 
 
 def call_interruptibly(function: Callable[[], Result]) -> Result:

@@ -1,7 +1,7 @@
 """A sweep: each combination of `key=a,b` as a run of its own, one after the other (`-m`)."""
 
+import ctypes
 import itertools
-import json
 import re
 import signal
 import subprocess
@@ -13,11 +13,14 @@ from types import FrameType
 from typing import Any
 
 from neobert_train.config.checks import find_problems
+from neobert_train.config.quoting import to_override
 from neobert_train.config.store import compose_config, list_swept_values, to_typed
 from neobert_train.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, InputError
+from neobert_train.signals import STOP_SIGNALS, handle_stop_signals
 from neobert_train.terminal import print_message, print_output
 from neobert_train.urls import show_value
 
+_PR_SET_PDEATHSIG = 1  # prctl.h
 SWEEP_FLAGS = ("-m", "--multirun")
 
 
@@ -90,7 +93,7 @@ def _separate(jobs: Sequence[Job], folders: Sequence[str]) -> list[Job]:
                 "output_dir for each of them"
             )
     return [
-        replace(job, overrides=(*job.overrides, f"output_dir={json.dumps(folder)}"))
+        replace(job, overrides=(*job.overrides, to_override("output_dir", folder)))
         for job, folder in zip(jobs, named, strict=True)
     ]
 
@@ -106,9 +109,9 @@ def run_sweep(command: str, jobs: Sequence[Job]) -> int:
     failures: list[tuple[Job, int]] = []
     with _StopForwarder() as stop:
         for number, job in enumerate(jobs, 1):
-            print_output(f"job {number} of {len(jobs)}: {job.settings}")
+            print_output(f"job {number} of {len(jobs)}: {job.settings or 'nothing varies'}")
             code = stop.run([sys.executable, "-m", "neobert_train", command, *job.overrides])
-            if code == EXIT_STOPPED or stop.is_requested:
+            if code == EXIT_STOPPED or stop.request is not None:
                 return EXIT_STOPPED if code == EXIT_DONE else code
             if code != EXIT_DONE:
                 failures.append((job, code))
@@ -121,16 +124,19 @@ def run_sweep(command: str, jobs: Sequence[Job]) -> int:
 
 
 class _StopForwarder:
-    """Runs processes, and hands on the signals that ask to stop."""
+    """Runs processes, and hands on the signals that ask to stop.
+
+    Attributes:
+        request: the latest of them; None while there is none.
+    """
 
     def __init__(self) -> None:
-        self.is_requested = False
+        self.request: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "_StopForwarder":
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._forward)
+        self._previous = handle_stop_signals(self._forward)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -138,14 +144,27 @@ class _StopForwarder:
             signal.signal(number, handler)
 
     def run(self, command: Sequence[str]) -> int:
-        """The exit code of a process; one that a signal ended has failed."""
-        self._process = subprocess.Popen(command)
-        code = self._process.wait()
-        self._process = None
-        return code if code >= 0 else EXIT_FAILED
+        """Return the exit code of a process; one that a signal ended was stopped or has failed."""
+        with subprocess.Popen(command, preexec_fn=_end_with_parent) as process:
+            self._process = process
+            if self.request is not None:  # it came before there was a process to hand it to
+                process.send_signal(self.request)
+            code = process.wait()
+            self._process = None
+        if code < 0:
+            return EXIT_STOPPED if -code in STOP_SIGNALS else EXIT_FAILED
+        return code
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
-        self.is_requested = True
-        # A terminal sends Ctrl-C to the job as well, to which a second one means to end at once.
-        if self._process is not None and number != signal.SIGINT:
+        self.request = number
+        if self._process is not None:
             self._process.send_signal(number)
+
+
+_prctl = getattr(ctypes.CDLL(None), "prctl", None)
+
+
+def _end_with_parent() -> None:
+    """Let Linux ask a job to stop when the sweep is killed."""
+    if _prctl is not None:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

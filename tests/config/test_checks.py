@@ -363,3 +363,9 @@ def test_sound_evaluation_and_export_have_no_problem():
 def test_export_needs_a_run():
     (problem,) = find_problems(ExportConfig())
     assert "run_dir=runs/NAME" in problem
+
+
+def test_a_run_of_no_steps_is_told_what_fits_instead(make_config):
+    (problem,) = find_problems(make_config("trainer.max_steps=0"))
+    for words in ("at least 1", "`doctor`", "`plan`", "`inspect_data`"):
+        assert words in problem

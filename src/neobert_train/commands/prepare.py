@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from neobert_train.config.quoting import to_shell
 from neobert_train.config.schema import PrepareConfig
 from neobert_train.data.preparation import (
     ShardJob,
@@ -57,10 +58,10 @@ def run(config: PrepareConfig, world: World) -> None:
             ) from None
     write_manifest(config.data, tokenizer, jobs, entries)
     lock.close()
-    seconds = time.monotonic() - started
+    seconds, folder = time.monotonic() - started, str(config.data.prepared_dir)
     print_output(
-        f"{config.data.prepared_dir}: {num_records:,} records, {num_tokens:,} tokens in "
+        f"{folder}: {num_records:,} records, {num_tokens:,} tokens in "
         f"{len(flat)} shards, {num_found} of which were there already and are sound; "
         f"{seconds:,.0f} seconds\n"
-        f"Next: train with the same settings and data.prepared_dir={config.data.prepared_dir}"
+        f"Next: train with the same settings and {to_shell('data.prepared_dir', folder)}"
     )

@@ -15,6 +15,7 @@ from neobert_train.accounting import compute_model_size
 from neobert_train.batch import Batch
 from neobert_train.checkpoint import load_moments
 from neobert_train.config.derived import parse_duration
+from neobert_train.config.quoting import to_shell
 from neobert_train.config.saved import dump_config
 from neobert_train.config.schema import Precision, Resume, TrainConfig
 from neobert_train.data.corpus import list_source_files, to_json
@@ -427,7 +428,7 @@ def format_summary(
             f"  checkpoint       {run.checkpoint(state.step)}",
             f"  metrics          {run.metrics_file}",
             *([f"  report           {run.report_file}"] if run.report_file.exists() else []),
-            f"Next: python -m neobert_train export run_dir={run.path}",
+            f"Next: python -m neobert_train export {to_shell('run_dir', str(run.path))}",
         ]
     )
 

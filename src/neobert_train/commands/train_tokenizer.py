@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from neobert_train.config.quoting import to_shell
 from neobert_train.config.schema import TrainTokenizerConfig
 from neobert_train.data.targets import MOST_UNKNOWN
 from neobert_train.data.tokenizer_training import (
@@ -71,7 +72,7 @@ def format_summary(
     else:
         lines += [
             "train with it, on the same data=...:",
-            f"  python -m neobert_train +experiment=NAME tokenizer.path={config.output}",
+            f"  python -m neobert_train +experiment=NAME {to_shell('tokenizer.path', config.output)}",
         ]
     return "\n".join(lines)
 

@@ -28,6 +28,13 @@ from neobert_train.config.schema import (
 )
 from neobert_train.config.setting import iter_settings
 
+# What fits where somebody means something else.
+_ADVICE = {
+    "trainer.max_steps=0": (
+        " (without training, `doctor` tries whether a run can start, `plan` says what it needs and "
+        "`inspect_data` shows what it reads)"
+    )
+}
 _SOURCE_NAME = re.compile(r"[\w-]+")
 
 
@@ -68,7 +75,11 @@ def _iter_range_problems(config: Any) -> Iterator[str]:
         numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
         for number in numbers:
             if not setting.range.admits(number):
-                yield f"{setting.key}={number} is out of range: it must be {str(setting.range) or 'finite'}"
+                advice = _ADVICE.get(f"{setting.key}={number}", "")
+                yield (
+                    f"{setting.key}={number} is out of range: it must be "
+                    f"{str(setting.range) or 'finite'}{advice}"
+                )
 
 
 def _list_values(value: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from neobert_train.config.data_schema import MixtureSourceConfig
+from neobert_train.config.quoting import quote, to_shell
 from neobert_train.config.schema import SCHEMAS
 from neobert_train.config.setting import ANY_NAME, iter_default_settings
 from neobert_train.errors import InputError
@@ -109,16 +111,22 @@ def find_group_choices(command: str) -> dict[str, list[str]]:
 
 
 def find_override_problems(
-    command: str, arguments: Sequence[str], known_groups: dict[str, list[str]]
+    command: str, arguments: Sequence[str], known_groups: dict[str, list[str]], sweeps: bool
 ) -> tuple[list[str], list[str]]:
-    """Check `key=value` arguments one by one, so that all mistakes are told at once.
+    """Check `key=value` arguments one by one, so that all mistakes are reported at once.
+
+    Args:
+        command: whose settings they are.
+        arguments: in the form of Hydra.
+        known_groups: the choices of each config group.
+        sweeps: whether settings may have several values.
 
     Returns:
-        The problems, each with its mend, and the arguments that have none.
+        The problems, each with its fix, and the arguments that have none.
     """
     problems, sound = [], []
     for argument in arguments:
-        problem = _find_override_problem(command, argument, known_groups)
+        problem = _find_override_problem(command, argument, known_groups, sweeps)
         if problem is None:
             sound.append(argument)
         else:
@@ -188,10 +196,12 @@ def _initialize(command: str) -> AbstractContextManager[None]:
 
 
 def _find_override_problem(
-    command: str, argument: str, known_groups: dict[str, list[str]]
+    command: str, argument: str, known_groups: dict[str, list[str]], sweeps: bool = False
 ) -> str | None:
     try:
         override = OverridesParser.create().parse_override(argument)
+        if override.is_sweep_override() and not sweeps:
+            return _describe_unwanted_sweep(argument, known_groups)
         if override.is_sweep_override():
             return _find_swept_problem(command, argument, known_groups)
     except HydraException:
@@ -229,19 +239,28 @@ def _find_swept_problem(
     return next(filter(None, problems), None)
 
 
+def _describe_unwanted_sweep(argument: str, known_groups: dict[str, list[str]]) -> str:
+    key, _, values = argument.partition("=")
+    problem = f"{show_value(argument)} stands for several values: write -m too for a run of each"
+    if key.lstrip("+") in known_groups:
+        return problem
+    values = show_value(values)
+    return f"{problem}, {key}=[{values}] for a list, or {to_shell(key, values)} for one text"
+
+
 def _describe_unparsed(argument: str) -> str:
     if "=" not in argument:
         return f"'{show_value(argument)}' is neither a flag nor of the form key=value"
     key, _, value = argument.partition("=")
     if value.startswith("[") and value.endswith("]"):
-        items = ",".join(f'"{show_value(item.strip())}"' for item in value[1:-1].split(","))
+        items = ",".join(quote(show_value(item.strip())) for item in value[1:-1].split(","))
         return (
             f"the list of {key} cannot be read: quote its items and the whole, as in "
-            f"'{key}=[{items}]'"
+            f"{shlex.quote(f'{key}=[{items}]')}"
         )
     return (
         f"the value of {key} cannot be read: quote characters that have a meaning to Hydra, as in "
-        f"'{key}=\"{show_value(value)}\"'"
+        f"{shlex.quote(f'{key}={quote(show_value(value))}')}"
     )
 
 

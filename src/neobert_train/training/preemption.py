@@ -1,6 +1,7 @@
 """Requests to stop, by a signal, the clock or a dead launcher, for the next step boundary."""
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -11,7 +12,7 @@ from types import FrameType
 import psutil
 
 from neobert_train.errors import EXIT_FAILED
-from neobert_train.signals import handle_stop_signals
+from neobert_train.signals import SAME_SECONDS, end_by, handle_stop_signals
 from neobert_train.terminal import print_message
 
 # Ending takes some seconds beside the write of the checkpoint; of a short limit, a share of it.
@@ -31,6 +32,7 @@ class StopRequest:
 
     def __init__(self, limit_seconds: float | None = None, started: float = 0.0) -> None:
         self._signal_name: str | None = None
+        self._interrupted = -math.inf  # when the latest SIGINT came
         self._is_training = False
         self._limit_seconds, self._started = limit_seconds, started
         # Kept up to date by the training loop: what a stop takes beside the margin.
@@ -71,10 +73,11 @@ class StopRequest:
         self._signal_name = self._signal_name or LAUNCHER_ENDED
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._signal_name is not None and number == signal.SIGINT:
-            # A second Ctrl-C means now: the handler's default ends the process at once.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            signal.raise_signal(signal.SIGINT)
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if self._signal_name is not None and now - self._interrupted > SAME_SECONDS:
+                end_by(number)  # a second Ctrl-C means now
+            self._interrupted = now
         self._signal_name = signal.Signals(number).name
 
 

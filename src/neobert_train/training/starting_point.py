@@ -18,6 +18,7 @@ from neobert_train.checkpoint import (
 )
 from neobert_train.checkpoint_search import find_checkpoint, find_misfit
 from neobert_train.config.derived import compute_num_lanes, resolve_sources
+from neobert_train.config.quoting import to_shell
 from neobert_train.config.saved import find_changed_sources, find_differences, load_train_config
 from neobert_train.config.schema import Resume, TrainConfig
 from neobert_train.config.typed import parse
@@ -225,6 +226,7 @@ def check_lanes(config: TrainConfig, state: TrainingState, checkpoint: Path) -> 
         raise InputError(
             f"{checkpoint} has places for {len(state.lanes)} lanes in the sources "
             f"{', '.join(sorted(read))}, the configuration {num_lanes} lanes and "
-            f"{', '.join(sorted(names))}: write output_dir=... and init_from={checkpoint.parents[1]} "
+            f"{', '.join(sorted(names))}: write output_dir=... and "
+            f"{to_shell('init_from', str(checkpoint.parents[1]))} "
             f"to train on with its weights"
         )
