@@ -147,6 +147,15 @@ def test_sampling_from_a_unigram_model_is_switched_off():
     assert len({tuple(tokenizer.encode(["abcdefgh" * 3])[0].tolist()) for _ in range(20)}) == 1
 
 
+def test_a_vocabulary_that_leaves_characters_out_is_warned_of(caplog):
+    silent = build_bpe(dropout=None)
+    silent.model.unk_token = None
+    assert silent.encode("ab?", add_special_tokens=False).ids == [15]
+    TextTokenizer(silent, "silent")
+    [record] = caplog.records
+    assert "'silent' has no entry for characters that its vocabulary lacks" in record.message
+
+
 @pytest.mark.parametrize("dropout", [None, 0.0])
 def test_a_file_without_dropout_is_taken_as_it_is(tmp_path, caplog, dropout):
     plain = build_bpe(dropout)

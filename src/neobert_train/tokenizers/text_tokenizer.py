@@ -21,6 +21,9 @@ from neobert_train.world import World
 
 logger = logging.getLogger(__name__)
 
+# Of Gothic, Old Church Slavonic and Chinese: only bytes know all of them.
+_RARE_LETTERS = ("\U00010348", "\ua66e", "\u4db5")
+
 
 class EncodingError(InputError):
     """The tokenizer cannot encode a text.
@@ -91,6 +94,17 @@ class TextTokenizer:
             # Not the ids that the definition alone gives.
             self.fingerprint = hashlib.sha256(self._encoder.to_str().encode()).hexdigest()
         self.vocab_size = max(self.get_vocabulary().values()) + 1
+        if unk is None and self._leaves_out_unknown():
+            _warn_once(
+                f"the tokenizer '{name}' has no entry for characters that its vocabulary lacks, and "
+                f"leaves them out of the text without a trace"
+            )
+
+    def _leaves_out_unknown(self) -> bool:
+        try:
+            return not any(ids.size for ids in self.encode(_RARE_LETTERS))
+        except EncodingError:  # it cannot encode them at all, and says so when they come
+            return False
 
     def _find_id(self, token: str) -> int:
         index = self._tokenizer.token_to_id(token)
@@ -198,14 +212,14 @@ def _switch_off_sampling(tokenizer: Tokenizer, name: str) -> None:
     for setting in ("dropout", "alpha", "nbest_size"):
         if value := getattr(tokenizer.model, setting, None):
             setattr(tokenizer.model, setting, None)
-            _warn_of_sampling(name, setting, round(value, 6))  # the library keeps float32
+            _warn_once(
+                f"the tokenizer '{name}' asks for random tokens (model.{setting}={value:g}): switched "
+                f"off, since the same text has to give the same tokens whenever it is read"
+            )
 
 
-@functools.cache  # once per process, however often the tokenizer is loaded
-def _warn_of_sampling(name: str, setting: str, value: float) -> None:
+@functools.cache  # however often a tokenizer is loaded
+def _warn_once(message: str) -> None:
+    """Warn in the main process of a run, and in no process that it starts."""
     if multiprocessing.parent_process() is None and World.from_environment().is_main:
-        logger.warning(
-            "the tokenizer '%s' asks for random tokens (model.%s=%g): switched off, since the same "
-            "text has to give the same tokens whenever it is read",
-            name, setting, value,
-        )  # fmt: skip
+        logger.warning("%s", message)
