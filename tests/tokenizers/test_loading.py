@@ -193,15 +193,27 @@ def test_what_transformers_cannot_read_is_named(tmp_path, caplog):
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
     with pytest.raises(InputError, match="transformers cannot read the tokenizer of"):
         load_tokenizer(str(tmp_path))
+    shutil.copy(SHIPPED_TOKENIZER / "vocab.txt", tmp_path)
+    (tmp_path / "spiece.model").unlink()
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast"}'
+    )
+    with pytest.raises(InputError, match=r"instantiate .* names the kind that these files are of"):
+        load_tokenizer(str(tmp_path))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
+    with pytest.raises(InputError, match=r"the ByT5Tokenizer of .* is written in Python only"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_code_in_a_folder_is_not_run(tmp_path):
-    (tmp_path / "mine.py").write_text("open('ran', 'w')\nclass Mine: ...\n")
+    ran = tmp_path / "ran"
+    (tmp_path / "mine.py").write_text(f"open({str(ran)!r}, 'w')\nclass Mine: ...\n")
     shutil.copy(SHIPPED_TOKENIZER / "vocab.txt", tmp_path)
     kind = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(kind))
     with pytest.raises(InputError):
         load_tokenizer(str(tmp_path))
+    assert not ran.exists()
 
 
 def test_a_tokenizer_json_needs_neither_transformers_nor_torch():

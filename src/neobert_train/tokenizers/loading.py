@@ -22,6 +22,7 @@ _ROLE_FILES = ("special_tokens_map.json", "tokenizer_config.json")
 # A vocabulary alone; what cuts text into its entries is code of transformers.
 _VOCABULARY_FILES = ("vocab.txt", "vocab.json", "merges.txt", "*.model")
 _KIND_FILES = ("tokenizer_config.json", "config.json")
+_MOST_REASON = 300  # characters of what transformers says, whose messages go over many lines
 
 
 def build_tokenizer(config: TokenizerConfig) -> TextTokenizer:
@@ -162,9 +163,10 @@ def _load_with_transformers(
             str(folder), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # whatever the code of that tokenizer raises
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split())[:_MOST_REASON] or type(error).__name__
         raise InputError(
-            f"transformers cannot read the tokenizer of {path} ({shown}): {reason}"
+            f"transformers cannot read the tokenizer of {path} ({shown}): {reason}; see whether its "
+            f"{' or '.join(_KIND_FILES)} names the kind that these files are of"
         ) from error
     kind = type(theirs).__name__
     # Without its files a class makes a tokenizer that knows nothing.
