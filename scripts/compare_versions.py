@@ -40,7 +40,7 @@ CASES = {
     "bf16-compiled": ["trainer.precision=bf16", "model.compile=true"],
     "bf16-checkpointed-words": [
         "trainer.precision=bf16", "model.activation_checkpointing=true", "masking.unit=word",
-        "masking.strategy=bert_80_10_10", "masking.final_rate=0.1",
+        "masking.strategy=bert_80_10_10", "masking.final_rate=0.1", "masking.rate_steps=4",
     ],
     "fp32-mixture": [
         "trainer.precision=fp32", "data.mixture.long.weight=0.7", "data.mixture.long.min_tokens=9000",

@@ -35,7 +35,7 @@ def test_files_and_folders_have_the_modes_of_others(umask, tmp_path, make_config
     model = NeoBERTForMaskedLM(build_model_config(model_config, tokenizer))
     for _ in range(2):  # into a new folder, and into one that is there
         with owned_folder(tmp_path / "export", {}) as draft:
-            write_model_folder(draft, model, tokenizer)
+            write_model_folder(draft, model, tokenizer, 128)
     with new_folder(tmp_path / "tokenizer") as draft:
         tokenizer.save(draft, 512)
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}

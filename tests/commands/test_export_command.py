@@ -1,19 +1,27 @@
 """An export is loaded by transformers alone and computes what was trained."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer, SparseEncoder
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from commands.conftest import run_command
+from neobert_train.commands.export import run
 from neobert_train.config.saved import load_train_config
 from neobert_train.config.schema import ExportConfig
-from neobert_train.export import parity
+from neobert_train.export import remote_code
 from neobert_train.export.hub import push_to_hub
+from neobert_train.export.parity import ParityError
 from neobert_train.model_files import load_initial_weights
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
@@ -133,23 +141,93 @@ def test_a_missing_step_names_those_there_are(finished_run):
     assert "has no checkpoint of step 1; there are: 2, 3" in output
 
 
-def test_an_export_that_computes_something_else_is_not_put_in_place(
-    finished_run, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("ROPE_THETA = 10_000.0", "ROPE_THETA = 9_000.0"), "differ by"),
+        (("import math\n", "import math\nimport xformers.ops\n"), "does not load.*xformers"),
+    ],
+)
+def test_an_export_that_is_not_what_was_trained_is_not_put_in_place(
+    finished_run, tmp_path, monkeypatch, change, words
 ):
-    from neobert_train.commands.export import run
-
-    original = parity.AutoModelForMaskedLM.from_pretrained
-
-    def sabotaged(*arguments, **options):
-        model = original(*arguments, **options)
-        model.model.layer_norm.weight.data.mul_(1.001)
-        return model
-
-    monkeypatch.setattr(parity.AutoModelForMaskedLM, "from_pretrained", sabotaged)
+    joined = remote_code.join_modules()
+    assert change[0] in joined
+    monkeypatch.setattr(remote_code, "join_modules", lambda: joined.replace(*change))
     config = ExportConfig(run_dir=str(finished_run), output=str(tmp_path / "export"))
-    with pytest.raises(parity.ParityError, match="differ by"):
+    with pytest.raises(ParityError, match=f"(?s){words}"):
         run(config, World())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def full_export(finished_run, tmp_path_factory):
+    """With everything that an export can have."""
+    folder = tmp_path_factory.mktemp("full") / "model"
+    run_command(
+        "export", f"run_dir={finished_run}", f"output={folder}", "format=onnx", "pooling=mean",
+        "license=apache-2.0",
+    )  # fmt: skip
+    return folder
+
+
+def test_the_card_is_named_after_the_run_and_its_examples_run(full_export, finished_run):
+    card = (full_export / "README.md").read_text()
+    assert f"\n# {finished_run.name}\n" in card
+    assert "license: apache-2.0" in card.split("---")[1]
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(blocks) == 4
+    script = "\n".join(blocks)
+    assert str(full_export) in script
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_texts_are_embedded_alike_by_all_that_can(full_export):
+    texts = ["peace and work", "a much longer text about the state of the union"]
+    tokenizer = AutoTokenizer.from_pretrained(full_export, trust_remote_code=True)
+    assert tokenizer.model_max_length == 128  # the context of the run
+    inputs = tokenizer(texts, padding=True, return_tensors="np")
+    session = onnxruntime.InferenceSession(str(full_export / "onnx" / "model.onnx"))
+    names = ("input_ids", "attention_mask")
+    (hidden,) = session.run(None, {name: inputs[name] for name in names})
+    expected = hidden.sum(1) / inputs["attention_mask"].sum(1, keepdims=True)
+    model = SentenceTransformer(str(full_export), trust_remote_code=True, device="cpu")
+    assert model.max_seq_length == 128
+    assert np.allclose(model.encode(texts), expected, atol=1e-4)
+
+
+def test_ids_of_special_tokens_stand_in_the_configuration(export):
+    config = json.loads((export / "config.json").read_text())
+    names = ("pad", "cls", "sep", "mask")
+    assert [config[f"{name}_token_id"] for name in names] == [0, 101, 102, 103]
+
+
+def test_sparse_encoders_are_built_on_the_vocabulary(export):
+    encoder = SparseEncoder(str(export), trust_remote_code=True, device="cpu")
+    assert encoder.encode(["peace and work"]).shape == (1, 30522)
+
+
+@pytest.mark.parametrize("target", [["qkv", "wo"], "all-linear"])
+def test_what_peft_saves_of_a_classifier_is_all_that_was_trained(export, tmp_path, target):
+    def build():
+        torch.manual_seed(0)
+        return AutoModelForSequenceClassification.from_pretrained(
+            export, num_labels=3, trust_remote_code=True
+        )
+
+    adapted = get_peft_model(build(), LoraConfig(task_type="SEQ_CLS", target_modules=target))
+    ids, labels = torch.randint(1000, 9000, (4, 12)), torch.tensor([0, 2, 1, 0])
+    optimizer = torch.optim.SGD((p for p in adapted.parameters() if p.requires_grad), lr=0.5)
+    for _ in range(3):
+        adapted(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+    adapted.save_pretrained(tmp_path)
+    fresh = build()
+    torch.nn.init.zeros_(fresh.dense.weight)  # another random head
+    again = PeftModel.from_pretrained(fresh, tmp_path)
+    one, other = (model.eval()(input_ids=ids).logits for model in (adapted, again))
+    assert one.equal(other)
 
 
 def test_only_what_the_export_wrote_is_uploaded(export, monkeypatch):

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models
 from neobert_train.checkpoint import TrainingState
 from neobert_train.config.data_schema import SourceKind
 from neobert_train.config.schema import TrainConfig
-from neobert_train.export.model_card import render_model_card
+from neobert_train.export.model_card import CardNames, render_model_card
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 NASTY = "runs/<script>alert('x')</script>|`a` ``` [b](javascript:c) *d* \"e\"\n# f & g"
@@ -21,19 +21,20 @@ def render(name="org/name", dataset="org/data", mask="[MASK]", **metrics):
     vocabulary = {token: index for index, token in enumerate(specials)}
     tokenizer = TextTokenizer(Tokenizer(models.WordLevel(vocabulary)), "words", {"mask": mask})
     config.data.source, config.data.dataset = SourceKind.huggingface, dataset
-    return render_model_card(name, config, TrainingState(3, 10, 2, {}), tokenizer, metrics)
+    names = CardNames(name, name)
+    return render_model_card(names, config, TrainingState(3, 10, 2, {}), tokenizer, metrics)
 
 
 def find_code(card):
-    fence, code = re.search(r"^(`{3,})python\n(.*?)\n\1$", card, re.DOTALL | re.MULTILINE).groups()
-    return code, card.replace(f"{fence}python\n{code}\n{fence}", "")
+    """The code of the card, and the card without it."""
+    block = re.compile(r"^(`{3,})python\n(.*?)\n\1$", re.DOTALL | re.MULTILINE)
+    return "\n".join(code for _, code in block.findall(card)), block.sub("", card)
 
 
 def test_a_path_is_shown_and_loads_what_it_names():
     code, rest = find_code(render(NASTY))
-    (call,) = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.keyword)
-               and node.arg == "model")  # fmt: skip
-    assert ast.literal_eval(call.value) == NASTY
+    texts = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+    assert texts.count(NASTY) == 6
     assert "<script" not in rest
     assert "\n# f" not in rest
     title = next(line for line in rest.splitlines() if line.startswith("# "))
@@ -46,8 +47,8 @@ def test_a_path_is_shown_and_loads_what_it_names():
 @pytest.mark.parametrize("mask", ["<mask>", "<|mask|>", '"```', "▁é"])
 def test_the_example_has_the_mask_of_the_tokenizer(mask):
     code, _ = find_code(render(mask=mask))
-    *_, call = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)
-                and ast.unparse(node.func) == "fill")  # fmt: skip
+    (call,) = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)
+               and ast.unparse(node.func) == "fill")  # fmt: skip
     assert ast.literal_eval(call.args[0]) == f"The state of the union is {mask}."
 
 

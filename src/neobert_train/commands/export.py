@@ -12,11 +12,12 @@ from neobert_train.checkpoint import (
 )
 from neobert_train.checkpoint_search import find_checkpoint
 from neobert_train.config.saved import load_train_config
-from neobert_train.config.schema import ExportConfig
+from neobert_train.config.schema import ExportConfig, ExportFormat, Pooling
 from neobert_train.errors import InputError
 from neobert_train.export.hub import push_to_hub
-from neobert_train.export.hugging_face import write_model_folder
-from neobert_train.export.model_card import render_model_card
+from neobert_train.export.hugging_face import write_model_folder, write_pooling
+from neobert_train.export.model_card import CardNames, render_model_card
+from neobert_train.export.onnx import write_onnx
 from neobert_train.export.parity import check_parity
 from neobert_train.files import hash_file, write_atomically
 from neobert_train.folders import owned_folder
@@ -55,10 +56,17 @@ def run(config: ExportConfig, world: World) -> None:
     model = build_model(train_config, tokenizer)
     load_into(model, load_weights(checkpoint), str(checkpoint))
     with owned_folder(output, _list_unlisted(output, run_directory)) as draft:
-        write_model_folder(draft, model, tokenizer)
+        context_length = train_config.batch.context_length
+        write_model_folder(draft, model, tokenizer, context_length)
+        if config.pooling is not Pooling.none:
+            write_pooling(draft, model.config.hidden_size, config.pooling, context_length)
         difference = check_parity(draft, model)
-        name = config.push_to_hub or str(output)
-        card = render_model_card(name, train_config, state, tokenizer, metrics)
+        if config.format is ExportFormat.onnx:
+            write_onnx(draft, model)
+        location = config.push_to_hub or str(output)
+        title = (config.push_to_hub or run_directory.path.resolve().name).rpartition("/")[2]
+        names = CardNames(title, location, config.license)
+        card = render_model_card(names, train_config, state, tokenizer, metrics)
         write_atomically(draft / "README.md", card)
     print_output(
         f"exported step {state.step} to {output} (largest difference of a logit: {difference:.1g})"

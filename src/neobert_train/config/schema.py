@@ -368,6 +368,21 @@ class TrainTokenizerConfig(TrainConfig):
     max_documents: int = setting(1_000_000, "Most documents to train on.", at_least=1)
 
 
+class ExportFormat(Enum):
+    """What is exported."""
+
+    transformers = "transformers"
+    onnx = "onnx"
+
+
+class Pooling(Enum):
+    """What makes one vector of the hidden states of a text."""
+
+    none = "none"
+    mean = "mean"
+    cls = "cls"
+
+
 @dataclass
 class ExportConfig:
     """Write a checkpoint as a folder that transformers loads."""
@@ -377,6 +392,15 @@ class ExportConfig:
         None, "Step of the checkpoint; the newest sound one by default.", at_least=0
     )
     output: str | None = setting(None, "Folder to write; RUN_DIR/export by default.")
+    format: ExportFormat = setting(
+        ExportFormat.transformers, "transformers, or onnx: with onnx/model.onnx beside it."
+    )
+    pooling: Pooling = setting(
+        Pooling.none, "mean or cls make the folder a sentence-transformers model; none leaves it to users."
+    )  # fmt: skip
+    license: str | None = setting(
+        None, "Licence of the weights for the model card, as the Hub names it, such as apache-2.0."
+    )
     push_to_hub: str | None = setting(None, "Hub repository org/name to upload the folder to.")
     private: bool = setting(False, "Create the Hub repository as a private one.")
 

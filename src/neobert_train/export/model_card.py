@@ -4,6 +4,7 @@ import html
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -25,17 +26,72 @@ _METRICS = {
 }
 
 
+_FILL = """
+from transformers import pipeline
+
+fill = pipeline("fill-mask", model={name}, trust_remote_code=True)
+fill({text})
+"""
+_EMBED = """
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({name}, trust_remote_code=True)
+model = AutoModel.from_pretrained({name}, trust_remote_code=True)
+inputs = tokenizer(["a text", "and a longer one"], padding=True, truncation=True, return_tensors="pt")
+with torch.no_grad():
+    hidden = model(**inputs).last_hidden_state  # zero at padding
+embeddings = hidden.sum(1) / inputs["attention_mask"].sum(1, keepdim=True)
+"""
+_ENCODE = """
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer({name}, trust_remote_code=True)
+embeddings = model.encode(["a text", "and a longer one"])
+"""
+_CLASSIFY = """
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({name}, trust_remote_code=True)
+model = AutoModelForSequenceClassification.from_pretrained({name}, num_labels=2, trust_remote_code=True)
+inputs = tokenizer(["a good text", "a bad one"], padding=True, truncation=True, return_tensors="pt")
+model(**inputs, labels=torch.tensor([1, 0])).loss.backward()
+"""
+_USES = (
+    ("Fill in a mask:", _FILL),
+    ("Embed texts, as the mean over their tokens (a contrastive fine-tuning makes them far better):", _EMBED),
+    ("The same with sentence-transformers, to fine-tune it as well:", _ENCODE),
+    ("Fine-tune it, here for classification:", _CLASSIFY),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CardNames:
+    """What a card calls the model.
+
+    Attributes:
+        title: of the card.
+        location: what loads it, a folder or a repository.
+        license: of the weights, as the Hub names it; None leaves it out.
+    """
+
+    title: str
+    location: str
+    license: str | None = None
+
+
 def render_model_card(
-    name: str,
+    names: CardNames,
     config: TrainConfig,
     state: TrainingState,
     tokenizer: TextTokenizer,
     metrics: Mapping[str, Any],
 ) -> str:
-    """The card as Markdown with the Hub's front matter.
+    """Write the card as Markdown with the Hub's front matter.
 
     Args:
-        name: title of the model.
+        names: of the model.
         config: of the run.
         state: of the exported checkpoint.
         tokenizer: of the model.
@@ -48,16 +104,15 @@ def render_model_card(
         "pipeline_tag": "fill-mask",
         "tags": ["neobert", "masked-lm"],
     }
+    if names.license:
+        front["license"] = names.license
     if dataset and _REPOSITORY.fullmatch(dataset):
         front["datasets"] = [dataset]
     example = f"The state of the union is {tokenizer.spellings['mask']}."
-    code = (
-        "from transformers import pipeline\n\n"
-        f'fill = pipeline("fill-mask", model={json.dumps(name)}, trust_remote_code=True)\n'
-        f"fill({json.dumps(example, ensure_ascii=False)})"
-    )
-    # Longer than any run of backticks inside.
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
+    literals = {
+        "name": json.dumps(names.location),
+        "text": json.dumps(example, ensure_ascii=False),
+    }
     recipe = {
         "parameters": f"{size.parameters:,}",
         "layers x width": f"{config.model.num_hidden_layers} x {config.model.hidden_size}",
@@ -85,15 +140,12 @@ def render_model_card(
             yaml.safe_dump(front, sort_keys=False).rstrip(),
             "---",
             "",
-            f"# {_escape(name)}",
+            f"# {_escape(names.title)}",
             "",
             "A [NeoBERT](https://arxiv.org/abs/2502.19587) text encoder pre-trained with "
             "neobert_train by masked-language modelling.",
             "",
-            f"{fence}python",
-            code,
-            fence,
-            "",
+            *(line for use in _USES for line in _format_use(*use, literals)),
             "## Recipe",
             "",
             *_table(recipe),
@@ -104,6 +156,13 @@ def render_model_card(
             "",
         ]
     )
+
+
+def _format_use(introduction: str, code: str, literals: Mapping[str, str]) -> list[str]:
+    text = code.strip().format(**literals)
+    # Longer than any run of backticks inside.
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return [introduction, "", f"{fence}python", text, fence, ""]
 
 
 def _table(rows: Mapping[str, str]) -> list[str]:

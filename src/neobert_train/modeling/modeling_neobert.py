@@ -213,7 +213,8 @@ class NeoBERT(NeoBERTPreTrainedModel):
         )
         x = layout.enter(x)
         turns = rotary_factors(layout.position_ids, self.config.dim_head)
-        states, attentions = list[Tensor](), list[Tensor]()
+        states: list[Tensor] = []
+        attentions: list[Tensor] = []
         for block in self.transformer_encoder:
             states += [x] if want_states else []
             if want_attentions:

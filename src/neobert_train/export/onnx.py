@@ -1,0 +1,111 @@
+"""The encoder in the ONNX format, for runtimes without torch."""
+
+import contextlib
+import importlib
+import io
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from neobert_train.errors import InputError
+from neobert_train.modeling.heads import NeoBERTForMaskedLM
+from neobert_train.modeling.modeling_neobert import NeoBERT
+
+ONNX_FILE = Path("onnx") / "model.onnx"
+TOLERANCE = 1e-4
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+# Numbers of sequences and tokens, none of which the graph may have taken for fixed.
+_TRIED_SHAPES = ((1, 1), (3, 7), (2, 64))
+
+
+class _Encoder(nn.Module):
+    """The inputs and the output by which runtimes know an encoder."""
+
+    def __init__(self, model: NeoBERT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Token ids and mask [B, S] to hidden states [B, S, hidden_size]."""
+        hidden: Tensor = self.model(input_ids, attention_mask, return_dict=True).last_hidden_state
+        return hidden
+
+
+def write_onnx(folder: Path, model: NeoBERTForMaskedLM) -> float:
+    """Write `onnx/model.onnx`, for any number of sequences of any length, and try it.
+
+    Args:
+        folder: of the export.
+        model: in fp32 on the CPU; its encoder is written, without the vocabulary projection.
+
+    Returns:
+        The largest difference of a hidden state that onnxruntime gives.
+
+    Raises:
+        InputError: a package is missing.
+        RuntimeError: what onnxruntime gives differs by more than 1e-4.
+    """
+    for package in _PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"format=onnx needs the package {package}: pip install {' '.join(_PACKAGES)}"
+            )
+    encoder = _Encoder(model.model).eval()
+    path = folder / ONNX_FILE
+    path.parent.mkdir(exist_ok=True)
+    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    ids, mask = _make_inputs(2, 9, model.config.vocab_size)
+    with _quiet():
+        program = torch.onnx.export(
+            encoder, (ids, mask), dynamo=True, optimize=True, verbose=False,
+            input_names=["input_ids", "attention_mask"], output_names=["last_hidden_state"],
+            dynamic_shapes={"input_ids": dynamic, "attention_mask": dynamic},
+        )  # fmt: skip
+        assert program is not None
+        program.save(path)
+    return _compare(path, encoder, model.config.vocab_size)
+
+
+def _make_inputs(batch: int, length: int, vocab_size: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocab_size, (batch, length), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[0, length // 2 + 1 :] = 0
+    return ids, mask
+
+
+def _compare(path: Path, encoder: nn.Module, vocab_size: int) -> float:
+    runtime = importlib.import_module("onnxruntime")
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    largest = 0.0
+    for shape in _TRIED_SHAPES:
+        ids, mask = _make_inputs(*shape, vocab_size)
+        inputs = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
+        (found,) = session.run(["last_hidden_state"], inputs)
+        with torch.no_grad():
+            expected = encoder(ids, mask).numpy()
+        largest = max(largest, float(np.abs(found - expected).max()))
+    if not largest <= TOLERANCE:
+        raise RuntimeError(f"{path} gives hidden states that differ by {largest:.3g}")
+    return largest
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Keep what the exporter says of itself from the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+    logger.setLevel(level)
