@@ -15,6 +15,7 @@ import time
 from neobert_train.training.preemption import StopRequest
 stop = StopRequest()
 stop.listen(None)
+stop.begin_training()
 print("ready", flush=True)
 while not stop.reason:
     time.sleep(0.02)

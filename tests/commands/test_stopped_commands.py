@@ -117,3 +117,19 @@ def test_other_commands_stop_without_a_traceback(finished_run, command, number):
     assert process.returncode == 3
     assert output == f"neobert_train: stopped by {number.name}\n"
     assert not list(finished_run.glob(".tmp-*"))
+
+
+def test_training_that_has_not_begun_stops_at_once_and_leaves_nothing(tmp_path, texts):
+    process = start(
+        "train", "+experiment=smoke", "data=files", f"data.paths=[{texts}/*.jsonl]",
+        "data.column=text", "data.heldout_fraction=1e-9", f"output_dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    while "looking for held-out documents" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=10)
+    assert process.returncode == 3
+    assert output.endswith(
+        "neobert_train: stopped by SIGTERM, without a checkpoint; the same command continues\n"
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -213,6 +213,7 @@ import time
 from neobert_train.training.preemption import StopRequest
 stop = StopRequest()
 stop.listen(None)
+stop.begin_training()
 print("ready", flush=True)
 while True:
     time.sleep(0.05)

@@ -47,6 +47,7 @@ from neobert_train.objective import MaskedLanguageModelling
 from neobert_train.report.refresh import ReportRefresher
 from neobert_train.run_directory import RunDirectory
 from neobert_train.run_outcome import write_outcome
+from neobert_train.signals import StopSignal
 from neobert_train.terminal import print_message, print_output
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from neobert_train.training.checkpointing import CheckpointWriter
@@ -80,11 +81,11 @@ def run(config: TrainConfig, world: World) -> None:
     directory = RunDirectory(config.output_dir)
     try:
         _train(config, directory, world, device, collectives, stop)
-    except Exception as error:
+    except (Exception, StopSignal) as error:
         code, reason = describe_end(error, directory)
         if directory.is_open:
             write_outcome(directory, code, reason)
-        if isinstance(error, StoppedError | DivergedError):
+        if isinstance(error, StoppedError | StopSignal | DivergedError):
             if world.is_main:
                 print_message(f"neobert_train: {reason}")
             sys.exit(code)
@@ -220,10 +221,10 @@ def build_starting_engine(
     return engine
 
 
-def describe_end(error: Exception, run: RunDirectory) -> tuple[int, str]:
+def describe_end(error: BaseException, run: RunDirectory) -> tuple[int, str]:
     """Return the exit code of a start that ends with an error, and what it says of it."""
     match error:
-        case StoppedError():
+        case StoppedError() | StopSignal():
             newest = [step for step, _ in run.list_checkpoints()][-1:]
             left = f"with the checkpoint of step {newest[0]}" if newest else "without a checkpoint"
             # Nobody asked for a stop when the launcher crashed or was killed.

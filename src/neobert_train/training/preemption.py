@@ -12,7 +12,7 @@ from types import FrameType
 import psutil
 
 from neobert_train.errors import EXIT_FAILED
-from neobert_train.signals import SAME_SECONDS, end_by, handle_stop_signals
+from neobert_train.signals import SAME_SECONDS, StopSignal, end_by, handle_stop_signals
 from neobert_train.terminal import print_message
 
 # Ending takes some seconds beside the write of the checkpoint; of a short limit, a share of it.
@@ -41,6 +41,8 @@ class StopRequest:
     def listen(self, launcher: int | None) -> None:
         """Install the handlers; only in the main thread of a process.
 
+        Until training begins a signal raises StopSignal.
+
         Args:
             launcher: which started this process as one of several. When it is killed it cannot end
                 them, and nobody else would.
@@ -51,7 +53,7 @@ class StopRequest:
         handle_stop_signals(self._note)
 
     def begin_training(self) -> None:
-        """From now on there is somebody who acts on requests."""
+        """Leave it to the training loop from now on to act on requests; until then they raise."""
         self._is_training = True
 
     @property
@@ -79,6 +81,8 @@ class StopRequest:
                 end_by(number)  # a second Ctrl-C means now
             self._interrupted = now
         self._signal_name = signal.Signals(number).name
+        if not self._is_training:  # there is nothing to save yet, and perhaps a long wait
+            raise StopSignal(self._signal_name)
 
 
 def _find_launchers(launcher: int) -> list[tuple[psutil.Process, int]]:
