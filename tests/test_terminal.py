@@ -123,7 +123,11 @@ import logging, logging.config
 import neobert_train.data.retries  # before Hydra sets up logging
 import neobert_train.__main__ as program
 logger = logging.getLogger("neobert_train.data.retries")
-program.load_command = lambda command: lambda config, world: logger.warning("of %s", "\\x1b[31m")
+url = "https://planted-user:planted-password@host/x?sig=planted-signature"
+def run(config, world):
+    logger.warning("of %s", "\\x1b[31m")
+    logging.getLogger("a.library").error("cannot read %s", url)
+program.load_command = lambda command: run
 program.run_program()
 """
 
@@ -131,7 +135,7 @@ program.run_program()
 def test_warnings_are_shown_to_a_program_that_imported_the_package_first():
     done = start(*PLAN, program=("-c", WARNS), capture_output=True, text=True)
     assert done.returncode == 0
-    assert done.stderr == "WARNING: of \\x1b[31m\n"
+    assert done.stderr == "WARNING: of \\x1b[31m\nERROR: cannot read https://host/x\n"
 
 
 def test_a_crash_shows_no_credentials():

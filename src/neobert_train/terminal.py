@@ -94,16 +94,17 @@ def protect_streams() -> None:
 
 
 class _MessageHandler(logging.Handler):
-    """Prints log records as `LEVEL: message`."""
+    """Prints log records as `LEVEL: message`, URLs without what may be secret in them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print_message(self.format(record))
+        print_message(hide_credentials(self.format(record)))
 
 
 def show_warnings() -> None:
-    """Print our own warnings; those of libraries stay with whoever sets up logging."""
-    handler = _MessageHandler()
+    """Print our own warnings, and those of libraries that nobody has set up logging for."""
+    handler = _MessageHandler(logging.WARNING)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.lastResort = handler
     logger = logging.getLogger("neobert_train")
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.WARNING)
