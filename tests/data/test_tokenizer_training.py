@@ -18,11 +18,11 @@ from neobert_train.data.admission import is_heldout
 from neobert_train.data.sources import Record
 from neobert_train.data.tokenizer_training import (
     SPECIAL_TOKENS,
-    TrainingTexts,
     count_words,
     measure_tokenizer,
     train_tokenizer,
 )
+from neobert_train.data.training_texts import TrainingTexts, _iter_records
 from neobert_train.data.words import build_word_starts
 from neobert_train.errors import InputError
 from neobert_train.model import build_model
@@ -337,7 +337,7 @@ class NumberedUnit:
 
 def test_several_units_are_read_in_turn_and_each_record_once():
     units = [NumberedUnit(number) for number in range(8)]
-    texts = [record.text for record in tokenizer_training._iter_records(units, 0, num_open=3)]
+    texts = [record.text for record in _iter_records(units, 0, num_open=3)]
     assert sorted(texts) == sorted(f"{unit} {place}" for unit in range(8) for place in range(10))
     first = [text.split()[0] for text in texts[:30]]
     assert len(set(first[:3])) == 3

@@ -10,12 +10,8 @@ from tqdm import tqdm
 from neobert_train.config.quoting import to_shell
 from neobert_train.config.schema import TrainTokenizerConfig
 from neobert_train.data.targets import MOST_UNKNOWN
-from neobert_train.data.tokenizer_training import (
-    TrainingTexts,
-    count_words,
-    measure_tokenizer,
-    train_tokenizer,
-)
+from neobert_train.data.tokenizer_training import count_words, measure_tokenizer, train_tokenizer
+from neobert_train.data.training_texts import TrainingTexts
 from neobert_train.folders import check_new_folder, new_folder
 from neobert_train.terminal import print_message, print_output
 from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER, load_tokenizer

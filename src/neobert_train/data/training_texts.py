@@ -1,0 +1,120 @@
+"""The documents that a tokenizer learns from, and those that it is measured on."""
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from neobert_train.config.data_schema import BadRecordPolicy
+from neobert_train.config.derived import compute_num_lanes, resolve_sources
+from neobert_train.config.schema import TrainTokenizerConfig
+from neobert_train.data.admission import is_heldout
+from neobert_train.data.prepared import fingerprint_source
+from neobert_train.data.randomness import keyed_generator
+from neobert_train.data.sources import (
+    AnyRecord,
+    BadRecord,
+    Record,
+    Unit,
+    divide_files,
+    list_files_of_source,
+)
+from neobert_train.errors import InputError
+
+_SAMPLE_CHARACTERS = 500_000
+
+
+class TrainingTexts:
+    """The documents that a tokenizer may learn from, once through, in a keyed random order.
+
+    Held-out documents are left out, as in training.
+
+    Attributes:
+        num_documents, num_characters: of the texts given out so far.
+        num_bad_records: passed over under the policy `skip`.
+        num_heldout: held-out documents passed over.
+    """
+
+    def __init__(self, config: TrainTokenizerConfig) -> None:
+        """Raises InputError when the source cannot be read."""
+        self._config = config
+        self._units = _build_source_units(config)
+        self.num_documents = self.num_characters = self.num_bad_records = self.num_heldout = 0
+        self._heldout, self._first = _Sample(), _Sample()
+
+    def __iter__(self) -> Iterator[str]:
+        """Up to `max_documents` texts.
+
+        Raises:
+            InputError: a bad record under the policy `stop`.
+        """
+        for text in self._iter_texts():
+            if is_heldout(text, self._config.data.heldout_fraction):
+                self.num_heldout += 1
+                self._heldout.add(text)
+                continue
+            self.num_documents += 1
+            self.num_characters += len(text)
+            self._first.add(text)
+            yield text
+            if self.num_documents >= self._config.max_documents:
+                return
+
+    @property
+    def sample(self) -> tuple[list[str], str]:
+        """Texts to measure the tokenizer on, and what they are: held-out ones where there are."""
+        if self._heldout.texts:
+            return self._heldout.texts, "held-out"
+        return self._first.texts, "training"
+
+    def _iter_texts(self) -> Iterator[str]:
+        data = self._config.data
+        for record in _iter_records(self._units, self._config.seed, data.shuffle_units):
+            if isinstance(record, Record):
+                if record.text.strip():
+                    yield record.text
+                continue
+            if isinstance(record, BadRecord) and data.on_bad_record is BadRecordPolicy.stop:
+                raise InputError(
+                    f"{record.reason}; write data.on_bad_record=skip to leave such records out"
+                )
+            self.num_bad_records += 1
+
+
+def _build_source_units(config: TrainTokenizerConfig) -> list[Unit]:
+    """The units of all sources of a mixture together, whatever their weights.
+
+    Sources that differ in the lengths of the documents they take are read once, without a limit.
+    """
+    sources = resolve_sources(config.data).values()
+    distinct = {fingerprint_source(source): source for source in sources}
+    files = [list_files_of_source(config.data, source) for source in distinct.values()]
+    num_lanes = compute_num_lanes(config)
+    return [unit for group in files for unit in divide_files(group, num_lanes)]
+
+
+def _iter_records(units: Sequence[Unit], seed: int, num_open: int) -> Iterator[AnyRecord]:
+    """All records, from `num_open` units in turn, so that a part of them is no part of the files."""
+    order = keyed_generator(seed, "tokenizer").permutation(len(units))
+    waiting = (units[unit].iter_records(0) for unit in order)
+    turn = deque(itertools.islice(waiting, num_open))
+    while turn:
+        records = turn.popleft()
+        record = next(records, None)
+        if record is None:
+            turn.extend(itertools.islice(waiting, 1))
+        else:
+            yield record
+            turn.append(records)
+
+
+class _Sample:
+    """The first texts up to some characters."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self._room = _SAMPLE_CHARACTERS
+
+    def add(self, text: str) -> None:
+        if self._room > 0:
+            self.texts.append(text[: self._room])
+            self._room -= len(text)
