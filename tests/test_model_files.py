@@ -35,7 +35,7 @@ def exported(tokenizer, tmp_path_factory):
     torch.manual_seed(0)
     model = NeoBERTForMaskedLM(NeoBERTConfig(**SHAPE))
     folder = tmp_path_factory.mktemp("exported") / "model"
-    write_model_folder(folder, model, tokenizer)
+    write_model_folder(folder, model, tokenizer, 512)
     return str(folder), model.state_dict()
 
 

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,16 @@ _PACKAGES = (
 
 
 def describe_environment(
-    world: World, attention_backend: str, precision: Precision
+    world: World, attention_backend: str, precision: Precision, revisions: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return versions, devices and source revision; nothing of the environment variables."""
+    """Return versions, devices and source revision; nothing of the environment variables.
+
+    Args:
+        world: this process among all.
+        attention_backend: in use.
+        precision: in use.
+        revisions: by setting, what was taken from the Hub, as `org/name@commit`.
+    """
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -35,6 +43,7 @@ def describe_environment(
         "cpu_cores": os.cpu_count(),
         "attention": attention_backend,
         "precision": precision.value,
+        "revisions": dict(revisions),
     }
 
 

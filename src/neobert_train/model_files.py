@@ -14,6 +14,7 @@ from neobert_train.checkpoint_search import find_checkpoint
 from neobert_train.config.saved import load_train_config
 from neobert_train.config.schema import ModelConfig
 from neobert_train.errors import InputError
+from neobert_train.hub import HubError, download_files, pin_revision
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.run_directory import RunDirectory
 
@@ -35,7 +36,7 @@ def load_initial_weights(origin: str, model: ModelConfig, vocab_size: int) -> di
     """Return the fp32 weights that `init_from` names, by parameter name.
 
     Args:
-        origin: a run directory, an exported folder or a Hub name.
+        origin: a run directory, an exported folder, or a Hub name with or without `@revision`.
         model: that is to start with them.
         vocab_size: of its tokenizer.
 
@@ -62,7 +63,7 @@ def find_model_folder(name: str, label: str) -> Path:
     """Return the folder of a model, downloaded where its name is one on the Hub.
 
     Args:
-        name: a folder or a Hub name.
+        name: a folder, or a Hub name with or without `@revision`.
         label: the setting that holds it, as it was written.
 
     Raises:
@@ -71,15 +72,23 @@ def find_model_folder(name: str, label: str) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(name, allow_patterns=[_CONFIG_FILE, "*.safetensors*"]))
-    except Exception as error:  # whatever the Hub client or the network raises
+        return download_files(name, [_CONFIG_FILE, "*.safetensors*"])
+    except HubError as error:
         raise InputError(
-            f"{label} is neither a folder nor a model on the Hub that can be reached "
-            f"({type(error).__name__})"
+            f"{label} is neither a folder nor a model on the Hub that can be reached ({error})"
         ) from error
+
+
+def pin_model(name: str, label: str) -> str | None:
+    """Return a Hub name with the commit that it stands for now; None for a folder.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if Path(name).expanduser().is_dir():
+        return None
+    return pin_revision(name, find_model_folder(name, label))
 
 
 def read_model_config(folder: Path, label: str) -> NeoBERTConfig:

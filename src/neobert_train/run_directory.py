@@ -34,7 +34,8 @@ class _Start:
         """As `parse` asks for."""
         entries = parse(_Entries, value, name)
         parse(str, entries.get("started"), f"{name}.started")
-        parse(dict[str, str | None], entries.get("packages", {}), f"{name}.packages")
+        for key in ("packages", "revisions"):  # the latter of no earlier version
+            parse(dict[str, str | None], entries.get(key, {}), f"{name}.{key}")
         entries.pop("command", None)  # written by an earlier version; may hold a secret
         return cls(entries)
 

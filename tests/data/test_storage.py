@@ -24,6 +24,7 @@ from types import MappingProxyType, SimpleNamespace
 
 import aiohttp
 import fsspec
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -543,6 +544,15 @@ def test_status_is_found_in_the_errors_of_all_libraries():
     assert failures.is_transient(wrapped)
     assert not failures.is_transient(Gcs())
     assert failures._find_status(OSError(13, "no")) is None
+
+
+def test_a_hub_that_cannot_be_reached_is_worth_another_attempt():
+    """Whatever HTTP library the Hub's client is built on."""
+    with pytest.raises(Exception, match="refused") as raised:
+        huggingface_hub.HfApi(endpoint="http://127.0.0.1:9").dataset_info("org/name")
+    assert failures.is_transient(raised.value)
+    described = failures.describe_permanent(raised.value, "hf://datasets/org/name/a.parquet")
+    assert "a.parquet: cannot be read" in str(described)
 
 
 # --- kinds of servers ---

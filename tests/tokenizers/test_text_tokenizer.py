@@ -143,3 +143,13 @@ def test_the_spellings_of_other_families_are_found():
     tokenizer = build_word_tokenizer(["hello"], specials=specials)
     tokenizer.model.unk_token = "<unk>"
     assert TextTokenizer(tokenizer, "words").special == SpecialTokens(0, 1, 2, 3, 4)
+
+
+def test_a_tokenizer_gives_the_same_ids_as_the_one_it_was_saved_as(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "saved", 512)
+    saved = load_tokenizer(str(tmp_path / "saved"))
+    assert saved.gives_same_ids_as(tokenizer)
+    definition = json.loads((tmp_path / "saved" / "tokenizer.json").read_text())
+    definition["normalizer"]["lowercase"] = False
+    (tmp_path / "saved" / "tokenizer.json").write_text(json.dumps(definition))
+    assert not load_tokenizer(str(tmp_path / "saved")).gives_same_ids_as(tokenizer)

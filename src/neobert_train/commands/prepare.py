@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from neobert_train.data.preparation import (
 )
 from neobert_train.signals import StopSignal
 from neobert_train.terminal import print_output
-from neobert_train.tokenizers.loading import build_tokenizer
+from neobert_train.tokenizers.loading import build_tokenizer, pin_tokenizer
 from neobert_train.world import World
 
 
@@ -32,6 +33,8 @@ def run(config: PrepareConfig, world: World) -> None:
         StopSignal: a signal asked to stop; shards that are complete stay.
     """
     started = time.monotonic()
+    path = pin_tokenizer(config.tokenizer.path) or config.tokenizer.path
+    config = replace(config, tokenizer=replace(config.tokenizer, path=path))
     tokenizer = build_tokenizer(config.tokenizer)
     jobs = list_jobs(config, tokenizer)
     flat: list[ShardJob] = [job for files in jobs.values() for file in files for job in file]

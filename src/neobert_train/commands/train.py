@@ -130,7 +130,7 @@ def _train(
     evaluation_batches = collectives.on_all(
         lambda: build_heldout_batches(config, sample, tokenizer)
     )
-    environment = describe_environment(world, attention, config.trainer.precision)
+    environment = describe_environment(world, attention, config.trainer.precision, start.revisions)
     collectives.on_main(lambda: open_run_directory(asked, run, environment, sample, units))
     console.announce(describe_setup(asked, config, attention, world, device))
     compiles = decide_compilation(config, device) and compile_blocks(model, device)
@@ -142,7 +142,7 @@ def _train(
     trainer = Trainer(
         config=config,
         engine=engine,
-        loader=StepLoader(config, units, state.lanes, pin_memory=device.type == "cuda"),
+        loader=StepLoader(start.pin(config), units, state.lanes, pin_memory=device.type == "cuda"),
         collectives=collectives,
         state=state,
         size=compute_model_size(config.model, tokenizer.vocab_size),

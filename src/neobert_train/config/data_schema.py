@@ -207,7 +207,7 @@ class TokenizerConfig:
 
     path: str = setting(
         "bert-base-uncased",
-        "A folder, a tokenizer.json or a Hub name; bert-base-uncased is shipped.",
+        "A folder, a tokenizer.json or org/name@revision on the Hub; bert-base-uncased is shipped.",
     )
     pad_token: str | None = setting(
         None, "Entry of the vocabulary for padding; as the tokenizer's files say by default."

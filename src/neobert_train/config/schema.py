@@ -279,7 +279,8 @@ class TrainConfig:
         "auto continues a run that exists, must needs one, never refuses it, changed takes new settings.",
     )
     init_from: str | None = setting(
-        None, "Start from these weights: an exported folder, a Hub name or a run directory."
+        None,
+        "Start from these weights: an exported folder, org/name@revision on the Hub, or a run directory.",
     )
     batch: BatchConfig = setting(BatchConfig, "")
     data: DataConfig = setting(DataConfig, "")
@@ -411,7 +412,7 @@ class EvaluateConfig:
 
     run_dir: str | None = setting(None, "Run directory to evaluate; give this or model.")
     model: str | None = setting(
-        None, "Exported folder or Hub name to evaluate; give this or run_dir."
+        None, "Exported folder or org/name@revision on the Hub to evaluate; give this or run_dir."
     )
     step: int | None = setting(
         None, "run_dir: step of the checkpoint; the newest by default.", at_least=0

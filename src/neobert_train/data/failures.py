@@ -19,8 +19,8 @@ from neobert_train.urls import hide_credentials, show_url
 
 # The packages below the file systems, whose errors are not all OSErrors.
 _NETWORK_PACKAGES = {
-    "aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "http", "httpcore", "httpx",
-    "requests", "urllib3",
+    "aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "hf_xet", "http", "httpcore",
+    "httpcore2", "httpx", "httpx2", "requests", "urllib3",
 }  # fmt: skip
 _PERMANENT = (
     FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError,

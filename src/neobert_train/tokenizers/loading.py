@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from neobert_train.config.data_schema import TokenizerConfig
 from neobert_train.errors import InputError
+from neobert_train.hub import HubError, download_files, pin_revision
 from neobert_train.tokenizers.special_tokens import ROLES
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
@@ -38,6 +39,8 @@ def build_tokenizer(config: TokenizerConfig) -> TextTokenizer:
 def load_tokenizer(path: str, tokens: Mapping[str, str] | None = None) -> TextTokenizer:
     """Return the tokenizer of a folder, a `tokenizer.json`, the shipped name or a Hub name.
 
+    A Hub name may end in `@revision`.
+
     Args:
         path: where it lies.
         tokens: by role, special tokens that the user chose.
@@ -60,6 +63,17 @@ def load_tokenizer(path: str, tokens: Mapping[str, str] | None = None) -> TextTo
     return TextTokenizer(tokenizer, path, tokens, declared)
 
 
+def pin_tokenizer(path: str) -> str | None:
+    """Return a Hub name with the commit that it stands for now; None for what is not on the Hub.
+
+    Raises:
+        InputError: it is neither a local path nor on the Hub.
+    """
+    if Path(path).expanduser().exists() or path in _SHIPPED_NAMES:
+        return None
+    return pin_revision(path, _download_folder(path))
+
+
 def _find_folder(path: str) -> Path:
     local = Path(path).expanduser()
     if local.is_dir():
@@ -68,15 +82,13 @@ def _find_folder(path: str) -> Path:
 
 
 def _download_folder(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
     wanted = [_TOKENIZER_FILE, *_ROLE_FILES, *_KIND_FILES, *_VOCABULARY_FILES]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
-    except Exception as error:  # whatever the Hub client or the network raises
+        return download_files(name, wanted)
+    except HubError as error:
         raise InputError(
             f"the tokenizer '{name}' is neither a folder, a tokenizer.json nor reachable on the Hub "
-            f"({type(error).__name__}): write tokenizer.path=bert-base-uncased for the shipped one"
+            f"({error}): write tokenizer.path=bert-base-uncased for the shipped one"
         ) from error
 
 

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -166,6 +167,18 @@ class TextTokenizer:
         """Id of every token by its spelling, special tokens included."""
         return dict(self._tokenizer.get_vocab(with_added_tokens=True))
 
+    def gives_same_ids_as(self, other: "TextTokenizer") -> bool:
+        """Return whether every text gets the same ids from both, special tokens included.
+
+        What `save` adds for other readers makes no difference.
+        """
+        own = (self.special, self.vocab_size, _find_deciding(json.loads(self.to_json())))
+        return own == (
+            other.special,
+            other.vocab_size,
+            _find_deciding(json.loads(other.to_json())),
+        )
+
     def to_json(self) -> str:
         """Text of its `tokenizer.json`."""
         return str(self._tokenizer.to_str())
@@ -200,6 +213,13 @@ class TextTokenizer:
             pair=f"{cls} $A {sep} $B:1 {sep}:1",
             special_tokens=[(cls, self.special.cls), (sep, self.special.sep)],
         )
+
+
+def _find_deciding(definition: dict[str, Any]) -> dict[str, Any]:
+    """Return the parts of a definition that decide the ids of a text without special tokens."""
+    added = [token for token in definition["added_tokens"] if not token["special"]]
+    parts = {name: definition[name] for name in ("normalizer", "pre_tokenizer", "model")}
+    return {**parts, "added_tokens": added}
 
 
 def _is_of_library(error: BaseException) -> bool:

@@ -5,13 +5,14 @@ import json
 import logging
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from neobert_train.checkpoint import (
+    TOKENIZER_FOLDER,
     TrainingState,
     load_state,
     load_weights,
@@ -36,10 +37,10 @@ from neobert_train.distributed import Collectives
 from neobert_train.errors import InputError
 from neobert_train.metrics_file import read_metrics
 from neobert_train.model import build_model_config
-from neobert_train.model_files import load_initial_weights
+from neobert_train.model_files import load_initial_weights, pin_model
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.run_directory import RunDirectory, read_run_json
-from neobert_train.tokenizers.loading import build_tokenizer
+from neobert_train.tokenizers.loading import build_tokenizer, load_tokenizer, pin_tokenizer
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class StartingPoint:
         checkpoint: that it continues; None for one that begins.
         state: of the training; that of step 0 for a run that begins.
         weights: by parameter name; None for random ones.
+        revisions: by setting, what was taken from the Hub, as `org/name@commit`.
     """
 
     tokenizer: TextTokenizer
@@ -62,6 +64,11 @@ class StartingPoint:
     checkpoint: Path | None
     state: TrainingState
     weights: dict[str, Tensor] | None
+    revisions: dict[str, str]
+
+    def pin(self, config: TrainConfig) -> TrainConfig:
+        """Return the configuration with commits in place of branches, which may move."""
+        return pin_config(config, self.revisions)
 
 
 def find_starting_point(
@@ -73,7 +80,9 @@ def find_starting_point(
         InputError: the run directory, tokenizer, data or weights do not fit; on every process.
     """
     resumes = collectives.on_main(lambda: check_resume(config, run))
-    tokenizer = collectives.on_all(lambda: build_tokenizer(config.tokenizer))
+    revisions = collectives.on_main(lambda: find_revisions(config, run, resumes))
+    pinned = pin_config(config, revisions)
+    tokenizer = collectives.on_all(lambda: build_tokenizer(pinned.tokenizer))
     units = collectives.on_all(lambda: open_corpus(config, tokenizer))
     check_same_tokenizer(tokenizer, collectives)
     check_same_files(units, collectives)
@@ -83,9 +92,40 @@ def find_starting_point(
         found = collectives.on_main(lambda: str(find_resume_point(config, run, tokenizer)))
         checkpoint = Path(found)
     state, weights = collectives.on_all(
-        lambda: load_state_and_weights(config, tokenizer, checkpoint)
+        lambda: load_state_and_weights(pinned, tokenizer, checkpoint)
     )
-    return StartingPoint(tokenizer, units, checkpoint, state, weights)
+    return StartingPoint(tokenizer, units, checkpoint, state, weights, revisions)
+
+
+def find_revisions(config: TrainConfig, run: RunDirectory, resumes: bool) -> dict[str, str]:
+    """Return by setting what is taken from the Hub, as `org/name@commit`.
+
+    A run that continues takes the tokenizer that it had, wherever its branch is now.
+
+    Raises:
+        InputError: a name is not on the Hub, or a file of the run directory is damaged.
+    """
+    names = {"tokenizer.path": pin_tokenizer(find_recorded(config, run) or config.tokenizer.path)}
+    if config.init_from and not resumes:
+        names["init_from"] = pin_model(config.init_from, f"init_from={config.init_from}")
+    return {key: name for key, name in names.items() if name is not None}
+
+
+def find_recorded(config: TrainConfig, run: RunDirectory) -> str | None:
+    """Find the commit of the tokenizer that the latest start had; None without one of this name."""
+    if not run.holds_run() or not run.config_file.exists():
+        return None
+    if load_train_config(run.config_file).tokenizer.path != config.tokenizer.path:
+        return None
+    starts = run.read_environments()
+    return starts[-1].get("revisions", {}).get("tokenizer.path") if starts else None
+
+
+def pin_config(config: TrainConfig, revisions: Mapping[str, str]) -> TrainConfig:
+    """Return the configuration with the commits that `find_revisions` found."""
+    path = revisions.get("tokenizer.path", config.tokenizer.path)
+    init_from = revisions.get("init_from", config.init_from)
+    return replace(config, init_from=init_from, tokenizer=replace(config.tokenizer, path=path))
 
 
 def check_resume(config: TrainConfig, run: RunDirectory) -> bool:
@@ -195,13 +235,38 @@ def find_resume_point(config: TrainConfig, run: RunDirectory, tokenizer: TextTok
 
     def is_same_run(config_file: Path) -> bool:
         same = not find_differences(load_train_config(config_file), config)[0]
-        return same or config.resume is Resume.changed
+        if same or config.resume is Resume.changed:
+            check_resumed_tokenizer(config, tokenizer, config_file.with_name(TOKENIZER_FOLDER))
+            return True
+        return False
 
     checkpoint = find_checkpoint(
         run, find_misfit=lambda folder: find_misfit(folder, shapes, is_same_run)
     )
     assert checkpoint is not None
     return checkpoint
+
+
+def check_resumed_tokenizer(config: TrainConfig, tokenizer: TextTokenizer, folder: Path) -> None:
+    """Raise InputError when a text no longer gets the ids that a run was trained with.
+
+    Args:
+        config: of the run; with resume=changed a warning says so.
+        tokenizer: that it would continue with.
+        folder: of the tokenizer in its checkpoint.
+    """
+    if tokenizer.gives_same_ids_as(load_tokenizer(str(folder))):
+        return
+    message = (
+        f"tokenizer.path={config.tokenizer.path} gives other token ids than when the run began "
+        f"(its own tokenizer is in {folder})"
+    )
+    if config.resume is not Resume.changed:
+        raise InputError(
+            f"{message}: restore the files, or name the commit of the Hub that had them "
+            f"(tokenizer.path=org/name@COMMIT); resume=changed continues with the other ids"
+        )
+    logger.warning("continuing although %s", message)
 
 
 def load_state_and_weights(
