@@ -116,7 +116,7 @@ def test_a_wrong_token_a_missing_one_and_a_refused_one_are_told_apart(hub, monke
     ],
 )
 def test_a_hub_that_fails_or_hangs_is_not_waited_for_without_end(hub, monkeypatch, fault, said):
-    monkeypatch.setattr("neobert_train.hub._ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr("neobert_train.hub.REQUEST_SECONDS", 0.3)
     hub.write("org/name", {"config.json": b"1"})
     hub.fail("GET /api/models", **fault)
     with pytest.raises(HubError) as raised:

@@ -126,6 +126,18 @@ def find_damage(folder: Path) -> str | None:
     return None
 
 
+def read_weights_digest(folder: Path) -> str:
+    """Read the sha256 of a checkpoint's weights, by which they are known elsewhere.
+
+    Raises:
+        InputError: its manifest is missing or damaged.
+    """
+    try:
+        return _read_manifest(folder).files[WEIGHTS_FILE].sha256
+    except _DamagedError as error:
+        raise InputError(f"the checkpoint {folder} is damaged: {error}") from error
+
+
 def _read_manifest(folder: Path) -> _Manifest:
     try:
         text = read_text(folder / MANIFEST_FILE)

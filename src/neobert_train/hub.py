@@ -10,7 +10,7 @@ from typing import Any
 from neobert_train.errors import InputError
 from neobert_train.urls import hide_credentials
 
-_ANSWER_SECONDS = 60.0
+REQUEST_SECONDS = 60.0
 _COMMIT = re.compile("[0-9a-f]{40}")
 _SHOWN_CHARACTERS = 300
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -41,7 +41,7 @@ def download_files(name: str, patterns: Sequence[str]) -> Path:
 
     repository, revision = split_revision(name)
     try:
-        bound_waits(_ANSWER_SECONDS)
+        bound_waits(REQUEST_SECONDS)
         folder = snapshot_download(repository, revision=revision, allow_patterns=list(patterns))
     except Exception as error:  # whatever the Hub client or the network raises
         raise HubError(describe_hub_error(error, repository, revision)) from error

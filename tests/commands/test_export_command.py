@@ -20,12 +20,12 @@ from neobert_train.commands.export import run
 from neobert_train.config.saved import load_train_config
 from neobert_train.config.schema import ExportConfig
 from neobert_train.export import remote_code
-from neobert_train.export.hub import push_to_hub
 from neobert_train.export.parity import ParityError
 from neobert_train.model_files import load_initial_weights
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.world import World
+from support.local_hub import LocalHub
 
 CLEAN_PROCESS = """
 import sys
@@ -230,34 +230,38 @@ def test_what_peft_saves_of_a_classifier_is_all_that_was_trained(export, tmp_pat
     assert one.equal(other)
 
 
-def test_only_what_the_export_wrote_is_uploaded(export, monkeypatch):
-    """To a Hub that takes the files that `upload_folder` would send."""
-    import huggingface_hub
-    from huggingface_hub.utils import filter_repo_objects
-
-    class Hub:
-        def create_repo(self, repository, private, exist_ok):
-            pass
-
-        def upload_folder(self, repo_id, folder_path, allow_patterns, commit_message):
-            names = [str(p.relative_to(folder_path)) for p in folder_path.rglob("*") if p.is_file()]
-            return " ".join(sorted(filter_repo_objects(names, allow_patterns=allow_patterns)))
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    (export / "private").mkdir()
-    for name in ("private/config.json", "secrets.txt"):
-        (export / name).write_text("mine")
-    uploaded = push_to_hub(export, "org/name", private=True).split()
-    assert set(uploaded) == {path.name for path in export.iterdir()} - {"private", "secrets.txt"}
-    shutil.rmtree(export / "private")
-    (export / "secrets.txt").unlink()
-
-
 def test_an_upload_that_fails_keeps_the_folder(finished_run, tmp_path):
     output = run_command(
         "export", f"run_dir={finished_run}", f"output={tmp_path / 'out'}", "push_to_hub=nobody/x",
         code=2, HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN="hf_planted-secret",
     )  # fmt: skip
-    assert "the export stays in" in output
+    assert "the upload to nobody/x failed: the Hub cannot be reached (ConnectError" in output
+    assert f"the export stays in {tmp_path / 'out'}" in output
     assert "planted-secret" not in output
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_checkpoint_is_uploaded_as_a_branch_and_read_from_there(finished_run, tmp_path):
+    with LocalHub() as hub:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+        environment = hub.environment(tmp_path / "home")
+        arguments = [
+            "export", f"run_dir={finished_run}", "step=2", f"output={tmp_path / 'out'}",
+            "push_to_hub=org/name", "revision=step-00000002", "private=true",
+        ]  # fmt: skip
+        assert f"uploaded to {hub.url}/org/name" in run_command(*arguments, **environment)
+        files = hub.read("org/name", "step-00000002")
+        assert files.keys() - {".gitattributes"} == {
+            path.name for path in (tmp_path / "out").iterdir() if path.name != "notes.txt"
+        }
+        assert b'"org/name", revision="step-00000002"' in files["README.md"]
+        assert hub.read("org/name").keys() == {".gitattributes"}
+        assert hub.repositories["models/org/name"].is_private
+        assert hub.titles("org/name", "step-00000002")[0] == "Step 2 of a run of neobert_train"
+        (tmp_path / "texts.jsonl").write_text('{"content": "the state of the union"}\n' * 9)
+        measured = run_command(
+            "evaluate", "model=org/name@step-00000002", f"paths=[{tmp_path / 'texts.jsonl'}]",
+            **environment,
+        )  # fmt: skip
+        assert measured.startswith("org/name@step-00000002: ")

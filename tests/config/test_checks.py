@@ -360,6 +360,13 @@ def test_sound_evaluation_and_export_have_no_problem():
     assert find_problems(ExportConfig(run_dir="a")) == []
 
 
+def test_a_repository_and_a_branch_go_together():
+    (problem,) = find_problems(ExportConfig(run_dir="a", revision="step-1"))
+    assert "push_to_hub=org/name" in problem
+    (problem,) = find_problems(ExportConfig(run_dir="a", push_to_hub="name"))
+    assert "push_to_hub=name is no repository" in problem
+
+
 def test_export_needs_a_run():
     (problem,) = find_problems(ExportConfig())
     assert "run_dir=runs/NAME" in problem

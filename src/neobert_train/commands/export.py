@@ -10,17 +10,18 @@ from neobert_train.checkpoint import (
     load_state,
     load_weights,
 )
-from neobert_train.checkpoint_search import find_checkpoint
+from neobert_train.checkpoint_search import find_checkpoint, read_weights_digest
 from neobert_train.config.saved import load_train_config
 from neobert_train.config.schema import ExportConfig, ExportFormat, Pooling
 from neobert_train.errors import InputError
-from neobert_train.export.hub import push_to_hub
+from neobert_train.export.hub import MAIN, push_to_hub
 from neobert_train.export.hugging_face import write_model_folder, write_pooling
 from neobert_train.export.model_card import CardNames, render_model_card
 from neobert_train.export.onnx import write_onnx
 from neobert_train.export.parity import check_parity
 from neobert_train.files import hash_file, write_atomically
 from neobert_train.folders import owned_folder
+from neobert_train.hub import HubError
 from neobert_train.metrics_file import find_latest, read_metrics
 from neobert_train.model import build_model, load_into
 from neobert_train.run_directory import RunDirectory
@@ -65,14 +66,30 @@ def run(config: ExportConfig, world: World) -> None:
             write_onnx(draft, model)
         location = config.push_to_hub or str(output)
         title = (config.push_to_hub or run_directory.path.resolve().name).rpartition("/")[2]
-        names = CardNames(title, location, config.license)
+        revision = config.revision if config.push_to_hub else None
+        names = CardNames(title, location, config.license, revision)
         card = render_model_card(names, train_config, state, tokenizer, metrics)
         write_atomically(draft / "README.md", card)
     print_output(
         f"exported step {state.step} to {output} (largest difference of a logit: {difference:.1g})"
     )
     if config.push_to_hub:
-        print_output(f"uploaded to {push_to_hub(output, config.push_to_hub, config.private)}")
+        digest = read_weights_digest(checkpoint)
+        print_output(f"uploaded to {_push(config, output, state.step, digest)}")
+
+
+def _push(config: ExportConfig, output: Path, step: int, digest: str) -> str:
+    assert config.push_to_hub is not None
+    revision, title = config.revision or MAIN, f"Step {step:,} of a run of neobert_train"
+    try:
+        return push_to_hub(
+            output, config.push_to_hub, revision, title, digest, private=config.private
+        )
+    except HubError as error:
+        raise InputError(
+            f"the upload to {config.push_to_hub} failed: {error}; the export stays in {output}, and "
+            f"the same command tries again"
+        ) from error
 
 
 def _list_unlisted(output: Path, run_directory: RunDirectory) -> dict[str, str]:

@@ -35,6 +35,7 @@ _ADVICE = {
         "`inspect_data` shows what it reads)"
     )
 }
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _SOURCE_NAME = re.compile(r"[\w-]+")
 
 
@@ -49,8 +50,8 @@ def find_problems(config: Any, world_size: int = 1) -> list[str]:
         problems += find_experiment_problems(config, world_size)
     elif isinstance(config, EvaluateConfig):
         problems += _iter_evaluate_problems(config)
-    elif isinstance(config, ExportConfig) and not config.run_dir:
-        problems.append("run_dir is not set: write run_dir=runs/NAME")
+    elif isinstance(config, ExportConfig):
+        problems += _iter_export_problems(config)
     return problems
 
 
@@ -241,6 +242,19 @@ def _iter_evaluate_problems(config: EvaluateConfig) -> Iterator[str]:
             f"context_length={config.context_length} does not fit in micro_batch_tokens="
             f"{config.micro_batch_tokens}: write micro_batch_tokens={config.context_length} or more"
         )
+
+
+def _iter_export_problems(config: ExportConfig) -> Iterator[str]:
+    if not config.run_dir:
+        yield "run_dir is not set: write run_dir=runs/NAME"
+    if config.revision is not None and config.push_to_hub is None:
+        yield f"revision={config.revision} is a branch on the Hub: write push_to_hub=org/name too"
+    yield from _iter_repository_problems("push_to_hub", config.push_to_hub)
+
+
+def _iter_repository_problems(key: str, name: str | None) -> Iterator[str]:
+    if name is not None and not _REPOSITORY.fullmatch(name):
+        yield f"{key}={name} is no repository of the Hub: write {key}=org/name"
 
 
 EVALUATION_TASKS = ("masked_lm",)

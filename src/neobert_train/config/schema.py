@@ -403,6 +403,9 @@ class ExportConfig:
         None, "Licence of the weights for the model card, as the Hub names it, such as apache-2.0."
     )
     push_to_hub: str | None = setting(None, "Hub repository org/name to upload the folder to.")
+    revision: str | None = setting(
+        None, "push_to_hub: branch to upload to, such as step-00010000; main by default."
+    )
     private: bool = setting(False, "Create the Hub repository as a private one.")
 
 

@@ -74,11 +74,13 @@ class CardNames:
         title: of the card.
         location: what loads it, a folder or a repository.
         license: of the weights, as the Hub names it; None leaves it out.
+        revision: of the repository that is loaded; None for its main one.
     """
 
     title: str
     location: str
     license: str | None = None
+    revision: str | None = None
 
 
 def render_model_card(
@@ -109,8 +111,9 @@ def render_model_card(
     if dataset and _REPOSITORY.fullmatch(dataset):
         front["datasets"] = [dataset]
     example = f"The state of the union is {tokenizer.spellings['mask']}."
+    revision = f", revision={json.dumps(names.revision)}" if names.revision else ""
     literals = {
-        "name": json.dumps(names.location),
+        "name": json.dumps(names.location) + revision,
         "text": json.dumps(example, ensure_ascii=False),
     }
     recipe = {
