@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.store import compose_config, to_typed
+from neobert_train.config.typed import parse
 from neobert_train.data.corpus import open_corpus
 from neobert_train.data.documents import LaneOrder, Position, WindowStart, iter_windows
 from neobert_train.data.lanes import Lane, LaneState
@@ -74,7 +75,7 @@ def measure_seek(folder: str, state: str) -> None:
     tokenizer = build_tokenizer(config.tokenizer)
     started = time.perf_counter()
     lane = Lane(config, open_corpus(config, tokenizer), tokenizer, 0)
-    next(lane.iter_batches(LaneState.from_dict(json.loads(state))))
+    next(lane.iter_batches(parse(LaneState, json.loads(state))))
     print(time.perf_counter() - started)
 
 

@@ -28,6 +28,7 @@ import numpy as np
 
 from neobert_train.config.data_schema import DataConfig, MixtureSourceConfig
 from neobert_train.config.schema import BatchConfig, TrainConfig
+from neobert_train.config.typed import parse
 from neobert_train.data.documents import LaneOrder, Position, iter_windows
 from neobert_train.data.lanes import Lane, LaneState, initial_states
 from neobert_train.data.sources import Division, TokenizedRecord, Unit, divide_files
@@ -203,7 +204,7 @@ def simulate_lanes(num_rows: int, lanes_checked: int) -> None:
             if lane not in chosen:
                 continue
             reader = Lane(config, units, tokenizer, lane).iter_packed(
-                LaneState.from_dict(states[lane])
+                parse(LaneState, states[lane])
             )
             for packed in itertools.islice(reader, num_steps):
                 rows = [

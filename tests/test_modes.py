@@ -29,7 +29,7 @@ def test_files_and_folders_have_the_modes_of_others(umask, tmp_path, make_config
     run = RunDirectory(tmp_path / "run")
     run.create()
     write_checked_json(run.heldout_file, {})
-    state = TrainingState(0, 0, 0, initial_states(range(1)))
+    state = TrainingState.begin(initial_states(range(1)))
     save_checkpoint(run, Checkpoint(state, {"a": torch.zeros(2)}, {}), config, tokenizer)
     model_config = ModelConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
     model = NeoBERTForMaskedLM(build_model_config(model_config, tokenizer))

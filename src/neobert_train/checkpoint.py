@@ -9,18 +9,18 @@ import re
 import shutil
 import stat
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from neobert_train.config.saved import dump_config
 from neobert_train.config.schema import CheckpointConfig, TrainConfig
-from neobert_train.config.setting import Range
 from neobert_train.config.typed import Count, Finite, parse
 from neobert_train.data.lanes import LaneState
 from neobert_train.errors import InputError
@@ -58,10 +58,10 @@ class DivergenceState:
         recent_losses: those that the next loss is compared with, oldest first.
     """
 
-    skipped_steps: Count = 0
-    rewinds: Count = 0
-    skipped_in_a_row: Count = 0
-    recent_losses: list[Finite] = field(default_factory=list)
+    skipped_steps: Count
+    rewinds: Count
+    skipped_in_a_row: Count
+    recent_losses: list[Finite]
 
 
 @dataclass
@@ -83,10 +83,15 @@ class TrainingState:
     tokens: Count
     masked_tokens: Count
     lanes: dict[int, dict[str, Any]]
-    updates: Count = 0
-    seconds: Annotated[float, Range(at_least=0.0)] = 0.0
-    heldout_loss: float | None = None
-    divergence: DivergenceState = field(default_factory=DivergenceState)
+    updates: Count
+    seconds: Annotated[Finite, Field(ge=0.0)]
+    heldout_loss: float | None
+    divergence: DivergenceState
+
+    @classmethod
+    def begin(cls, lanes: dict[int, dict[str, Any]]) -> "TrainingState":
+        """Return the state before the first step."""
+        return cls(0, 0, 0, lanes, 0, 0.0, None, DivergenceState(0, 0, 0, []))
 
 
 @dataclass
@@ -246,6 +251,8 @@ def _find_problem(state: TrainingState) -> str | None:
         problem = lane.find_problem()
         if problem is not None:
             return f"lanes.{number}: {problem}"
+        if lane.to_dict() != raw:
+            return f"lanes.{number} is incomplete"
         if lane.num_batches != state.step:
             return f"lanes.{number} is at step {lane.num_batches}, the run at {state.step}"
         trained += sum(stream.tokens for stream in lane.streams.values())

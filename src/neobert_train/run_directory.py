@@ -2,9 +2,11 @@
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NotRequired
+
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
 
 from neobert_train.config.typed import parse
 from neobert_train.errors import InputError
@@ -20,24 +22,15 @@ from neobert_train.run_lock import acquire_lock
 # For processes of the start before that still write their last checkpoint.
 _LOCK_WAIT_SECONDS = 60.0
 _STEP_FOLDER = re.compile("step-([0-9]{8}|[1-9][0-9]{8,})")
-_Entries = dict[str, str | int | float | list[str] | dict[str, str | None] | None]
 
 
-@dataclass(frozen=True)
-class _Start:
-    """What `describe_environment` gives for a start."""
+class _Start(TypedDict):
+    """What `describe_environment` gives for a start, and what earlier versions wrote."""
 
-    entries: dict[str, Any]
-
-    @classmethod
-    def from_json(cls, value: Any, name: str) -> "_Start":
-        """As `parse` asks for."""
-        entries = parse(_Entries, value, name)
-        parse(str, entries.get("started"), f"{name}.started")
-        for key in ("packages", "revisions"):  # the latter of no earlier version
-            parse(dict[str, str | None], entries.get(key, {}), f"{name}.{key}")
-        entries.pop("command", None)  # written by an earlier version; may hold a secret
-        return cls(entries)
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    started: str
+    packages: NotRequired[dict[str, str | None]]
+    revisions: NotRequired[dict[str, str | None]]
 
 
 class RunDirectory:
@@ -139,8 +132,10 @@ class RunDirectory:
         if not self.environment_file.exists():
             return []
         fix = "remove it; nothing but this list is lost"
-        starts = read_run_json(self.environment_file, list[_Start], fix)
-        return [start.entries for start in starts]
+        starts: list[dict[str, Any]] = read_run_json(self.environment_file, list[_Start], fix)
+        for start in starts:
+            start.pop("command", None)  # written by an earlier version; may hold a secret
+        return starts
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint after `step` steps."""
@@ -165,19 +160,18 @@ class RunDirectory:
         remove(doomed)
 
 
-def read_run_json(path: Path, kind: Any, fix: str, complete: bool = True) -> Any:
+def read_run_json(path: Path, kind: Any, fix: str) -> Any:
     """Read a JSON file of a run directory.
 
     Args:
         path: of the file, which `write_checked_json` wrote.
         kind: of its value, as `parse` takes it.
         fix: what a user can do about a damaged one.
-        complete: whether every field of a dataclass has to be there, also one with a default.
 
     Raises:
         InputError: it is damaged.
     """
     try:
-        return parse(kind, read_checked_json(path), complete=complete)
+        return parse(kind, read_checked_json(path))
     except (DamagedFileError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): {fix}") from error

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
 
-from neobert_train.config.setting import Range
 from neobert_train.config.typed import Count, Finite, parse
 
 
@@ -18,7 +17,7 @@ class Colour(Enum):
 @dataclass
 class Inner:
     number: Count
-    share: float = 0.5
+    share: Finite = 0.5
 
 
 @dataclass
@@ -48,32 +47,39 @@ def test_a_sound_value_becomes_what_the_types_say():
     assert type(parsed.inner.share) is float
 
 
-def test_fields_with_defaults_may_be_missing_when_asked_for():
-    with pytest.raises(ValueError, match=r"^by_step is missing"):
-        parse(Outer, {"inner": SOUND["inner"], "names": []})
-    parsed = parse(Outer, {"inner": {"number": 0}, "names": []}, complete=False)
-    assert parsed == Outer(Inner(0), [])
+def test_a_field_with_a_default_may_be_missing():
+    with pytest.raises(ValueError, match=r"^inner.number is missing$"):
+        parse(Outer, {"inner": {}, "names": []})
+    assert parse(Outer, {"inner": {"number": 0}, "names": []}) == Outer(Inner(0), [])
 
 
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("inner", [], "inner is a list, and must be an object"),
-        ("inner", {"number": -5, "share": 0}, "inner.number is -5, and must be at least 0"),
-        ("inner", {"number": 10**400, "share": 0}, r"inner.number is 1000.*\.\.\., and must be"),
-        ("inner", {"number": True, "share": 0}, "inner.number is True, and must be a whole number"),
-        ("inner", {"number": 1.0, "share": 0}, "inner.number is 1.0, and must be a whole number"),
-        ("inner", {"number": 1, "share": "1"}, "inner.share is 1, and must be a number"),
-        ("inner", {"number": 1, "share": 10**400}, "inner.share is 1.*, and must be a number"),
-        ("inner", {"number": 1, "share": 1, "x": 1}, "inner.x is not known"),
-        ("names", "a", "names is a, and must be a list"),
-        ("names", ["a", None], r"names\[1\] is null, and must be a text"),
-        ("by_step", {"5": float("nan")}, "by_step.5 is nan, and must be finite"),
-        ("by_step", {"05": 1.0}, "a key of by_step is 05, and must be a whole number"),
-        ("pair", ["x"], "pair is a list, and must be a list of 2"),
-        ("pair", ["x", -1], r"pair\[1\] is -1, and must be at least 0"),
-        ("colour", "green", "colour is green, and must be one of red, blue"),
-        ("colour", ["red"], "colour is a list, and must be one of red, blue"),
+        ("inner", [], r"^inner is \[\]: input should be a dictionary or an instance of Inner"),
+        (
+            "inner",
+            {"number": -5},
+            "^inner.number is -5: input should be greater than or equal to 0",
+        ),
+        ("inner", {"number": 10**400}, r"^inner.number is 1000.*\.\.\.: input should be less than"),
+        ("inner", {"number": True}, "^inner.number is true: input should be a valid integer"),
+        ("inner", {"number": 1.0}, "^inner.number is 1.0: input should be a valid integer"),
+        ("inner", {"number": 1, "share": "1"}, '^inner.share is "1": input should be a valid num'),
+        (
+            "inner",
+            {"number": 1, "share": 10**400},
+            "^inner.share is 1000.*: input should be a valid number",
+        ),
+        ("inner", {"number": 1, "x": 1}, "^inner.x is not known$"),
+        ("names", "a", '^names is "a": input should be a valid list'),
+        ("names", ["a", None], r"^names\[1\] is null: input should be a valid string"),
+        ("by_step", {"5": float("nan")}, "^by_step.5 is NaN: input should be a finite number"),
+        ("by_step", {"x": 1.0}, 'is "x": input should be a valid integer'),
+        ("pair", ["x"], r"^pair\[1\] is missing$"),
+        ("pair", ["x", -1], r"^pair\[1\] is -1: input should be greater than or equal to 0"),
+        ("colour", "green", "^colour is \"green\": input should be 'red' or 'blue'"),
+        ("colour", ["red"], "^colour is .*: input should be 'red' or 'blue'"),
     ],
 )
 def test_anything_else_is_refused_with_its_place(key, value, words):
@@ -81,16 +87,9 @@ def test_anything_else_is_refused_with_its_place(key, value, words):
         parse(Outer, SOUND | {key: value})
 
 
-def test_lists_of_counts_are_checked_to_the_last():
+@pytest.mark.parametrize("wrong", [-1, True, 1.5, 2**63, None])
+def test_lists_of_counts_are_checked_to_the_last(wrong):
     numbers = list(range(1000))
     assert parse(list[Count], numbers) == numbers
-    for wrong in (-1, True, 1.5, 2**63, None):
-        with pytest.raises(ValueError, match=r"^it\[1000\]|^\[1000\]"):
-            parse(list[Count], [*numbers, wrong])
-
-
-def test_bounds_are_those_of_the_annotation():
-    share = Annotated[float, Range(at_least=0.0, at_most=1.0)]
-    assert parse(share, 1) == 1.0
-    with pytest.raises(ValueError, match=r"^it is 1.5, and must be at least 0 and at most 1"):
-        parse(share, 1.5)
+    with pytest.raises(ValueError, match=r"^ids\[1000\] is "):
+        parse(list[Count], [*numbers, wrong], "ids")

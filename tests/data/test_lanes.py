@@ -23,6 +23,7 @@ from neobert_train.config.data_schema import (
     SourceKind,
 )
 from neobert_train.config.schema import BatchConfig, TrainConfig
+from neobert_train.config.typed import parse
 from neobert_train.data.admission import is_heldout
 from neobert_train.data.documents import Position, WindowStart
 from neobert_train.data.lanes import Lane, LaneState
@@ -185,7 +186,7 @@ def test_a_lane_resumed_from_any_of_its_states_continues_bit_for_bit(
     for run in [*runs, 2]:
         for batch in itertools.islice(build().iter_batches(state), run):
             assert_equal(batch, next(whole))
-        state = LaneState.from_dict(json.loads(json.dumps(batch.lane_state)))
+        state = parse(LaneState, json.loads(json.dumps(batch.lane_state)))
         assert state.to_dict() == batch.lane_state
 
 
@@ -303,7 +304,7 @@ def test_the_policy_stop_gives_the_batches_before_and_names_the_line(make_lane, 
     assert f"{file}, line 31: not JSON" in str(error.value)
     assert "data.on_bad_record=skip" in str(error.value)
     with pytest.raises(InputError, match="line 31"):
-        list(lane.iter_batches(LaneState.from_dict(given_out[-1].lane_state)))
+        list(lane.iter_batches(parse(LaneState, given_out[-1].lane_state)))
 
 
 def test_a_lone_surrogate_stops_with_its_file_and_line(make_lane, tmp_path):

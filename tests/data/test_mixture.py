@@ -197,7 +197,7 @@ def test_a_lane_of_a_mixture_goes_on_bit_for_bit_from_any_state(
             for name in ("input_ids", "cu_seqlens", "masked_positions", "labels"):
                 assert torch.equal(getattr(batch, name), getattr(expected, name))
             assert batch.lane_state == expected.lane_state
-        state = LaneState.from_dict(json.loads(json.dumps(batch.lane_state)))
+        state = parse(LaneState, json.loads(json.dumps(batch.lane_state)))
 
 
 def test_a_rare_source_comes_at_other_times_in_every_lane(tokenizer):

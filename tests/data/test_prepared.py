@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.store import compose_config, to_typed
+from neobert_train.config.typed import parse
 from neobert_train.data import preparation
 from neobert_train.data.corpus import open_corpus
 from neobert_train.data.lanes import Lane, LaneState
@@ -127,7 +128,7 @@ def test_batches_are_those_of_the_texts(corpus, prepared, lanes, settings):
         batches = read_batches(raw, lane, 40)
         assert_same(read_batches(shards, lane, 40), batches)
         # A run may go from the texts to the shards and back at any step.
-        state = LaneState.from_dict(json.loads(json.dumps(batches[19].lane_state)))
+        state = parse(LaneState, json.loads(json.dumps(batches[19].lane_state)))
         assert_same(read_batches(shards, lane, 10, state), batches[20:30])
         assert_same(read_batches(raw, lane, 10, state), batches[20:30])
 

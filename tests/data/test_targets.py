@@ -8,6 +8,7 @@ import pytest
 from neobert_train.commands import inspect_data
 from neobert_train.commands.train import check_unknown_shares
 from neobert_train.config.data_schema import MaskingConfig, MaskingUnit
+from neobert_train.config.typed import parse
 from neobert_train.data.collate import collate
 from neobert_train.data.corpus import open_corpus
 from neobert_train.data.heldout import CorpusSample, build_evaluation_batches, sample_corpus
@@ -42,7 +43,7 @@ def test_the_look_through_the_sources_gives_the_share_of_each(
     config = make_config(*thai, f"++data.mixture={{mixed:{{{paths.replace('=', ':')}}},all:{{}}}}")
     sample = sample_corpus(config, open_corpus(config, tokenizer), tokenizer)
     assert sample.unknown_shares == {"mixed": pytest.approx(1 / 19), "all": 1.0}
-    assert CorpusSample.from_dict(json.loads(json.dumps(sample.to_dict()))) == sample
+    assert parse(CorpusSample, json.loads(json.dumps(sample.to_dict()))) == sample
 
 
 def test_sources_are_warned_of_and_refused_when_nothing_of_any_is_known(tokenizer, caplog):

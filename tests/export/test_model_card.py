@@ -2,6 +2,7 @@
 
 import ast
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -22,7 +23,8 @@ def render(name="org/name", dataset="org/data", mask="[MASK]", **metrics):
     tokenizer = TextTokenizer(Tokenizer(models.WordLevel(vocabulary)), "words", {"mask": mask})
     config.data.source, config.data.dataset = SourceKind.huggingface, dataset
     names = CardNames(name, name)
-    return render_model_card(names, config, TrainingState(3, 10, 2, {}), tokenizer, metrics)
+    state = replace(TrainingState.begin({}), step=3, tokens=10, masked_tokens=2)
+    return render_model_card(names, config, state, tokenizer, metrics)
 
 
 def find_code(card):

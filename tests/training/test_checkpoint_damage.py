@@ -86,7 +86,9 @@ def make(step):
         7 - number: LaneState(step, (0.5,), (), {"corpus": stream}).to_dict()
         for number, stream in enumerate(streams)
     }
-    return Checkpoint(TrainingState(step, 2**53 + 1, 2**40, lanes, updates=1), weights, moments)
+    state = TrainingState.begin(lanes)
+    state.step, state.tokens, state.masked_tokens, state.updates = step, 2**53 + 1, 2**40, 1
+    return Checkpoint(state, weights, moments)
 
 
 @pytest.fixture(scope="module")
@@ -189,33 +191,32 @@ def put_in_stream(key, value):
 
 
 FORGED = {
-    "step below 0": (put(step=-5), "step is -5, and must be at least 0"),
+    "step below 0": (put(step=-5), "step is -5: input should be greater than or equal to 0"),
     "step of another": (put(step=10**9), "lanes.0 is at step 2, the run at 1000000000"),
-    "step true": (put(step=True), "step is True, and must be a whole number"),
-    "tokens below 0": (put(tokens=-1), "tokens is -1, and must be at least 0"),
+    "step true": (put(step=True), "step is true: input should be a valid integer"),
+    "tokens below 0": (put(tokens=-1), "tokens is -1: input should be greater than or equal to 0"),
     "fewer tokens than lanes": (put(tokens=8, masked_tokens=1), "tokens of the lanes are 9, more"),
     "more masked than tokens": (put(masked_tokens=2**60), "masked_tokens are"),
     "more updates than steps": (put(updates=3), "updates are 3, more than 2"),
     "endless number": (put(tokens=10**400), "tokens is 1000"),
-    "seconds not a number": (put(seconds=float("nan")), "seconds is nan"),
-    "loss in words": (put(heldout_loss="low"), "heldout_loss is low, and must be a number"),
+    "seconds not a number": (put(seconds=float("nan")), "seconds is NaN"),
+    "loss in words": (put(heldout_loss="low"), "heldout_loss is \"low\": input should be a valid number"),
     "losses not finite": (
         lambda state: state["divergence"].update(recent_losses=[1.0, float("inf")]),
-        "divergence.recent_losses\\[1\\] is inf, and must be finite",
+        "divergence.recent_losses\\[1\\] is Infinity: input should be a finite number",
     ),
     "no divergence": (lambda state: state.pop("divergence"), "divergence is missing"),
     "unknown value": (put(bogus=1), "bogus is not known"),
     "no lanes": (put(lanes={}), "lanes are missing"),
     "lane missing": (lambda state: state["lanes"].pop("0"), "lanes are missing"),
-    "lane twice": (
-        lambda state: state["lanes"].update({"01": state["lanes"]["1"]}), "a key of lanes is 01"
-    ),
-    "lanes a list": (put(lanes=[1, 2]), "lanes is a list, and must be an object"),
+    "lanes a list": (put(lanes=[1, 2]), "lanes is \\[1, 2\\]: input should be a valid dict"),
     "lane of another step": (put_in_lane("num_batches", 1), "lanes.1 is at step 1, the run at 2"),
-    "credit not finite": (put_in_lane("credits", [float("nan")]), "credits\\[0\\] is nan"),
+    "credit not finite": (put_in_lane("credits", [float("nan")]), "credits\\[0\\] is NaN"),
     "credits too many": (put_in_lane("credits", [0.0, 0.0]), "2 credits for 1 sources"),
     "pending of no source": (put_in_lane("pending_sources", [0, 7]), "pending_sources and the"),
-    "position short": (put_in_stream("position", [0, 0]), "position is a list, and must be a list of"),
+    "no pending": (lambda state: state["lanes"]["1"].pop("pending_sources"), "lanes.1 is incomplete"),
+    "no rewinds": (lambda state: state["divergence"].pop("rewinds"), "rewinds is missing"),
+    "position short": (put_in_stream("position", [0, 0]), "position\\[2\\] is missing"),
     "position below 0": (put_in_stream("position", [0, 0, 0, [], -1]), "position\\[4\\] is -1"),
     "unit not begun": (put_in_stream("position", [0, 0, 1, [[1, 0]], 0]), "open that were not begun"),
     "pending descends": (put_in_stream("pending", [0, 2, 1]), "pending is not ascending from 0"),

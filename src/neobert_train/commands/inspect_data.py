@@ -13,6 +13,7 @@ from neobert_train.checkpoint_search import find_checkpoint
 from neobert_train.config.derived import compute_num_lanes
 from neobert_train.config.saved import find_differences, load_train_config
 from neobert_train.config.schema import InspectDataConfig
+from neobert_train.config.typed import parse
 from neobert_train.data.corpus import open_corpus
 from neobert_train.data.encoding import name_document
 from neobert_train.data.lanes import Lane, LaneState, PackedChunks, initial_states
@@ -80,7 +81,7 @@ def iter_lanes(
     ) as bar:
         for lane_number in sorted(states):
             lane = Lane(config, units, tokenizer, lane_number)
-            packed_batches = lane.iter_packed(LaneState.from_dict(states[lane_number]))
+            packed_batches = lane.iter_packed(parse(LaneState, states[lane_number]))
             for step in range(first_step, config.step + 1):
                 packed = next(packed_batches)
                 bar.update()

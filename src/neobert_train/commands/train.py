@@ -297,7 +297,7 @@ def share_sample(
 ) -> CorpusSample:
     """The held-out documents that the main process finds; raises InputError on every process."""
     found = collectives.on_main(lambda: find_sample(config, run, start).to_dict())
-    return CorpusSample.from_dict(found)
+    return CorpusSample(**found)
 
 
 def find_sample(config: TrainConfig, run: RunDirectory, start: StartingPoint) -> CorpusSample:

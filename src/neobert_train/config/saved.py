@@ -67,7 +67,7 @@ def load_train_config(path: Path) -> TrainConfig:
         values = yaml.load(read_text(path, _MOST_BYTES), _Loader)
         if not values:
             raise ValueError("it holds no settings")
-        config: TrainConfig = parse(TrainConfig, values, complete=False)
+        config: TrainConfig = parse(TrainConfig, values)
         for problem in find_range_problems(config):
             raise ValueError(problem)
     except RecursionError as error:
@@ -104,6 +104,14 @@ class _Loader(yaml.SafeLoader):
             raise yaml.YAMLError("it holds aliases, which no configuration of a run does")
         return super().compose_node(parent, index)
 
+
+# Unquoted, line breaks of Unicode come back as spaces.
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, '"' if re.search("[\x85\u2028\u2029]", text) else None
+    ),
+)
 
 # YAML 1.1 wants a point in it. The dumper has to know, so that a text of this form gets quotes.
 for _side in (_Dumper, _Loader):

@@ -3,7 +3,9 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import PlainValidator
 
 from neobert_train.config.derived import compute_num_lanes
 from neobert_train.config.schema import TrainConfig
@@ -27,11 +29,11 @@ class SourceFile:
     version: FileVersion
 
     def to_json(self) -> list[Any]:
-        """Return name, bytes and marks, as `from_json` takes them."""
+        """Return name, bytes and marks."""
         return [self.name, self.version.size, dict(self.version.marks)]
 
     @classmethod
-    def from_json(cls, value: Any, name: str) -> "SourceFile":
+    def from_json(cls, value: Any) -> "SourceFile":
         """Return the inverse of `to_json`, also of what 0.1.0 wrote: name and bytes.
 
         Raises:
@@ -39,13 +41,13 @@ class SourceFile:
         """
         if isinstance(value, list) and len(value) == 2:
             value = [*value, {}]
-        parts = parse(tuple[str, Count | None, dict[str, str]], value, name)
-        return cls(parts[0], FileVersion(parts[1], tuple(parts[2].items())))
+        name, size, marks = parse(tuple[str, Count | None, dict[str, str]], value, "file")
+        return cls(name, FileVersion(size, tuple(marks.items())))
 
 
 _SHOWN_FILES = 5
 # The files of every source, by its name.
-SourceFiles = dict[str, list[SourceFile]]
+SourceFiles = dict[str, list[Annotated[SourceFile, PlainValidator(SourceFile.from_json)]]]
 
 
 def open_corpus(config: TrainConfig, tokenizer: TextTokenizer) -> Mapping[str, Sequence[Unit]]:

@@ -60,21 +60,17 @@ class Position:
         return [window.epoch, window.number, window.num_begun, open_units, self.offset]
 
     @classmethod
-    def from_json(cls, value: Any, name: str) -> "Position":
-        """Return the inverse of `to_list` for a value from a file; see `typed.parse`."""
-        parse(_POSITION, value, name)
-        position = cls.from_list(value)
-        places = [place for place, _ in position.window.open_units]
-        if len(set(places)) < len(places) or any(p >= position.window.num_begun for p in places):
-            raise ValueError(f"{name} has units open that were not begun")
-        return position
+    def from_list(cls, values: Any) -> "Position":
+        """Return the inverse of `to_list`.
 
-    @classmethod
-    def from_list(cls, values: Sequence[Any]) -> "Position":
-        """The inverse of `to_list`."""
-        epoch, number, num_begun, open_units, offset = values
-        units = tuple((place, cursor) for place, cursor in open_units)
-        return cls(WindowStart(epoch, number, num_begun, units), offset)
+        Raises:
+            ValueError: it is not what `to_list` gives.
+        """
+        epoch, number, num_begun, open_units, offset = parse(_POSITION, values, "position")
+        places = [place for place, _ in open_units]
+        if len(set(places)) < len(places) or any(place >= num_begun for place in places):
+            raise ValueError("it has units open that were not begun")
+        return cls(WindowStart(epoch, number, num_begun, tuple(open_units)), offset)
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,11 +57,6 @@ class CorpusSample:
         """Return it as JSON."""
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "CorpusSample":
-        """Return the inverse of `to_dict`."""
-        return cls(**values)
-
     def save(self, file: Path) -> None:
         """Write what `load` reads.
 
@@ -79,7 +74,7 @@ class CorpusSample:
         """
         fix = "remove it, and the run looks for held-out documents again when it continues"
         # Earlier versions did not write all fields, but always the documents.
-        sample: CorpusSample = read_run_json(file, cls, fix, complete=False)
+        sample: CorpusSample = read_run_json(file, cls, fix)
         if not sample.heldout:
             raise InputError(f"{file} cannot be read (it holds no documents): {fix}")
         largest = max(max(ids, default=0) for ids in sample.heldout)

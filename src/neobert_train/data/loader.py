@@ -16,6 +16,7 @@ import torch
 
 from neobert_train.batch import Batch
 from neobert_train.config.schema import TrainConfig
+from neobert_train.config.typed import parse
 from neobert_train.data.lanes import Lane, LaneState
 from neobert_train.data.local_files import allow_many_open_files
 from neobert_train.data.sources import Unit
@@ -65,7 +66,7 @@ class LaneReaders:
         allow_many_open_files()
         tokenizer = build_tokenizer(self.config.tokenizer)
         streams = [
-            Lane(self.config, self.units, tokenizer, lane).iter_batches(LaneState.from_dict(state))
+            Lane(self.config, self.units, tokenizer, lane).iter_batches(parse(LaneState, state))
             for lane, state in self.states.items()
         ]
         while True:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import PlainValidator
 
 from neobert_train.config.data_schema import BadRecordPolicy
 from neobert_train.config.typed import Count
@@ -68,7 +69,9 @@ class StreamState:
         exhausted: whether `max_epochs` is reached and everything is read.
     """
 
-    position: Position = field(default_factory=Position)
+    position: Annotated[Position, PlainValidator(Position.from_list)] = field(
+        default_factory=Position
+    )
     chunk: Count = 0
     num_read: Count = 0
     pending: tuple[Count, ...] = ()
@@ -77,7 +80,7 @@ class StreamState:
     exhausted: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """As JSON, from which `parse` makes it again."""
         return {
             "position": self.position.to_list(),
             "chunk": self.chunk,
@@ -87,20 +90,6 @@ class StreamState:
             "tokens": self.tokens,
             "exhausted": self.exhausted,
         }
-
-    @classmethod
-    def from_dict(cls, state: dict[str, Any]) -> "StreamState":
-        """The inverse of `to_dict`."""
-        documents, empty, bad, filtered = state["counts"]
-        return cls(
-            Position.from_list(state["position"]),
-            state["chunk"],
-            state["num_read"],
-            tuple(state["pending"]),
-            (documents, empty, bad, filtered),
-            state["tokens"],
-            state["exhausted"],
-        )
 
     def find_problem(self) -> str | None:
         """Find what contradicts itself in a state that was read from a file; None if nothing does."""

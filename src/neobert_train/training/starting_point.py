@@ -277,7 +277,7 @@ def load_state_and_weights(
         state = load_state(checkpoint)
         check_lanes(config, state, checkpoint)
         return state, load_weights(checkpoint)
-    state = TrainingState(0, 0, 0, initial_states(range(compute_num_lanes(config))))
+    state = TrainingState.begin(initial_states(range(compute_num_lanes(config))))
     if not config.init_from:
         return state, None
     return state, load_initial_weights(config.init_from, config.model, tokenizer.vocab_size)
