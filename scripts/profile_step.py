@@ -23,8 +23,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from neobert_train.accounting import compute_model_size, format_flops
 from neobert_train.distributed import find_device
 from neobert_train.hardware import find_peak_flops
-from neobert_train.modeling import modeling_neobert
+from neobert_train.modeling import layouts, modeling_neobert
 from neobert_train.modeling.attention import choose_backend
+from neobert_train.modeling.heads import VocabularyProjection
 from neobert_train.world import World
 
 PRODUCTS = {"aten::mm", "aten::addmm"}
@@ -43,10 +44,10 @@ def marked_parts(model: nn.Module) -> Iterator[None]:
     """Give the time of modules and functions the names of their parts."""
     modules = {
         nn.RMSNorm: "norms", modeling_neobert.SwiGLU: "SwiGLU",
-        modeling_neobert.VocabularyProjection: "loss", nn.Embedding: "embedding",
+        VocabularyProjection: "loss", nn.Embedding: "embedding",
     }  # fmt: skip
-    functions = {"rotate": "rotary positions", "attend": "attention"}
-    originals = {name: getattr(modeling_neobert, name) for name in functions}
+    functions = {(modeling_neobert, "rotate"): "rotary positions", (layouts, "attend"): "attention"}
+    originals = {place: getattr(*place) for place in functions}
 
     def mark(function: Any, part: str) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -60,13 +61,13 @@ def marked_parts(model: nn.Module) -> Iterator[None]:
     marked = [module for module in model.modules() if type(module) in modules]
     for module in marked:
         module.forward = mark(module.forward, modules[type(module)])  # type: ignore[method-assign]
-    for name, part in functions.items():
-        setattr(modeling_neobert, name, mark(originals[name], part))
+    for place, part in functions.items():
+        setattr(*place, mark(originals[place], part))
     yield
     for module in marked:
         del module.forward
-    for name, function in originals.items():
-        setattr(modeling_neobert, name, function)
+    for place, function in originals.items():
+        setattr(*place, function)
 
 
 def find_part(event: Any, forward_parts: dict[int, str]) -> str:

@@ -149,7 +149,7 @@ def test_prepared_shards_know_the_files_they_were_made_of(folder, tmp_path):
 
 
 def prepare(config, tokenizer) -> list[bool]:
-    jobs = list_jobs(config.data, config.tokenizer.path, tokenizer)
+    jobs = list_jobs(config, tokenizer)
     results = [write_shard(job) for files in jobs.values() for file in files for job in file]
     write_manifest(config.data, tokenizer, jobs, {r.entry["shard"]: r.entry for r in results})
     return [result.found for result in results]
