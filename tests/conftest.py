@@ -1,7 +1,10 @@
 """Fixtures that more than one folder of tests uses."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,3 +35,17 @@ def make_config(tmp_path: Path):
         return to_typed("train", compose_config("train", [*base, *overrides]))
 
     return make
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Hugging Face Hub on localhost, which this process takes for the real one."""
+    from neobert_train.hub import REQUEST_SECONDS, bound_waits
+    from support.local_hub import LocalHub
+
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    monkeypatch.setattr(logging.getLogger("neobert_train"), "propagate", True)
+    with LocalHub() as hub:
+        hub.use_here(monkeypatch, tmp_path / "home")
+        yield hub
+    bound_waits(REQUEST_SECONDS)

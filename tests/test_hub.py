@@ -1,13 +1,10 @@
 """Names of the Hub with a revision, downloads, and what is said of those that fail."""
 
-import logging
-
 import pytest
 
 from neobert_train.errors import InputError
 from neobert_train.hub import (
     HubError,
-    bound_waits,
     describe_hub_error,
     download_files,
     pin_revision,
@@ -15,16 +12,7 @@ from neobert_train.hub import (
 )
 from neobert_train.model_files import find_model_folder, pin_model
 from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER, load_tokenizer, pin_tokenizer
-from support.local_hub import READ_ONLY_TOKEN, LocalHub
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-    with LocalHub() as hub:
-        hub.use_here(monkeypatch, tmp_path / "home")
-        yield hub
-        bound_waits(60.0)
+from support.local_hub import READ_ONLY_TOKEN
 
 
 def test_a_revision_stands_behind_the_last_part_of_the_name():

@@ -92,6 +92,8 @@ def describe_hub_error(error: BaseException, repository: str, revision: str | No
         return f"the owners of {repository} have to give access: ask on its page, and {_LOGIN}"
     if errors.RevisionNotFoundError in kinds:
         return f"{repository} has no branch, tag or commit {revision or 'main'}"
+    if errors.LocalTokenNotFoundError in kinds:
+        return f"there is no token: {_LOGIN}"
     if status == 401 and not _is_logged_in():
         return f"the Hub answers without a login only what is public: {_LOGIN}"
     if errors.RepositoryNotFoundError in kinds and status != 401:

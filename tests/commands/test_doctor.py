@@ -165,3 +165,24 @@ def test_devices_that_cannot_share_the_lanes(examine, monkeypatch):
     assert any("deepspeed --num_gpus 2 --module neobert_train" in line for line in found.lines)
     assert "8 lanes" in found.notes[0]
     assert "2 of the 3 devices" in found.notes[0]
+
+
+def test_it_tells_whether_the_hub_would_take_the_checkpoints(examine, hub, monkeypatch):
+    def tell():
+        findings = examine("hub.repository=org/name", "data.num_workers=0")
+        lines = [line for line in findings.lines if line.startswith("hub ")]
+        return " ".join(lines + [note for note in findings.notes if "org/name" in note])
+
+    assert tell().endswith("org/name will be created; logged in as someone")
+    hub.create("org/name")
+    assert tell().endswith("org/name exists; logged in as someone")
+    monkeypatch.setenv("HF_TOKEN", "hf_planted-wrong")
+    assert tell().startswith(
+        "nothing could be pushed to org/name: the Hub does not accept the token"
+    )
+    monkeypatch.delenv("HF_TOKEN")
+    assert "there is no token: log in with `hf auth login`" in tell()
+    monkeypatch.setattr(doctor, "_NETWORK_SECONDS", 0.3)
+    monkeypatch.setenv("HF_TOKEN", "hf_planted-token")
+    hub.fail("whoami", hangs=True)
+    assert "the Hub cannot be reached" in tell()

@@ -1,24 +1,13 @@
 """Uploads to a Hub on localhost: whole ones, and those that fail."""
 
-import logging
-
 import pytest
 
 from neobert_train.export.hub import find_published, push_to_hub
 from neobert_train.folders import owned_folder
-from neobert_train.hub import HubError, bound_waits
-from support.local_hub import READ_ONLY_TOKEN, TOKEN, LocalHub
+from neobert_train.hub import HubError
+from support.local_hub import READ_ONLY_TOKEN, TOKEN
 
 WEIGHTS = bytes(range(256)) * 8192  # 2 MiB, which goes the way of large files
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-    with LocalHub() as hub:
-        hub.use_here(monkeypatch, tmp_path / "home")
-        yield hub
-    bound_waits(60.0)
 
 
 @pytest.fixture

@@ -29,12 +29,14 @@ from neobert_train.data.targets import MOST_UNKNOWN, describe_unknown
 from neobert_train.distributed import find_device
 from neobert_train.environment import find_versions
 from neobert_train.errors import InputError
+from neobert_train.export.hub import describe_access
 from neobert_train.hardware import (
     choose_precision,
     describe_slow_bf16,
     find_peak_flops,
     has_native_bf16,
 )
+from neobert_train.hub import HubError
 from neobert_train.model import DTYPES, decide_compilation, find_compiler_obstacle
 from neobert_train.modeling.attention import (
     BACKENDS,
@@ -115,6 +117,7 @@ def examine(config: DoctorConfig, world: World) -> Findings:
     if settings_are_sound:
         _examine_launch(findings, config)
     _examine_run_directory(findings, config)
+    _examine_hub(findings, config)
     tokenizer = findings.attempt(lambda: build_tokenizer(config.tokenizer))
     if tokenizer is None:
         return findings
@@ -270,6 +273,15 @@ def _examine_run_directory(findings: Findings, config: DoctorConfig) -> None:
             f"{folder} cannot be written to ({error.strerror}): write output_dir=... to choose "
             f"another run directory"
         )
+
+
+def _examine_hub(findings: Findings, config: DoctorConfig) -> None:
+    if config.hub.repository is None:
+        return
+    try:
+        findings.tell("hub", describe_access(config.hub.repository, _NETWORK_SECONDS))
+    except HubError as error:
+        findings.notes.append(f"nothing could be pushed to {config.hub.repository}: {error}")
 
 
 def _find_existing_folder(run: RunDirectory) -> Path:

@@ -26,6 +26,7 @@ from neobert_train.data.targets import MOST_UNKNOWN, describe_unknown
 from neobert_train.distributed import Collectives, find_device, is_lost_connection
 from neobert_train.environment import describe_environment, find_environment_changes
 from neobert_train.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, InputError
+from neobert_train.export.publisher import Publisher
 from neobert_train.files import write_atomically, write_checked_json
 from neobert_train.hardware import (
     PeakMeter,
@@ -79,9 +80,13 @@ def run(config: TrainConfig, world: World) -> None:
     device = find_device(world)
     collectives = Collectives(world, device)
     directory = RunDirectory(config.output_dir)
+    publishes = world.is_main and config.hub.repository is not None
+    publisher = Publisher(config, directory) if publishes else None
     try:
-        _train(config, directory, world, device, collectives, stop)
+        _train(config, directory, collectives, device, stop, publisher)
     except (Exception, StopSignal) as error:
+        if publisher is not None:
+            publisher.close()
         code, reason = describe_end(error, directory)
         if directory.is_open:
             write_outcome(directory, code, reason)
@@ -98,17 +103,19 @@ def run(config: TrainConfig, world: World) -> None:
         write_outcome(directory, EXIT_DONE, "complete")
     # After an error the processes part by ending, since to part in order needs all of them.
     collectives.close()
+    if publisher is not None:
+        publisher.finish(lambda: stop.reason)
 
 
 def _train(
     config: TrainConfig,
     run: RunDirectory,
-    world: World,
-    device: torch.device,
     collectives: Collectives,
+    device: torch.device,
     stop: StopRequest,
+    publisher: Publisher | None,
 ) -> None:
-    started = time.monotonic()
+    started, world = time.monotonic(), collectives.world
     if world.is_main and config.scheduler.warmup_steps >= config.trainer.max_steps:
         logger.warning("the run ends within the warm-up (scheduler.warmup_steps)")
     # Everything that can be wrong with what the user gave comes first, and leaves nothing behind.
@@ -137,7 +144,10 @@ def _train(
     engine = build_starting_engine(config, start, model, world, device)
     state.lanes = {lane: state.lanes[lane] for lane in world.lanes(len(state.lanes))}
     report = ReportRefresher(run.path)
-    on_checkpoint = report.refresh if config.logging.report else None
+    on_checkpoint = [report.refresh] if config.logging.report else []
+    if publisher is not None:
+        publisher.refresh()  # what an earlier start left
+        on_checkpoint.append(publisher.refresh)
     is_main = world.is_main
     trainer = Trainer(
         config=config,
@@ -155,6 +165,7 @@ def _train(
         console=console,
         watchdog=Watchdog(world.rank, config.trainer.step_timeout_seconds),
         stop=stop,
+        begins=start.checkpoint is None,
         warned_of_unknown=bool(sample.unknown_shares),
     )
     del start  # its copy of all weights takes room on every process

@@ -199,6 +199,14 @@ def _iter_source_problems(prefix: str, source: SourceConfig) -> Iterator[str]:
 
 
 def _iter_training_problems(config: TrainConfig) -> Iterator[str]:
+    yield from _iter_repository_problems("hub.repository", config.hub.repository)
+    saved, kept = config.checkpoint.save_every_steps, config.checkpoint.keep_every_steps
+    if config.hub.repository is not None and kept % saved:
+        yield (
+            f"checkpoint.keep_every_steps={kept} is no multiple of checkpoint.save_every_steps="
+            f"{saved}, so that not all of these steps come to hub.repository: write "
+            f"checkpoint.keep_every_steps={max(1, round(kept / saved)) * saved}"
+        )
     if not config.output_dir.strip():
         yield "output_dir is empty: write output_dir=runs/NAME"
     if config.trainer.time_limit is not None:

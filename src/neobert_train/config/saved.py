@@ -41,6 +41,7 @@ _UNREMARKABLE = (
     "resume",
     "init_from",
     "logging.",
+    "hub.",
     "trainer.time_limit",
     "trainer.step_timeout_seconds",
     *_FREE_WITHIN_IDENTITY,

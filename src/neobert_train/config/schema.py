@@ -267,6 +267,23 @@ class LoggingConfig:
 
 
 @dataclass
+class HubConfig:
+    """Where checkpoints are pushed to while training continues."""
+
+    repository: str | None = setting(
+        None,
+        "org/name on the Hub for the checkpoints of checkpoint.keep_every_steps, and the last one as main.",
+    )
+    private: bool = setting(False, "Create the repository as a private one.")
+    license: str | None = setting(
+        None, "Licence of the weights for the model cards, as the Hub names it, such as apache-2.0."
+    )
+    wait_seconds: float = setting(
+        600.0, "How long a complete run waits at most for what is still being pushed.", at_least=0.0
+    )
+
+
+@dataclass
 class TrainConfig:
     """A training run from raw text to the last checkpoint."""
 
@@ -295,6 +312,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = setting(CheckpointConfig, "")
     deepspeed: DeepSpeedConfig = setting(DeepSpeedConfig, "")
     logging: LoggingConfig = setting(LoggingConfig, "")
+    hub: HubConfig = setting(HubConfig, "")
 
 
 @dataclass

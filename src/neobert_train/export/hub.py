@@ -28,6 +28,22 @@ def open_repository(repository: str, private: bool) -> None:
         raise HubError(describe_hub_error(error, repository)) from error
 
 
+def describe_access(repository: str, seconds: float) -> str:
+    """Return whose token this is, and whether the repository exists; no request takes longer.
+
+    Raises:
+        HubError: no login, or no network.
+    """
+    from huggingface_hub import HfApi
+
+    bound_waits(seconds)
+    try:
+        user, is_there = HfApi().whoami()["name"], HfApi().repo_exists(repository)
+    except Exception as error:  # whatever the Hub client or the network raises
+        raise HubError(describe_hub_error(error, repository)) from error
+    return f"{repository} {'exists' if is_there else 'will be created'}; logged in as {user}"
+
+
 def push_to_hub(
     folder: Path, repository: str, revision: str, title: str, digest: str, private: bool
 ) -> str:

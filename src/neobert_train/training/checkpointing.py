@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from neobert_train.checkpoint import (
     Checkpoint,
@@ -34,7 +34,7 @@ class CheckpointWriter:
         run: RunDirectory,
         config: TrainConfig,
         tokenizer: TextTokenizer,
-        on_written: Callable[[], None] | None = None,
+        on_written: Sequence[Callable[[], None]] = (),
     ) -> None:
         self._run, self._config, self._tokenizer = run, config, tokenizer
         self._on_written = on_written
@@ -64,8 +64,8 @@ class CheckpointWriter:
             save_checkpoint(self._run, checkpoint, self._config, self._tokenizer)
             self.failure = None
             prune_checkpoints(self._run, self._config.checkpoint, checkpoint.state.step)
-            if self._on_written is not None:
-                self._on_written()
+            for function in self._on_written:
+                function()
         except OSError as error:
             self.failure = f"{name} cannot be written: {error}: make room or fix the permissions"
         except UnsoundNumberError as error:

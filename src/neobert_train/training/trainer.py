@@ -92,6 +92,7 @@ class Trainer:
         console: shows progress.
         watchdog: ends this process when it hangs.
         stop: requests to stop.
+        begins: whether the run has no checkpoint yet.
         warned_of_unknown: whether it was said that the tokenizer knows too little of the documents.
         latest_evaluation: what the last evaluation of this process's life gave.
     """
@@ -111,6 +112,7 @@ class Trainer:
     console: Console
     watchdog: Watchdog
     stop: StopRequest
+    begins: bool
     warned_of_unknown: bool = False
     latest_evaluation: MaskedLMResult | None = None
     _since_log: list[StepResult] = field(default_factory=list, init=False)
@@ -129,6 +131,8 @@ class Trainer:
         """
         trainer = self.config.trainer
         self.stop.begin_training()
+        if self.begins and self.config.hub.repository and self.config.checkpoint.keep_every_steps:
+            self._save()  # the untrained model is published too
         while not is_complete(trainer, self.state):
             result = self._take_step()
             step, last = self.state.step, is_complete(trainer, self.state)
