@@ -83,6 +83,15 @@ def test_what_is_wrong_with_any_job_is_told_before_the_first(arguments, words):
         assert word in str(caught.value)
 
 
+def test_jobs_do_not_push_over_each_other():
+    arguments = ["+experiment=smoke", "seed=1,2", "hub.repository=org/name"]
+    with pytest.raises(
+        InputError, match=r"2 jobs .* push over each other in hub\.repository=org/name"
+    ):
+        plan_sweep("train", arguments)
+    assert len(plan_sweep("train", ["+experiment=smoke", "hub.repository=org/a,org/b"])) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
@@ -75,6 +75,8 @@ def plan_sweep(command: str, arguments: Sequence[str]) -> list[Job]:
         for job, config in zip(jobs, configs, strict=True)
         for problem in find_problems(config, world_size=1)
     ]
+    if command == "train":
+        problems += _iter_shared_repositories([config.hub.repository for config in configs])
     if problems:
         raise InputError.from_problems(problems)
     return jobs
@@ -96,6 +98,15 @@ def _separate(jobs: Sequence[Job], folders: Sequence[str]) -> list[Job]:
         replace(job, overrides=(*job.overrides, to_override("output_dir", folder)))
         for job, folder in zip(jobs, named, strict=True)
     ]
+
+
+def _iter_shared_repositories(repositories: Sequence[str | None]) -> Iterator[str]:
+    for name, count in Counter(repositories).items():
+        if name is not None and count > 1:
+            yield (
+                f"{count} jobs of the sweep would push over each other in hub.repository={name}: leave it "
+                f"out, and push what you choose with `export run_dir=... push_to_hub={name}`"
+            )
 
 
 def run_sweep(command: str, jobs: Sequence[Job]) -> int:

@@ -85,11 +85,11 @@ def run(config: TrainConfig, world: World) -> None:
     try:
         _train(config, directory, collectives, device, stop, publisher)
     except (Exception, StopSignal) as error:
-        if publisher is not None:
-            publisher.close()
         code, reason = describe_end(error, directory)
         if directory.is_open:
             write_outcome(directory, code, reason)
+        if publisher is not None:
+            publisher.close()
         if isinstance(error, StoppedError | StopSignal | DivergedError):
             if world.is_main:
                 print_message(f"neobert_train: {reason}")
