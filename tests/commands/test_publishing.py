@@ -133,7 +133,8 @@ def test_a_run_that_is_ended_during_an_upload_publishes_all_at_its_next_start(
     hub, tmp_path, number
 ):
     hub.fail("PUT /lfs/", hangs=True)
-    process = start(hub, tmp_path, "trainer.max_steps=100000", "hub.wait_seconds=60")
+    only_step_0 = "checkpoint.keep_every_steps=100000"
+    process = start(hub, tmp_path, only_step_0, "trainer.max_steps=100000")
     wait_for(hub, "PUT /lfs/", process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
@@ -142,8 +143,8 @@ def test_a_run_that_is_ended_during_an_upload_publishes_all_at_its_next_start(
         assert "not pushed to org/name on the Hub: step-00000000" in output
     hub.heal()
     step = max(int(path.name[5:]) for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
-    arguments = [f"output_dir={tmp_path / 'run'}", f"trainer.max_steps={step}"]
-    run_command(*SETTINGS, *arguments, "resume=changed", **hub.environment(tmp_path / "home"))
+    arguments = [only_step_0, f"output_dir={tmp_path / 'run'}", f"trainer.max_steps={step}"]
+    run_command(*SETTINGS, *arguments, **hub.environment(tmp_path / "home"))
     branches = hub.repositories["models/org/name"].branches
     assert read_weights_digest(tmp_path / "run", step) in branches["main"].message
     assert read_weights_digest(tmp_path / "run", 0) in branches["step-00000000"].message

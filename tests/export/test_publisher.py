@@ -133,6 +133,14 @@ def test_a_push_that_hangs_is_ended(make_publisher, tmp_path, caplog, ends):
     assert not list((tmp_path / "run").glob(".tmp-*"))
 
 
+def test_a_push_without_end_is_tried_again(make_publisher, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(module, "_LONGEST_PUSH", 1.0)
+    monkeypatch.setattr(module, "_LAST_ATTEMPTS", 2)
+    make_publisher("checkpoint.keep_every_steps=0", seconds=60).finish(never)
+    assert len(read_log(tmp_path)) == 2
+    assert "not pushed to org/name on the Hub yet: main: it was killed" in caplog.text
+
+
 def test_without_permission_every_try_is_short(make_publisher, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("HF_TOKEN", READ_ONLY_TOKEN)
     monkeypatch.setattr(module, "_LAST_ATTEMPTS", 2)

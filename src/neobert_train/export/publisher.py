@@ -23,6 +23,7 @@ from neobert_train.terminal import print_message, print_output
 logger = logging.getLogger(__name__)
 
 _LONGEST_PAUSE = 600.0
+_LONGEST_PUSH = 7200.0  # uploads through hf_xet have no limit of their own
 _LAST_ATTEMPTS = 6  # at the end of a run, with half a minute of pauses between them
 _SHOWN_COMMANDS = 3
 _EXPORT = [sys.executable, "-m", "neobert_train", "export"]
@@ -134,8 +135,8 @@ class Publisher:
                     "not pushed to %s on the Hub yet: %s; tries again until the run ends",
                     self._repository, problem,
                 )  # fmt: skip
-            self._wake.wait(min(_LONGEST_PAUSE, 2.0**self._failures))
             self._failures += 1
+            self._wake.wait(min(_LONGEST_PAUSE, 2.0 ** min(self._failures - 1, 10)))
 
     def _push_missing(self) -> str | None:
         """Return what failed; None when all is on the Hub."""
@@ -175,12 +176,18 @@ class Publisher:
             )
             if self._closed.is_set():
                 self._kill()
-            output, _ = self._process.communicate()
+            try:
+                output, _ = self._process.communicate(timeout=_LONGEST_PUSH)
+            except subprocess.TimeoutExpired:
+                self._kill()
+                output, _ = self._process.communicate()
         finally:
             remove(self._folder)
         if self._process.returncode == 0:
             return None
-        lines = [line for line in output.splitlines() if line.strip()] or ["it was killed"]
+        lines = [line for line in output.splitlines() if line.strip()] or [
+            "it was killed, or took two hours"
+        ]
         said = [line for line in lines if line.startswith("neobert_train: ")]
         return f"{branch}: {(said or lines)[-1].removeprefix('neobert_train: ')}"
 
