@@ -56,9 +56,9 @@ def pin_revision(name: str, folder: Path) -> str:
 
 @functools.lru_cache(maxsize=1)
 def bound_waits(seconds: float) -> None:
-    """Let no request of the Hub's library wait longer for an answer, or for what is next of it.
+    """Bound every connect, read and write of huggingface_hub in this process.
 
-    Some ask for no limit themselves, so that the default of their client does not hold for them.
+    Some of its functions pass `timeout=None`, which overrides the default of the client.
     """
     from huggingface_hub import get_session, set_client_factory
 

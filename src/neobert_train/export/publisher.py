@@ -36,9 +36,8 @@ _LAUNCHER_VARIABLES = (
 class Publisher:
     """Pushes the checkpoints that a run keeps for good, and the last one as `main`.
 
-    Each is pushed by an `export` command of its own, one at a time, which a thread starts. What is
-    published is asked of the Hub, so that no state of ours can be wrong after a crash. No failure ends
-    or delays the run.
+    A thread starts an `export` command for each, one at a time. What is published is asked of the Hub,
+    so that no state of ours can be wrong after a crash. No failure ends or delays the run.
 
     Args:
         config: of the run, with `hub.repository`.
@@ -89,7 +88,7 @@ class Publisher:
         self.close()
 
     def close(self) -> None:
-        """End what is being pushed, and report what is not on the Hub; nothing if nothing was to be."""
+        """End what is being pushed, and report what is not on the Hub, unless no push was asked for."""
         if self._thread.ident is None or self._closed.is_set():
             return
         self._closed.set()
