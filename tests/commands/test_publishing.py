@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,6 +110,39 @@ def test_a_hub_that_takes_nothing_leaves_the_run_as_it_is(hub, tmp_path, fault, 
     )
     assert weights.keys() == expected.keys()
     assert all(weights[name].equal(expected[name]) for name in expected)
+
+
+# A small file system that only the processes of the test see.
+FULL_DISK = """
+mount -t tmpfs -o size="$SIZE" none "$DISK" || exit 77
+cp -r "$RUN" "$DISK/run"
+"$@"
+ls -A "$DISK/run"
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_without_room_for_an_export_is_named(finished_run, hub, tmp_path):
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare")
+    (tmp_path / "disk").mkdir()
+    size = sum(path.stat().st_size for path in finished_run.rglob("*")) + (4 << 20)
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", FULL_DISK, "sh",
+         sys.executable, "-m", "neobert_train", "+experiment=smoke", "data.num_workers=0",
+         f"output_dir={tmp_path / 'disk' / 'run'}", "trainer.max_steps=3",
+         "checkpoint.save_every_steps=1", "checkpoint.keep_last=2", "hub.repository=org/name",
+         "hub.wait_seconds=40"],
+        env={**os.environ, **hub.environment(tmp_path / "home"), "RUN": str(finished_run),
+             "DISK": str(tmp_path / "disk"), "SIZE": str(size)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180,
+    )  # fmt: skip
+    if done.returncode == 77 or "unshare" in done.stdout:
+        pytest.skip(f"no file system of its own: {done.stdout}")
+    assert "cannot be written (No space left on device): make room" in done.stdout
+    assert "not pushed to org/name on the Hub: main. The same command" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert ".tmp-" not in done.stdout.rpartition("push_to_hub")[2]
 
 
 def start(hub, tmp_path, *arguments):
