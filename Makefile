@@ -5,7 +5,7 @@ TORCH ?= $(shell grep '^torch==' constraints.txt)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all check clean
+.PHONY: help install quickstart test test-fast test-all check clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,8 +27,15 @@ quickstart: install ## Train, export and try a first model: about five minutes o
 	$(BIN)/python -m neobert_train export run_dir=runs/quickstart
 	$(BIN)/python scripts/fill_mask.py runs/quickstart/export
 
-test: install ## Run the tests (under 15 minutes on two CPU cores)
+test: install ## Run the tests (under 20 minutes on two CPU cores)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Those that start the program many times, or the compiler.
+LONG := tests/training tests/commands tests/modeling/test_compilation.py tests/test_benchmarks.py \
+	tests/test_sweep.py tests/test_hub.py
+
+test-fast: install ## Run the tests that start no training (under 3 minutes)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(LONG))
 
 test-all: install ## Run all tests, the slow ones too
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m ""
