@@ -1,11 +1,13 @@
 """Fixtures that more than one folder of tests uses."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from neobert_train.config.schema import TrainConfig
@@ -18,6 +20,19 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hide GPUs, also from the processes that tests start, unless their tests are asked for."""
     if config.getoption("markexpr") != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[Any]:
+    """End the processes that a test which failed has left, so that they slow down no other test."""
+    report = yield
+    if report.failed and "tmp_path" in getattr(item, "funcargs", {}):
+        folder = str(item.funcargs["tmp_path"])
+        for process in psutil.process_iter(["cmdline"]):
+            if any(folder in argument for argument in process.info["cmdline"] or ()):
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+    return report
 
 
 @pytest.fixture(scope="session")

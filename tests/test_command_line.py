@@ -29,7 +29,7 @@ def start(*arguments: str, cwd, program=("-m", "neobert_train"), **environment: 
         env={**clean, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

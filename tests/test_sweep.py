@@ -104,7 +104,7 @@ def test_jobs_do_not_push_over_each_other():
 )
 def test_mistakes_in_values_are_told_as_in_a_single_run(tmp_path, arguments, words):
     process = start("-m", "+experiment=smoke", *arguments, cwd=tmp_path)
-    output, error = process.communicate(timeout=60)
+    output, error = process.communicate(timeout=300)
     assert process.returncode == 2
     assert words in error
     assert "Traceback" not in error
@@ -116,7 +116,7 @@ def test_a_launcher_is_told_to_start_each_run(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     process = start("-m", "+experiment=smoke", "seed=1,2", cwd=tmp_path)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "once for each" in error
 
@@ -128,7 +128,7 @@ def test_a_job_that_fails_does_not_keep_the_next_from_running(tmp_path):
     values = "data.paths=[missing.jsonl],[texts.jsonl]"
     sources = ("data=files", values, "data.column=text", "output_dir=${data.paths[0]}.run")
     process = start("--multirun", *SMOKE, *sources, cwd=tmp_path)
-    output, error = process.communicate(timeout=120)
+    output, error = process.communicate(timeout=300)
     assert process.returncode == 2, error
     assert "job 2 of 2: data.paths=[texts.jsonl]" in output
     assert "1 of 2 jobs failed: data.paths=[missing.jsonl] (exit code 2)" in error
@@ -152,7 +152,7 @@ def test_a_signal_stops_the_job_with_a_checkpoint_and_the_sweep_with_it(
         time.sleep(0.1)
     jobs = psutil.Process(process.pid).children(recursive=True)
     (os.killpg if whole_group else os.kill)(process.pid, number)
-    output, error = process.communicate(timeout=60)
+    output, error = process.communicate(timeout=300)
     assert psutil.wait_procs(jobs, timeout=10)[1] == []
     assert process.returncode == (-number if number == signal.SIGKILL else 3), error
     assert "job 2" not in output

@@ -20,7 +20,7 @@ SOURCES = Path(neobert_train.__file__).parent
 
 def start(*arguments, program=("-m", "neobert_train"), **options):
     return subprocess.run(
-        [sys.executable, *program, *map(os.fspath, arguments)], timeout=60, check=False, **options
+        [sys.executable, *program, *map(os.fspath, arguments)], timeout=300, check=False, **options
     )
 
 
@@ -79,7 +79,7 @@ def test_closed_streams_are_given_to_no_other_file(tmp_path):
         "program.load_command = lambda command: run\nprogram.run_program()"
     )
     command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", script, *PLAN]
-    assert subprocess.run(command, cwd=tmp_path, timeout=60, check=False).returncode == 0
+    assert subprocess.run(command, cwd=tmp_path, timeout=300, check=False).returncode == 0
     assert int((tmp_path / "number").read_text()) > 2
 
 

@@ -73,7 +73,7 @@ def test_a_process_without_this_package_loads_it_and_gives_the_same_logits(
 ):
     output = tmp_path / "logits.pt"
     script = [sys.executable, "-c", CLEAN_PROCESS, str(export), str(output)]
-    result = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    result = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert result.returncode == 0, result.stderr
     saved = torch.load(output, weights_only=True)
 

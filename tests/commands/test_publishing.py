@@ -171,7 +171,7 @@ def test_a_run_that_is_ended_during_an_upload_publishes_all_at_its_next_start(
     process = start(hub, tmp_path, only_step_0, "trainer.max_steps=100000")
     wait_for(hub, "PUT /lfs/", process)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == (3 if number is signal.SIGTERM else -number), output
     if number is signal.SIGTERM:
         assert "not pushed to org/name on the Hub: step-00000000" in output

@@ -113,7 +113,7 @@ def test_other_commands_stop_without_a_traceback(finished_run, command, number):
     maps = Path(f"/proc/{process.pid}/maps")
     wait_until(lambda: "libtorch_cpu" in maps.read_text(), process)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 3
     assert output == f"neobert_train: stopped by {number.name}\n"
     assert not list(finished_run.glob(".tmp-*"))

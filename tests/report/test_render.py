@@ -50,7 +50,7 @@ def test_a_damaged_file_is_named_without_a_traceback(run, name):
     os.mkfifo(file)
     done = subprocess.run(
         [sys.executable, "-m", "neobert_train.report", str(run.path)],
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.startswith(

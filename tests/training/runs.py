@@ -43,7 +43,7 @@ def start(launcher, output_dir, *overrides):
 
 
 def finish(process, code=0):
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == code, output
     return output
 
@@ -60,7 +60,7 @@ def read_metrics(output_dir):
 
 def wait_for_step(output_dir, step, process):
     """Until the metrics show a step; an exact moment is not wanted."""
-    deadline = time.monotonic() + 180  # the machine may be busy with other tests
+    deadline = time.monotonic() + 300  # the machine may be busy with other tests
     while time.monotonic() < deadline:
         assert process.poll() is None, process.stdout.read()
         file = output_dir / "metrics.jsonl"

@@ -92,7 +92,7 @@ def test_one_process_that_is_told_to_end_is_enough(uninterrupted, tmp_path):
     process = start(TORCHRUN, tmp_path / "run")
     wait_for_step(tmp_path / "run", 3, process)
     psutil.Process(process.pid).children()[0].terminate()
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert "stopped by SIGTERM, with the checkpoint of step" in output
     train(TORCHRUN, tmp_path / "run")
     assert_same_run(tmp_path / "run", uninterrupted, tolerance=1e-5)

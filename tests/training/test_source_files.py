@@ -180,7 +180,7 @@ def test_hosts_with_other_files_are_told_the_first_difference(tmp_path):
         )
         for rank in range(2)
     ]
-    first, second = (process.communicate(timeout=120)[0] for process in processes)
+    first, second = (process.communicate(timeout=300)[0] for process in processes)
     assert first == second
     before, tokenizers, *differences = first.split("no difference\n")
     assert before == ""

@@ -31,7 +31,7 @@ def run(output_dir, *overrides, launcher=ONE, code=0, fault="none", steps="0", l
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", "FAULT": fault, "STEPS": steps},
         preexec_fn=limit,
     )
