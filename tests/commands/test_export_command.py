@@ -203,6 +203,14 @@ def test_ids_of_special_tokens_stand_in_the_configuration(export):
     assert [config[f"{name}_token_id"] for name in names] == [0, 101, 102, 103]
 
 
+def test_the_class_of_the_tokenizer_stands_in_the_configuration(export):
+    """Where pipelines of transformers 4 look for it; they leave the tokenizer out otherwise."""
+    config, settings = (
+        json.loads((export / name).read_text()) for name in ("config.json", "tokenizer_config.json")
+    )
+    assert config["tokenizer_class"] == settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
 def test_sparse_encoders_are_built_on_the_vocabulary(export):
     encoder = SparseEncoder(str(export), trust_remote_code=True, device="cpu")
     assert encoder.encode(["peace and work"]).shape == (1, 30522)

@@ -129,6 +129,28 @@ def test_a_mask_for_pairs_of_tokens_is_obeyed(kind, implementation):
     assert_near(logits[1], model(ids[1:]).logits[0], relative=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of the checks of shapes
+@pytest.mark.parametrize(
+    "head",
+    [NeoBERTForMaskedLM, NeoBERTForSequenceClassification, NeoBERTForTokenClassification,
+     NeoBERTForQuestionAnswering, NeoBERTForMultipleChoice],
+)  # fmt: skip
+def test_every_head_is_exported_for_any_batch_and_length(head):
+    """With padding on the left, where the first token is another one in every row."""
+    model = build(head)
+    choices = (3,) if head is NeoBERTForMultipleChoice else ()
+    ids, mask = random_ids(4, *choices, 9), torch.ones(4, *choices, 9, dtype=torch.long)
+    mask[1, ..., :4] = mask[2, ..., 7:] = 0
+    auto = torch.export.Dim.DYNAMIC
+    sizes = {0: auto, mask.dim() - 1: auto}
+    small = random_ids(2, *choices, 5), torch.ones(2, *choices, 5, dtype=torch.long)
+    program = torch.export.export(model, small, dynamic_shapes=(sizes, sizes))
+    traced = torch.jit.trace(build(head, return_dict=False), small)
+    expected = model(ids, mask)[0]
+    assert torch.allclose(program.module()(ids, mask)[0], expected, atol=1e-5)
+    assert torch.allclose(traced(ids, mask)[0], expected, atol=1e-5)
+
+
 def test_a_row_of_padding_alone_is_zero_and_finite():
     for implementation in ("sdpa", "eager"):
         model = build(NeoBERTForMaskedLM, implementation)

@@ -8,7 +8,7 @@ from neobert_train.checkpoint import save_tensors
 from neobert_train.config.schema import Pooling
 from neobert_train.export.remote_code import AUTO_MAP, write_remote_code
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
-from neobert_train.tokenizers.text_tokenizer import TextTokenizer
+from neobert_train.tokenizers.text_tokenizer import TOKENIZER_CLASS, TextTokenizer
 
 
 def write_model_folder(
@@ -29,6 +29,8 @@ def write_model_folder(
     config |= {"architectures": ["NeoBERTForMaskedLM"], "auto_map": AUTO_MAP, "dtype": "float32"}
     special = tokenizer.special
     config |= {
+        # Without it pipelines of transformers 4.48 leave the tokenizer out.
+        "tokenizer_class": TOKENIZER_CLASS,
         "cls_token_id": special.cls,
         "sep_token_id": special.sep,
         "mask_token_id": special.mask,

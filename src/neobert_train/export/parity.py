@@ -58,7 +58,7 @@ def check_parity(folder: Path, model: NeoBERTForMaskedLM) -> float:
     """
     with tempfile.TemporaryDirectory() as temporary:
         result = Path(temporary) / "result.safetensors"
-        _link_as_cached(folder.resolve(), Path(temporary) / "hub" / _REPOSITORY)
+        link_as_cached(folder.resolve(), Path(temporary) / "hub" / _REPOSITORY)
         environment = {
             **os.environ, "HF_HOME": temporary, "HF_HUB_CACHE": f"{temporary}/hub",
             "HF_MODULES_CACHE": f"{temporary}/modules", "HF_HUB_OFFLINE": "1",
@@ -87,7 +87,7 @@ def check_parity(folder: Path, model: NeoBERTForMaskedLM) -> float:
     return difference
 
 
-def _link_as_cached(folder: Path, repository: Path) -> None:
+def link_as_cached(folder: Path, repository: Path) -> None:
     """Lay a folder out as the Hub's cache does: links to blobs in a snapshot of a commit."""
     snapshot, blobs, refs = (
         repository / "snapshots" / _COMMIT,

@@ -377,8 +377,9 @@ def _first_tokens(
         return hidden.reshape(-1, hidden.shape[-1])[cu_seqlens[:-1].long()]
     if attention_mask is None or attention_mask.dim() == 4:
         return hidden[:, 0]
-    first = (attention_mask != 0).int().argmax(dim=-1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), first]
+    # Without the number of sequences, which tracing would take for fixed.
+    first = (attention_mask != 0).int().argmax(dim=-1)[:, None, None]
+    return hidden.gather(1, first.expand(-1, 1, hidden.shape[-1]))[:, 0]
 
 
 def _to_returned(result: Any, config: NeoBERTConfig, return_dict: bool | None) -> Any:

@@ -22,6 +22,9 @@ from neobert_train.world import World
 
 logger = logging.getLogger(__name__)
 
+# Of transformers; any version makes it from `tokenizer.json`.
+TOKENIZER_CLASS = "PreTrainedTokenizerFast"
+
 # Of Gothic, Old Church Slavonic and Chinese: only bytes know all of them.
 _RARE_LETTERS = ("\U00010348", "\ua66e", "\u4db5")
 
@@ -197,7 +200,7 @@ class TextTokenizer:
         text = exported.to_str(pretty=True)
         (folder / "tokenizer.json").write_text(text, encoding="utf-8")
         settings = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
+            "tokenizer_class": TOKENIZER_CLASS,
             "model_max_length": max_length,
             "model_input_names": ["input_ids", "attention_mask"],
             **{f"{role}_token": token for role, token in self.spellings.items()},

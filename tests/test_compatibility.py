@@ -1,0 +1,80 @@
+"""The script that tries an exported model in other environments, in this one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import check_compatibility  # noqa: E402
+import compatibility  # noqa: E402
+from compatibility import given  # noqa: E402
+
+# What torch cannot do with the name of a commit that begins with a digit.
+FAILING = {compatibility.converting.save_traced.__doc__}
+
+
+def run(folder, *arguments):
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "check_compatibility.py", folder, "--only", "here", *arguments],
+        capture_output=True, text=True, timeout=1500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_some_uses_work_here_and_no_table_is_written(tmp_path):
+    uses = ["load_masked_lm", "load_from_hub", "give_labels", "join_by_bounds", "save_traced"]
+    output = run(tmp_path / "environments", "--out", tmp_path / "page.md", "--uses", *uses)
+    answers = [line.split()[2] for line in output.splitlines() if " s  " in line]
+    assert answers == ["yes", "yes", "yes", "yes", "no"]
+    assert "Traceback" in output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_all_uses_work_here(tmp_path):
+    run(tmp_path / "environments", "--out", tmp_path / "page.md")
+    result = json.loads((tmp_path / "environments" / "here.json").read_text())
+    failed = {sentence for _, sentence, answer, _ in result["outcomes"] if answer == "no"}
+    assert failed <= FAILING
+    assert (tmp_path / "page.md").read_text().count("| yes") > 50
+
+
+def test_one_use_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(given, "read_given", lambda models, scratch: scratch)
+
+    def find_nothing(scratch):
+        given.want("package_of_nobody", "name")
+
+    def raise_an_error(scratch):
+        raise ValueError("the first line\nand another")
+
+    def say_nothing(scratch):
+        raise AssertionError
+
+    answers = [
+        check_compatibility.run_apart(use, tmp_path)[:2]
+        for use in (lambda scratch: "2 graphs", find_nothing, raise_an_error, say_nothing,
+                    lambda scratch: os._exit(7))
+    ]  # fmt: skip
+    assert answers == [
+        ("yes", "2 graphs"),
+        ("-", "no package_of_nobody here"),
+        ("no", "ValueError: the first line"),
+        ("no", "AssertionError: raise AssertionError"),
+        ("no", "the process ends with 7"),
+    ]
+
+
+def test_the_page_has_a_row_for_every_use_and_nothing_else():
+    page = (SCRIPTS.parent / "docs" / "compatibility.md").read_text()
+    rows = [line.split(" | ")[0][2:] for line in page.splitlines() if line.startswith("| ")]
+    sentences = [use.__doc__ for uses in compatibility.SECTIONS.values() for use in uses]
+    others = {"transformers", "with transformers", "---", *check_compatibility.PACKAGES}
+    assert [row for row in rows if row not in others] == sentences
