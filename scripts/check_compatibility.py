@@ -108,19 +108,17 @@ def run_inside(models: Path, result: Path, names: Sequence[str]) -> None:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
     sections = importlib.import_module("compatibility").SECTIONS
-    outcomes = []
-    for section, uses in sections.items():
-        for use in uses:
-            if names and use.__name__ not in names:
-                continue
-            start = time.monotonic()
-            answer, reason, trace = run_apart(use, models)
-            sentence = " ".join(use.__doc__.split())
-            seconds = time.monotonic() - start
-            print(f"{seconds:5.0f} s  {answer:3}  {sentence}  {reason}", flush=True)
-            if trace and names:
-                print(trace, flush=True)
-            outcomes.append([section, sentence, answer, reason])
+    outcomes = {}
+    for use in (use for uses in sections.values() for use in uses):
+        if names and use.__name__ not in names:
+            continue
+        start = time.monotonic()
+        answer, reason, trace = run_apart(use, models)
+        seconds = time.monotonic() - start
+        print(f"{seconds:5.0f} s  {answer:3}  {use.__doc__}  {reason}", flush=True)
+        if trace and names:
+            print(trace, flush=True)
+        outcomes[use.__name__] = answer, reason
     versions = {name: find_version(name) for name in PACKAGES}
     result.write_text(json.dumps({"versions": versions, "outcomes": outcomes}))
 
@@ -178,37 +176,46 @@ def shorten(error: BaseException) -> str:
     return f"{type(error).__name__}: {words}".split("\n")[0][:200]
 
 
-def render(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the page for the results by environment."""
+def merge(path: Path, result: dict[str, Any]) -> None:
+    """Write results; those of uses that were not run stay, if the versions are still the same."""
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        if earlier["versions"] == result["versions"]:
+            result["outcomes"] = earlier["outcomes"] | result["outcomes"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result))
+
+
+def render(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return the page for the results in each environment."""
     given = importlib.import_module("compatibility.given")
     tolerances = {
         name: getattr(given, f"{name.upper()}_TOLERANCE") for name in ("onnx", "half", "quantized")
     }
     lines = [_INTRODUCTION.format(tolerance=given.TOLERANCE, **tolerances)]
-    heading = ["", *(result["versions"]["transformers"] for result in results.values())]
-    lines += [_row(["transformers", *heading[1:]]), _row(["---", *[":-:"] * len(results)])]
+    numbers = [result["versions"]["transformers"] for result in results]
+    rule = _row(["---", *[":-:"] * len(results)])
+    lines += [_row(["transformers", *numbers]), rule]
     for package in PACKAGES[1:]:
-        versions = [result["versions"][package] or "-" for result in results.values()]
-        lines.append(_row([package, *versions]))
+        lines.append(_row([package, *(result["versions"][package] or "-" for result in results)]))
     notes: list[str] = []
-    rows: dict[str, dict[str, dict[str, str]]] = {}
-    for name, result in results.items():
-        for section, sentence, answer, reason in result["outcomes"]:
-            cell = answer
-            if answer == "yes" and reason:
-                cell = f"yes, {reason}"
-            elif reason:
-                if reason not in notes:
-                    notes.append(reason)
-                cell = f"{answer} ({notes.index(reason) + 1})"
-            rows.setdefault(section, {}).setdefault(sentence, {})[name] = cell
-    for section, sentences in rows.items():
-        lines += ["", f"## {section}", "", _row(["with transformers", *heading[1:]])]
-        lines.append(_row(["---", *[":-:"] * len(results)]))
-        for sentence, cells in sentences.items():
-            lines.append(_row([sentence, *(cells.get(name, "") for name in results)]))
+    for section, uses in importlib.import_module("compatibility").SECTIONS.items():
+        lines += ["", f"## {section}", "", _row(["with transformers", *numbers]), rule]
+        for use in uses:
+            outcomes = (result["outcomes"].get(use.__name__, ("", "")) for result in results)
+            cells = [_show(answer, reason, notes) for answer, reason in outcomes]
+            lines.append(_row([use.__doc__, *cells]))
     lines += ["", "## Notes", "", *(f"{n}. {note}" for n, note in enumerate(notes, 1))]
     return "\n".join(lines) + "\n"
+
+
+def _show(answer: str, reason: str, notes: list[str]) -> str:
+    """Return the cell of an outcome, and add its reason to the notes."""
+    if answer == "yes" or not reason:
+        return f"{answer}, {reason}" if reason else answer
+    if reason not in notes:
+        notes.append(reason)
+    return f"{answer} ({notes.index(reason) + 1})"
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -222,9 +229,8 @@ def main() -> None:
     parser.add_argument("environments", type=Path, nargs="?", help="folder of virtual environments")
     parser.add_argument("--only", nargs="+", default=[*VERSIONS, HERE], choices=[*VERSIONS, HERE],
                         help="environments to try; the table keeps the rest")  # fmt: skip
-    parser.add_argument(
-        "--uses", nargs="*", default=[], help="functions to run; no table is written"
-    )
+    parser.add_argument("--uses", nargs="*", default=[],
+                        help="functions to run, with tracebacks; the table keeps the rest")  # fmt: skip
     parser.add_argument("--out", type=Path, default=TABLE, help="the page to write")
     parser.add_argument("--inside", nargs=2, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -249,14 +255,10 @@ def main() -> None:
                 python = make_environment(folder / name, VERSIONS[name])
             work = Path(temporary) / name
             work.mkdir()
-            result = run_uses(python, models, arguments.uses, work)
-            if not arguments.uses:
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / f"{name}.json").write_text(json.dumps(result))
-    if not arguments.uses:
-        files = {name: folder / f"{name}.json" for name in (*VERSIONS, HERE)}
-        results = {name: json.loads(p.read_text()) for name, p in files.items() if p.exists()}
-        arguments.out.write_text(render(results), encoding="utf-8")
+            merge(folder / f"{name}.json", run_uses(python, models, arguments.uses, work))
+    files = [folder / f"{name}.json" for name in (*VERSIONS, HERE)]
+    results = [json.loads(path.read_text()) for path in files if path.exists()]
+    arguments.out.write_text(render(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compatibility.given import ONNX_TOLERANCE, Given, Use, compare, want
+from compatibility.given import ONNX_TOLERANCE, Given, NotOfferedError, Use, compare, want
 
 PACKAGE = "sentence_transformers"
 QUESTIONS = ["who speaks", "what is peace", "where is the union"] * 4
@@ -98,7 +98,12 @@ def embed_sparsely(given: Given) -> None:
 
 def embed_by_onnx(given: Given) -> None:
     """`SentenceTransformer(backend="onnx")` of `export format=onnx pooling=mean`"""
-    want("optimum.onnxruntime", "ORTModelForFeatureExtraction")
+    try:
+        want("optimum.onnxruntime", "ORTModelForFeatureExtraction")
+    except NotOfferedError as error:
+        raise NotOfferedError(
+            "it needs optimum-onnx, of which the newest (0.1.0) needs transformers below 4.58"
+        ) from error
     model = load_embedder(given.models / "mean", backend="onnx")
     compare(torch.tensor(model.encode(given.texts)), average(given), ONNX_TOLERANCE)
 

@@ -67,7 +67,7 @@ def want(module: str, name: str) -> Any:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and module.startswith(error.name):
-            raise NotOfferedError(f"no {error.name} here") from error
+            raise NotOfferedError(f"{error.name} is not installed") from error
         raise
     if not hasattr(found, name):
         raise NotOfferedError(f"{package} has no {name}")

@@ -172,7 +172,10 @@ def tie_weights(given: Given) -> None:
     assert model.decoder.weight is model.model.encoder.weight
     model.save_pretrained(given.scratch / "saved")
     again = given.load(folder=given.scratch / "saved")
-    assert again.decoder.weight is again.model.encoder.weight
+    if again.decoder.weight is not again.model.encoder.weight:
+        raise AssertionError(
+            "loaded untied; transformers 5.3 does so with all models that bring code"
+        )
     assert again(**given.padded).logits.equal(model(**given.padded).logits)
 
 
