@@ -43,7 +43,7 @@ class Group:
 
     Attributes:
         rows: flat index of every slot's token, [num_documents * length]; of padding any. A slice
-            for a single document, which needs no padding.
+            where the documents lie one after the other and need no padding.
         padding: [num_documents, length] true at padding; None where there is none.
         num_documents: of the group.
         length: of every document with its padding.
@@ -55,10 +55,15 @@ class Group:
     length: int
 
     def gather(self, x: Tensor) -> Tensor:
-        """[T, heads, size] to [num_documents * heads, length, size], contiguous."""
-        stacked = x[self.rows].unflatten(0, (self.num_documents, self.length)).transpose(1, 2)
-        # Never a view, since a caller may change it: with one head nothing else would make a copy.
-        return stacked.clone(memory_format=torch.contiguous_format).flatten(0, 1)
+        """[T, heads, size] to [num_documents * heads, length, size], contiguous and never a view."""
+        return self._stack(x).clone(memory_format=torch.contiguous_format).flatten(0, 1)
+
+    def view(self, x: Tensor) -> Tensor:
+        """Return what `gather` does, as a view of a single document."""
+        return self._stack(x).flatten(0, 1)
+
+    def _stack(self, x: Tensor) -> Tensor:
+        return x[self.rows].unflatten(0, (self.num_documents, self.length)).transpose(1, 2)
 
     def mask(self, scores: Tensor) -> None:
         """Set the scores [num_documents * heads, length, length] of padded keys to -inf."""
@@ -116,6 +121,10 @@ def plan_documents(bounds: Sequence[int], longest_batched: int) -> Plan:
             similar[-(-length // _PADDING_MULTIPLE) * _PADDING_MULTIPLE].append((start, end))
     for length, documents in similar.items():
         slots = torch.arange(length)
+        first, total = documents[0][0], length * len(documents)
+        if documents == [(at, at + length) for at in range(first, first + total, length)]:
+            groups.append(Group(slice(first, first + total), None, len(documents), length))
+            continue
         starts, ends = (torch.tensor(side)[:, None] for side in zip(*documents, strict=True))
         rows = starts + slots
         padding = rows >= ends
@@ -134,9 +143,9 @@ class _PackedAttention(torch.autograd.Function):
         output = torch.empty_like(q, memory_format=torch.contiguous_format)
         is_kept, kept = any(ctx.needs_input_grad), list[Tensor]()
         for group in plan.groups:
-            queries, keys, values = (group.gather(x) for x in (q, k, v))
-            queries.mul_(scale)
-            attended = torch.empty_like(values)
+            queries = group.gather(q).mul_(scale)
+            keys, values = (group.gather(x) if is_kept else group.view(x) for x in (k, v))
+            attended = torch.empty_like(queries)
             kept += [queries, keys, values] if is_kept else []
             for part in _iter_heads(group, q.shape[1]):
                 scores = torch.bmm(queries[part], keys[part].mT)
