@@ -29,8 +29,8 @@ def main() -> None:
         words = (f"{guess['token_str']} {guess['score']:.2f}" for guess in fill_mask(text))
         print(f"  {text:58} {', '.join(words)}")
     print(
-        "\nA few minutes of training teach which words are frequent and a little of what stands\n"
-        "beside what. For a model that is of use, train longer on more text:\n"
+        "\nA few minutes of training teach which words are frequent, and which kinds of words stand\n"
+        "beside which. For a model that is of use, train longer on more text:\n"
         "  .venv/bin/python -m neobert_train +experiment=public_domain "
         "'data.paths=[your_texts.parquet]'\n"
         "  .venv/bin/python -m neobert_train plan +experiment=pretrain_base"
