@@ -92,10 +92,23 @@ def compile_blocks(model: NeoBERTForMaskedLM, device: torch.device) -> bool:
     if obstacle is not None:
         logger.warning("torch.compile %s: running uncompiled", obstacle)
         return False
+    if device.type == "cpu":
+        _tell_compiled_code_by_vectors()
     for block in model.model.transformer_encoder:
         block.project = torch.compile(block.project, dynamic=False)  # type: ignore[assignment, arg-type]
         block.combine = torch.compile(block.combine, dynamic=False)  # type: ignore[assignment, arg-type]
     return True
+
+
+def _tell_compiled_code_by_vectors() -> None:
+    """Let the compiler's cache tell code for vectors of different widths apart.
+
+    Its keys hold its settings and not the processor: code made for AVX-512 and taken from the cache on
+    a machine with AVX2 gives NaN.
+    """
+    from torch._inductor import config, cpu_vec_isa
+
+    config.cpp.simdlen = cpu_vec_isa.pick_vec_isa().bit_width()
 
 
 def decide_compilation(config: TrainConfig, device: torch.device) -> bool:

@@ -1,7 +1,10 @@
 """Compiled blocks: one graph for all of them, and the numbers of the uncompiled model."""
 
 import logging
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -60,3 +63,42 @@ def test_without_a_compiler_a_warning_says_so_and_nothing_is_compiled(monkeypatc
     assert "needs a C++ compiler" in caplog.text
     assert "_torchdynamo" not in str(vars(model.model.transformer_encoder[0]))
     run(model, 0)
+
+
+STEP = """
+import torch
+
+from neobert_train.model import compile_blocks
+from neobert_train.modeling.configuration_neobert import NeoBERTConfig
+from neobert_train.modeling.heads import NeoBERTForMaskedLM
+
+torch.manual_seed(0)
+shape = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+model = NeoBERTForMaskedLM(NeoBERTConfig(**shape, vocab_size=100))
+assert compile_blocks(model, torch.device("cpu"))
+ids = torch.arange(37)[None]
+print(float(model(ids, labels=ids).loss))
+"""
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+def test_code_that_another_processor_left_in_the_cache_is_not_taken(tmp_path):
+    """The second process may use narrower vectors only, as a machine that shares the cache does."""
+    losses = []
+    for capability in ({}, {"ATEN_CPU_CAPABILITY": "avx2"}):
+        environment = {
+            **os.environ,
+            "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+            "TORCHINDUCTOR_FX_GRAPH_CACHE": "1",
+            **capability,
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", STEP],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        losses.append(float(done.stdout.split()[-1]))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
