@@ -32,7 +32,7 @@ def main() -> None:
         "\nA few minutes of training teach which words are frequent, and which kinds of words stand\n"
         "beside which. For a model that is of use, train longer on more text:\n"
         "  .venv/bin/python -m neobert_train +experiment=public_domain "
-        "'data.paths=[your_texts.parquet]'\n"
+        "'data.paths=[your_texts.parquet]' data.column=text\n"
         "  .venv/bin/python -m neobert_train plan +experiment=pretrain_base"
     )
 

@@ -61,7 +61,7 @@ class DivergenceState:
     skipped_steps: Count
     rewinds: Count
     skipped_in_a_row: Count
-    recent_losses: list[Finite]
+    recent_losses: list[Annotated[Finite, Field(ge=0.0)]]
 
 
 @dataclass
@@ -205,7 +205,7 @@ def _read_heldout_loss(folder: Path) -> float | None:
         loss: float | None = parse(float | None, state.get("heldout_loss"))
     except (DamagedFileError, ValueError):
         return None
-    return None if loss is None or math.isnan(loss) else loss
+    return loss if loss is not None and math.isfinite(loss) else None
 
 
 def load_state(folder: Path) -> TrainingState:

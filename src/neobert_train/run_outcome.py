@@ -6,8 +6,12 @@ A launcher's exit code does not tell: it may end before the run does, or with an
 import logging
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import Field
 
 from neobert_train.config.typed import Count
+from neobert_train.errors import EXIT_STOPPED
 from neobert_train.files import write_checked_json
 from neobert_train.run_directory import RunDirectory, read_run_json
 from neobert_train.urls import hide_credentials
@@ -21,7 +25,7 @@ _MOST_CHARACTERS = 2000
 class Outcome:
     """The end of a start: its exit code, what led to it, and when it came."""
 
-    exit_code: Count
+    exit_code: Annotated[Count, Field(le=EXIT_STOPPED)]
     reason: str
     ended: str
 

@@ -133,6 +133,9 @@ def test_without_a_compiler_only_a_note_says_that_nothing_is_compiled(examine, m
 
 
 def test_a_cpu_that_is_slow_in_bf16(examine, monkeypatch):
+    monkeypatch.setattr(doctor, "has_native_bf16", lambda device: True)
+    assert examine("trainer.precision=bf16").notes == []  # only busy while it was measured
+    monkeypatch.setattr(doctor, "has_native_bf16", lambda device: False)
     found = examine("trainer.precision=bf16")
     assert "peak        bf16 20.0 GFLOP/s, fp32 40.0 GFLOP/s, measured" in found.lines
     assert "in bf16 at 0.5 times the rate of fp32: write trainer.precision=fp32" in found.notes[0]
@@ -186,3 +189,9 @@ def test_it_tells_whether_the_hub_would_take_the_checkpoints(examine, hub, monke
     monkeypatch.setenv("HF_TOKEN", "hf_planted-token")
     hub.fail("whoami", hangs=True)
     assert "the Hub cannot be reached" in tell()
+
+
+def test_a_run_that_chose_its_precision_is_not_said_to_be_changed(tmp_path):
+    run = ("+experiment=smoke", f"output_dir={tmp_path / 'run'}", "trainer.precision=auto")
+    run_command(*run, "trainer.max_steps=1")
+    assert "changed setting" not in run_command("doctor", *run, "trainer.max_steps=1")

@@ -57,6 +57,10 @@ DAMAGED = {
     "date": ("seed: 2026-01-01", 'seed is "2026-01-01": input should be a valid integer'),
     "tag": ("seed: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
     "aliases": (BOMB, "it holds aliases"),
+    "no boolean": ("seed: !!bool x", "it is no YAML"),
+    "no number": ('seed: !!int ""', "it is no YAML"),
+    "no character": ('output_dir: "\\UFFFFFFFF"', "it is no YAML"),
+    "endless number": ("masking:\n  rate: 0b" + "1" * 50_000, "Exceeds the limit"),
     "deep": ("a: " + "[" * 5000, "nested too deeply"),
     "two documents": ("seed: 1\n---\nseed: 2\n", "expected a single document"),
 }

@@ -307,6 +307,9 @@ def test_the_file_of_an_earlier_version_is_read(tmp_path):
     file.write_text('{"unigram_entropy": 6.5, "num_documents": 3}')
     with pytest.raises(InputError, match=r"holds no documents.*remove it"):
         CorpusSample.load(file, vocab_size=10)
+    file.write_text('{"heldout": [[7], []]}')
+    with pytest.raises(InputError, match=r"or empty ones.*remove it"):
+        CorpusSample.load(file, vocab_size=10)
 
 
 def test_of_a_very_long_document_no_more_is_kept_than_is_evaluated_on(

@@ -17,6 +17,7 @@ from neobert_train.modeling.heads import (
     NeoBERTForTokenClassification,
     NeoBERTLMHead,
 )
+from neobert_train.modeling.modeling_neobert import NeoBERT
 
 LENGTHS = [6, 1, 5]
 
@@ -271,3 +272,18 @@ def test_choices_are_scored_side_by_side():
     assert_near(output.loss, -output.logits.log_softmax(-1)[[0, 1], [2, 0]].mean())
     types = torch.zeros_like(ids)
     assert model(ids, mask, token_type_ids=types).logits.equal(output.logits)
+
+
+@pytest.mark.parametrize("name", ["qkv", "wo", "ffn", "ffn.w12", "ffn.w3"])
+def test_what_a_hook_sees_without_a_gradient_stays_as_it_is(name):
+    config = NeoBERTConfig(
+        hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=96
+    )
+    model = NeoBERT(config).eval()
+    seen = []
+    layer = model.transformer_encoder[0].get_submodule(name)
+    layer.register_forward_hook(lambda *call: seen.append((call[-1], call[-1].clone())))
+    with torch.no_grad():
+        model(torch.arange(1000, 1010)[None])
+    ((kept, copy),) = seen
+    assert torch.equal(kept, copy)

@@ -196,9 +196,15 @@ FORGED = {
     "step true": (put(step=True), "step is true: input should be a valid integer"),
     "tokens below 0": (put(tokens=-1), "tokens is -1: input should be greater than or equal to 0"),
     "fewer tokens than lanes": (put(tokens=8, masked_tokens=1), "tokens of the lanes are 9, more"),
-    "more masked than tokens": (put(masked_tokens=2**60), "masked_tokens are"),
+    "more masked than tokens": (put(masked_tokens=2**53 + 9), "masked_tokens are"),
     "more updates than steps": (put(updates=3), "updates are 3, more than 2"),
     "endless number": (put(tokens=10**400), "tokens is 1000"),
+    "tokens without end": (put(tokens=2**63 - 1), "tokens is 9223372036854775807: input"),
+    "records without end": (put_in_stream("counts", [2**63 - 1, 0, 0, 0]), "counts\\[0\\] is 92233"),
+    "losses below 0": (
+        lambda state: state["divergence"].update(recent_losses=[-1e308]),
+        "recent_losses\\[0\\] is -1e\\+308",
+    ),
     "seconds not a number": (put(seconds=float("nan")), "seconds is NaN"),
     "loss in words": (put(heldout_loss="low"), "heldout_loss is \"low\": input should be a valid number"),
     "losses not finite": (

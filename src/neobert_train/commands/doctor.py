@@ -112,11 +112,11 @@ def examine(config: DoctorConfig, world: World) -> Findings:
     device = find_device(world)
     _examine_software(findings, device)
     _examine_device(findings, device)
-    config = _settle_precision(findings, config, device)
+    asked, config = config, _settle_precision(findings, config, device)
     _examine_kernels(findings, config, device)
     if settings_are_sound:
         _examine_launch(findings, config)
-    _examine_run_directory(findings, config)
+    _examine_run_directory(findings, asked)
     _examine_hub(findings, config)
     tokenizer = findings.attempt(lambda: build_tokenizer(config.tokenizer))
     if tokenizer is None:
@@ -179,7 +179,8 @@ def _settle_precision(
         shown = ", ".join(f"{name.value} {format_flops(rate)}" for name, rate in known.items())
         origin = "measured" if device.type == "cpu" else "as the data sheet says"
         findings.tell("peak", f"{shown}, {origin}")
-        if known[chosen] < known[Precision.fp32]:
+        # A busy machine may show a lower rate; with bf16 instructions it is not the true one.
+        if known[chosen] < known[Precision.fp32] and not has_native_bf16(device):
             findings.notes.append(
                 f"this {device.type.upper()} runs matrix products in {chosen.value} at "
                 f"{known[chosen] / known[Precision.fp32]:.2g} times the rate of fp32: write "

@@ -40,7 +40,10 @@ def run(config: EvaluateConfig, world: World) -> None:
     """
     transformers.utils.logging.disable_progress_bar()
     model, tokenizer, context_length = load_subject(config)
-    documents = load_documents(config, tokenizer)
+    try:
+        documents = load_documents(config, tokenizer)
+    except InputError as error:  # the settings of training have other names
+        raise InputError(str(error).replace("data.column=", "column=")) from error
     context_length = min(config.context_length or context_length, config.micro_batch_tokens)
     batches = build_evaluation_batches(
         documents,

@@ -170,7 +170,8 @@ def _train(
     )
     del start  # its copy of all weights takes room on every process
     first_tokens = state.tokens
-    console.announce("taking the first step" + (", which compiles the blocks" if compiles else ""))
+    first = f"continuing after step {state.step}" if state.step else "taking the first step"
+    console.announce(first + (", which compiles the blocks" if compiles else ""))
     console.begin_steps(state.step)
     _fit(trainer)
     collectives.on_main(lambda: check_last_checkpoint(trainer))

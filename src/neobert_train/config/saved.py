@@ -65,7 +65,7 @@ def load_train_config(path: Path) -> TrainConfig:
         InputError: the file is missing or not a configuration of this version.
     """
     try:
-        values = yaml.load(read_text(path, _MOST_BYTES), _Loader)
+        values = _read_yaml(read_text(path, _MOST_BYTES))
         if not values:
             raise ValueError("it holds no settings")
         config: TrainConfig = parse(TrainConfig, values)
@@ -73,9 +73,26 @@ def load_train_config(path: Path) -> TrainConfig:
             raise ValueError(problem)
     except RecursionError as error:
         raise InputError(f"{path} {_NOT_ONE}: it is nested too deeply") from error
-    except (DamagedFileError, yaml.YAMLError, ValueError) as error:
+    except (DamagedFileError, ValueError, OverflowError) as error:
         raise InputError(f"{path} {_NOT_ONE}: {str(error).splitlines()[0]}") from error
     return config
+
+
+def _read_yaml(text: str) -> Any:
+    """Return the value of a text in YAML.
+
+    Raises:
+        ValueError: it is none.
+        RecursionError: it is nested too deeply.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise
+    except (
+        Exception
+    ) as error:  # a scalar that is none of its tag's raises what int() or a dict raises
+        raise ValueError(f"it is no YAML ({type(error).__name__}: {error})") from error
 
 
 def _to_plain(value: Any) -> Any:

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-# What fits the 64-bit integers in which numbers of records, tokens and steps travel; neither 1.0 nor
-# true is one.
-Count = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
+# Numbers of records, tokens and steps, so far below 2^63 that sums over all lanes and processes fit the
+# 64-bit integers in which they travel; neither 1.0 nor true is one.
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**54)]
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 _SHOWN_CHARACTERS = 60
@@ -46,7 +46,10 @@ def _describe(error: ValidationError) -> str:
     place = "".join(steps).lstrip(".") or "it"
     if problem["type"] in _MESSAGES:
         return f"{place} {_MESSAGES[problem['type']]}"
-    given = json.dumps(problem["input"], default=str, ensure_ascii=False)
+    try:
+        given = json.dumps(problem["input"], default=str, ensure_ascii=False)
+    except RecursionError:
+        given = "nested deeply"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{place} is {_shorten(given)}: {message[:1].lower()}{message[1:]}"
 

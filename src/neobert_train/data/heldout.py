@@ -4,15 +4,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from neobert_train.batch import Batch
 from neobert_train.config.data_schema import MaskingConfig
 from neobert_train.config.derived import compute_weights, resolve_sources
 from neobert_train.config.schema import TrainConfig
-from neobert_train.config.typed import Count
+from neobert_train.config.typed import Count, Finite
 from neobert_train.data.admission import Admission, Kind, build_admission
 from neobert_train.data.chunks import split_document
 from neobert_train.data.collate import collate
@@ -36,6 +37,9 @@ _MOST_COUNTED_TOKENS = 2_000_000
 _MOST_KEPT_TOKENS = 2_000_000
 
 
+Share = Annotated[Finite, Field(ge=0.0, le=1.0)]
+
+
 @dataclass
 class CorpusSample:
     """What a look through the sources found.
@@ -51,7 +55,7 @@ class CorpusSample:
     heldout: list[list[Count]] = field(default_factory=list)
     unigram_entropy: float = math.nan
     num_documents: Count = 0
-    unknown_shares: dict[str, float] = field(default_factory=dict)
+    unknown_shares: dict[str, Share] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -75,8 +79,8 @@ class CorpusSample:
         fix = "remove it, and the run looks for held-out documents again when it continues"
         # Earlier versions did not write all fields, but always the documents.
         sample: CorpusSample = read_run_json(file, cls, fix)
-        if not sample.heldout:
-            raise InputError(f"{file} cannot be read (it holds no documents): {fix}")
+        if not sample.heldout or not all(sample.heldout):
+            raise InputError(f"{file} cannot be read (it holds no documents, or empty ones): {fix}")
         largest = max(max(ids, default=0) for ids in sample.heldout)
         if largest >= vocab_size:
             raise InputError(

@@ -41,24 +41,14 @@ def rotary_factors(position_ids: Tensor, head_size: int) -> Tensor:
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn interleaved channel pairs (x0, x1), (x2, x3), ... of x [..., num_heads, head_size].
-
-    For inference on a CPU, x may be overwritten.
-    """
+    """Turn interleaved channel pairs (x0, x1), (x2, x3), ... of x [..., num_heads, head_size]."""
     pairs = x.float().unflatten(-1, (-1, 2))
     if _is_traced():  # compilers fuse real operations, and have no complex ones
         (even, odd), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
         turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
     else:  # one product instead of six
-        numbers, factors = torch.view_as_complex(pairs), torch.view_as_complex(turns)
-        product = numbers.mul_(factors) if _is_cpu_inference(x) else numbers * factors
-        turned = torch.view_as_real(product)
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns))
     return turned.flatten(-2).to(x.dtype)
-
-
-def _add(x: Tensor, change: Tensor) -> Tensor:
-    """Return x + change; for inference on a CPU, in the place of `change`."""
-    return change.add_(x) if _is_cpu_inference(x) else x + change
 
 
 def _is_cpu_inference(x: Tensor) -> bool:
@@ -101,12 +91,14 @@ class SwiGLU(nn.Module):
         return F.linear(F.silu(gate, inplace=True).mul_(value), self.w3.weight)
 
     def _is_plain(self) -> bool:
-        """Return whether both layers are no more than their weights: no adapters and no hooks.
+        """Return whether both layers are no more than their weights: no adapters, nobody who looks.
 
         Rows whose width is no multiple of 64 end in what the CPU rounds number by number, so that the
         halves would differ from the whole in the last bit.
         """
-        return self.w3.in_features % 64 == 0 and not any(
+        if self.w3.in_features % 64 or torch.nn.modules.module._has_any_global_hook():
+            return False
+        return not any(
             type(layer) is not nn.Linear
             or layer._forward_hooks
             or layer._forward_pre_hooks
@@ -143,8 +135,8 @@ class EncoderBlock(nn.Module):
 
     def combine(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add what was attended to, and then the feed-forward layer, to the residual stream."""
-        x = _add(x, self.wo(attended.flatten(-2)))
-        return _add(x, self.ffn(self.ffn_norm(x)))
+        x = x + self.wo(attended.flatten(-2))
+        return x + self.ffn(self.ffn_norm(x))
 
 
 class NeoBERTPreTrainedModel(PreTrainedModel):
