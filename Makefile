@@ -34,7 +34,7 @@ test: install ## Run the tests (under 20 minutes on two CPU cores)
 LONG := tests/training tests/commands tests/modeling/test_compilation.py tests/test_benchmarks.py \
 	tests/test_sweep.py tests/test_hub.py
 
-test-fast: install ## Run the tests that start no training (under 3 minutes)
+test-fast: install ## Run the tests that start no training (about five minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(LONG))
 
 test-all: install ## Run all tests, the slow ones too
