@@ -104,6 +104,14 @@ def test_the_stream_from_any_position_equals_the_one_from_the_beginning(
         assert take(order, 60 - index, position) == stream[index:]
 
 
+def test_a_stream_goes_on_after_a_unit_that_ended_in_damage():
+    order = LaneOrder([replace(unit, is_damaged=True) for unit in make_units(0, 0)], 0, 1, 0, 1)
+    stream = take(order, 6)
+    for index, (_, _, position) in enumerate(stream):
+        position = Position.from_list(json.loads(json.dumps(position.to_list())))
+        assert take(order, 6 - index, position) == stream[index:]
+
+
 @settings(deadline=None, max_examples=60)
 @given(sources(), lane_counts, windows, open_counts, seeds)
 def test_every_record_comes_with_the_unit_it_was_read_from(

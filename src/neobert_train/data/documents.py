@@ -14,7 +14,9 @@ the end of its units it goes on with the next epoch by itself; no lane waits for
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from neobert_train.config.typed import Count, parse
 from neobert_train.data.randomness import keyed_generator
@@ -43,7 +45,8 @@ class WindowStart:
     open_units: tuple[tuple[int, int], ...] = ()
 
 
-_POSITION = tuple[Count, Count, Count, list[tuple[Count, Count]], Count]
+_Cursor = Annotated[int, Field(strict=True, ge=0, le=END_OF_UNIT)]
+_POSITION = tuple[Count, Count, Count, list[tuple[Count, _Cursor]], Count]
 
 
 @dataclass(frozen=True, slots=True)
