@@ -49,24 +49,22 @@ class Case:
         return ids, mask
 
 
+def describe_size(depth: int, width: int) -> dict[str, int]:
+    """Return the settings that both configurations have under the same names."""
+    return {
+        "num_hidden_layers": depth,
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_attention_heads": width // 64,
+    }
+
+
 def build_ours(depth: int, width: int) -> torch.nn.Module:
-    config = NeoBERTConfig(
-        num_hidden_layers=depth,
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_attention_heads=width // 64,
-    )
-    return NeoBERT(config).eval()
+    return NeoBERT(NeoBERTConfig(**describe_size(depth, width))).eval()
 
 
 def build_bert(depth: int, width: int) -> torch.nn.Module:
-    config = BertConfig(
-        num_hidden_layers=depth,
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_attention_heads=width // 64,
-    )
-    return BertModel(config, add_pooling_layer=False).eval()
+    return BertModel(BertConfig(**describe_size(depth, width)), add_pooling_layer=False).eval()
 
 
 BUILDERS: dict[str, Callable[[int, int], torch.nn.Module]] = {

@@ -153,7 +153,7 @@ def test_a_signal_stops_the_job_with_a_checkpoint_and_the_sweep_with_it(
     jobs = psutil.Process(process.pid).children(recursive=True)
     (os.killpg if whole_group else os.kill)(process.pid, number)
     output, error = process.communicate(timeout=300)
-    assert psutil.wait_procs(jobs, timeout=10)[1] == []
+    assert psutil.wait_procs(jobs, timeout=100)[1] == []
     assert process.returncode == (-number if number == signal.SIGKILL else 3), error
     assert "job 2" not in output
     assert "the same command continues" in error

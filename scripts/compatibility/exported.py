@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from compatibility.given import HUB_NAME
-from neobert_train.config.schema import Pooling
+from neobert_train.config.command_schema import Pooling
 from neobert_train.export.hugging_face import write_model_folder, write_pooling
 from neobert_train.export.onnx import write_onnx
 from neobert_train.export.parity import link_as_cached

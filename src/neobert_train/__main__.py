@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from neobert_train.config.checks import find_problems, find_range_problems
-from neobert_train.config.schema import SCHEMAS
+from neobert_train.config.command_schema import SCHEMAS
 from neobert_train.config.store import (
     compose_config,
     describe_config_error,

@@ -1,6 +1,7 @@
 """`doctor`: what it finds on this machine, and on machines with one thing wrong."""
 
 import errno
+import re
 import shutil
 import tempfile
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import torch
 from commands.conftest import run_command
 from neobert_train import hardware
 from neobert_train.commands import doctor
-from neobert_train.config.schema import DoctorConfig
+from neobert_train.config.command_schema import DoctorConfig
 from neobert_train.config.store import compose_config, to_typed
 from neobert_train.world import World
 
@@ -138,10 +139,9 @@ def test_a_cpu_that_is_slow_in_bf16(examine, monkeypatch):
     monkeypatch.setattr(doctor, "has_native_bf16", lambda device: False)
     found = examine("trainer.precision=bf16")
     assert "peak        bf16 20.0 GFLOP/s, fp32 40.0 GFLOP/s, measured" in found.lines
-    assert "in bf16 at 0.5 times the rate of fp32: write trainer.precision=fp32" in found.notes[0]
-    monkeypatch.setattr(doctor, "find_peak_flops", lambda _, dtype: 1e10 / dtype.itemsize)
-    assert examine("trainer.precision=bf16").notes == []
-    assert examine().notes == []
+    (note,) = found.notes
+    assert re.search("this CPU has no bf16 .* times as fast .*: write trainer.precision=fp32", note)
+    assert examine("trainer.precision=fp32").notes == []
 
 
 @pytest.mark.parametrize("is_native", [True, False])

@@ -17,8 +17,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from commands.conftest import run_command
 from neobert_train.commands.export import run
+from neobert_train.config.command_schema import ExportConfig
 from neobert_train.config.saved import load_train_config
-from neobert_train.config.schema import ExportConfig
 from neobert_train.export import remote_code
 from neobert_train.export.parity import ParityError
 from neobert_train.model_files import load_initial_weights

@@ -6,7 +6,7 @@ import pytest
 
 from commands.conftest import run_command
 from neobert_train.commands.inspect_data import find_nearest_states, format_step, iter_lanes
-from neobert_train.config.schema import InspectDataConfig
+from neobert_train.config.command_schema import InspectDataConfig
 from neobert_train.config.store import compose_config, to_typed
 from neobert_train.data.corpus import open_corpus
 from neobert_train.data.lanes import initial_states

@@ -189,3 +189,12 @@ def test_a_plan_needs_no_torch():
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.stdout.endswith("[]\n"), result.stdout + result.stderr
+
+
+def test_evaluate_names_its_own_settings(finished_run, tmp_path):
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "of it and so on " * 40}) + "\n")
+    given = ("evaluate", f"run_dir={finished_run}", f"paths=[{tmp_path / 'texts.jsonl'}]")
+    output = run_command(*given, code=2)
+    assert "write column=... with one of text" in output
+    assert "data.column" not in output
+    assert "masked_lm loss" in run_command(*given, "column=text")

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neobert_train.config.checks import find_problems
+from neobert_train.config.command_schema import EvaluateConfig, ExportConfig
 from neobert_train.config.data_schema import DataConfig, MixtureSourceConfig, SourceKind
 from neobert_train.config.derived import (
     compute_accumulation_steps,
@@ -15,14 +16,7 @@ from neobert_train.config.derived import (
     compute_num_lanes,
     find_divisors,
 )
-from neobert_train.config.schema import (
-    EvaluateConfig,
-    ExportConfig,
-    ModelConfig,
-    Precision,
-    ScheduleName,
-    TrainConfig,
-)
+from neobert_train.config.schema import ModelConfig, Precision, ScheduleName, TrainConfig
 from neobert_train.config.setting import Range, iter_settings
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neobert_train.config.command_schema import SCHEMAS
 from neobert_train.config.data_schema import MixtureSourceConfig
 from neobert_train.config.saved import dump_config, find_differences, load_train_config
-from neobert_train.config.schema import SCHEMAS, Resume, TrainConfig
+from neobert_train.config.schema import Resume, TrainConfig
 from neobert_train.config.setting import iter_settings
 from neobert_train.config.store import compose_config, find_group_choices, to_typed
 from neobert_train.errors import InputError

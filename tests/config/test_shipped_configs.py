@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from neobert_train.config.checks import find_problems
+from neobert_train.config.command_schema import SCHEMAS
 from neobert_train.config.data_schema import Draw, MixtureSourceConfig
 from neobert_train.config.derived import (
     compute_decay_end,
@@ -16,7 +17,7 @@ from neobert_train.config.derived import (
     compute_weights,
     resolve_sources,
 )
-from neobert_train.config.schema import SCHEMAS, Precision, TrainConfig
+from neobert_train.config.schema import Precision, TrainConfig
 from neobert_train.config.setting import iter_settings
 from neobert_train.config.store import (
     compose_config,

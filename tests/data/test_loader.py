@@ -224,7 +224,7 @@ def test_a_killed_worker_is_an_error_and_no_endless_wait(tmp_path):
     assert parent.stdout.readline() == "ready\n"
     [worker] = find_workers(parent.pid)
     worker.kill()
-    _, errors = parent.communicate("go on\n", timeout=20)
+    _, errors = parent.communicate("go on\n", timeout=100)
     assert parent.returncode == 1, errors
     assert "a data worker ended with exit code -9: killed, for example because memory" in errors
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from neobert_train.commands import inspect_data
-from neobert_train.commands.train import check_unknown_shares
 from neobert_train.config.data_schema import MaskingConfig, MaskingUnit
 from neobert_train.config.typed import parse
 from neobert_train.data.collate import collate
@@ -14,6 +13,7 @@ from neobert_train.data.corpus import open_corpus
 from neobert_train.data.heldout import CorpusSample, build_evaluation_batches, sample_corpus
 from neobert_train.data.masking import build_masking
 from neobert_train.errors import InputError
+from neobert_train.training.heldout_sample import check_unknown_shares
 from neobert_train.world import World
 from support.thai import make_thai, write_texts
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
-from neobert_train.config.schema import TokenizerAlgorithm, TrainTokenizerConfig
+from neobert_train.config.command_schema import TokenizerAlgorithm, TrainTokenizerConfig
 from neobert_train.config.store import compose_config, to_typed
 from neobert_train.data import tokenizer_training
 from neobert_train.data.admission import is_heldout

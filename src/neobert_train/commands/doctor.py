@@ -20,8 +20,9 @@ from neobert_train.commands.plan import (
     find_largest_micro_batch,
 )
 from neobert_train.config.checks import find_experiment_problems
+from neobert_train.config.command_schema import DoctorConfig
 from neobert_train.config.derived import compute_num_lanes, find_divisors, resolve_sources
-from neobert_train.config.schema import DoctorConfig, Precision
+from neobert_train.config.schema import Precision
 from neobert_train.data.admission import build_admission
 from neobert_train.data.corpus import list_source_files, open_corpus
 from neobert_train.data.heldout import sample_source
@@ -179,17 +180,10 @@ def _settle_precision(
         shown = ", ".join(f"{name.value} {format_flops(rate)}" for name, rate in known.items())
         origin = "measured" if device.type == "cpu" else "as the data sheet says"
         findings.tell("peak", f"{shown}, {origin}")
-        # A busy machine may show a lower rate; with bf16 instructions it is not the true one.
-        if known[chosen] < known[Precision.fp32] and not has_native_bf16(device):
-            findings.notes.append(
-                f"this {device.type.upper()} runs matrix products in {chosen.value} at "
-                f"{known[chosen] / known[Precision.fp32]:.2g} times the rate of fp32: write "
-                f"trainer.precision=fp32"
-            )
     else:
         findings.notes.append("the peak rate of this kind of GPU is not known: no train/mfu")
     findings.tell("precision", f"trainer.precision={wanted.value} takes {chosen.value}")
-    if chosen is Precision.bf16 and device.type == "cuda" and not has_native_bf16(device):
+    if chosen is Precision.bf16 and not has_native_bf16(device):
         findings.notes.append(f"{describe_slow_bf16(device)}: write trainer.precision=fp32")
     return replace(config, trainer=replace(config.trainer, precision=chosen))
 

@@ -1,5 +1,6 @@
 """Measure a run or an exported model on text."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,9 +10,9 @@ from safetensors import SafetensorError
 
 from neobert_train.checkpoint import CONFIG_FILE, TOKENIZER_FOLDER, load_weights
 from neobert_train.checkpoint_search import find_checkpoint
+from neobert_train.config.command_schema import EvaluateConfig
 from neobert_train.config.data_schema import BadRecordPolicy, SourceConfig, SourceKind
 from neobert_train.config.saved import load_train_config
-from neobert_train.config.schema import EvaluateConfig
 from neobert_train.data.encoding import encode_documents
 from neobert_train.data.heldout import CorpusSample, build_evaluation_batches
 from neobert_train.data.sources.files import list_source_files
@@ -31,6 +32,9 @@ from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from neobert_train.world import World
 
+# What messages about data name in the words of training.
+_DATA_SETTING = re.compile(r"\bdata\.((?:paths|format|column|text_documents)=)")
+
 
 def run(config: EvaluateConfig, world: World) -> None:
     """Print held-out loss, accuracy and perplexity.
@@ -42,8 +46,8 @@ def run(config: EvaluateConfig, world: World) -> None:
     model, tokenizer, context_length = load_subject(config)
     try:
         documents = load_documents(config, tokenizer)
-    except InputError as error:  # the settings of training have other names
-        raise InputError(str(error).replace("data.column=", "column=")) from error
+    except InputError as error:
+        raise InputError(_DATA_SETTING.sub(r"\1", str(error))) from error
     context_length = min(config.context_length or context_length, config.micro_batch_tokens)
     batches = build_evaluation_batches(
         documents,

@@ -11,8 +11,8 @@ from neobert_train.checkpoint import (
     load_weights,
 )
 from neobert_train.checkpoint_search import find_checkpoint, read_weights_digest
+from neobert_train.config.command_schema import ExportConfig, ExportFormat, Pooling
 from neobert_train.config.saved import load_train_config
-from neobert_train.config.schema import ExportConfig, ExportFormat, Pooling
 from neobert_train.errors import InputError
 from neobert_train.export.hub import MAIN, push_to_hub
 from neobert_train.export.hugging_face import write_model_folder, write_pooling

@@ -10,9 +10,9 @@ from tqdm import tqdm
 from neobert_train.batch import Batch
 from neobert_train.checkpoint import load_state
 from neobert_train.checkpoint_search import find_checkpoint
+from neobert_train.config.command_schema import InspectDataConfig
 from neobert_train.config.derived import compute_num_lanes
 from neobert_train.config.saved import find_differences, load_train_config
-from neobert_train.config.schema import InspectDataConfig
 from neobert_train.config.typed import parse
 from neobert_train.data.corpus import open_corpus
 from neobert_train.data.encoding import name_document

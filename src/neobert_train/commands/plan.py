@@ -9,13 +9,14 @@ from neobert_train.accounting import (
     estimate_activation_bytes,
     format_flops,
 )
+from neobert_train.config.command_schema import PlanConfig
 from neobert_train.config.derived import (
     compute_masking_rate,
     compute_num_lanes,
     find_divisors,
     wants_compilation,
 )
-from neobert_train.config.schema import PlanConfig, Precision, TrainConfig
+from neobert_train.config.schema import Precision, TrainConfig
 from neobert_train.errors import InputError
 from neobert_train.terminal import print_output
 from neobert_train.tokenizers.loading import build_tokenizer

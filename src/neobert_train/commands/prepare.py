@@ -9,8 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from neobert_train.config.command_schema import PrepareConfig
 from neobert_train.config.quoting import to_shell
-from neobert_train.config.schema import PrepareConfig
 from neobert_train.data.preparation import (
     ShardJob,
     claim_folder,

@@ -2,8 +2,8 @@
 
 import sys
 
+from neobert_train.config.command_schema import StatusConfig
 from neobert_train.config.saved import load_train_config
-from neobert_train.config.schema import StatusConfig
 from neobert_train.errors import EXIT_FAILED, InputError
 from neobert_train.run_directory import RunDirectory
 from neobert_train.run_lock import find_holder

@@ -12,17 +12,15 @@ from typing import Any
 import torch
 
 from neobert_train.accounting import compute_model_size
-from neobert_train.batch import Batch
 from neobert_train.checkpoint import load_moments
 from neobert_train.config.derived import parse_duration
 from neobert_train.config.quoting import to_shell
 from neobert_train.config.saved import dump_config
 from neobert_train.config.schema import Precision, Resume, TrainConfig
 from neobert_train.data.corpus import list_source_files, to_json
-from neobert_train.data.heldout import CorpusSample, build_evaluation_batches, sample_corpus
+from neobert_train.data.heldout import CorpusSample
 from neobert_train.data.loader import StepLoader
 from neobert_train.data.sources import Unit
-from neobert_train.data.targets import MOST_UNKNOWN, describe_unknown
 from neobert_train.distributed import Collectives, find_device, is_lost_connection
 from neobert_train.environment import describe_environment, find_environment_changes
 from neobert_train.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, InputError
@@ -50,11 +48,11 @@ from neobert_train.run_directory import RunDirectory
 from neobert_train.run_outcome import write_outcome
 from neobert_train.signals import StopSignal
 from neobert_train.terminal import print_message, print_output
-from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from neobert_train.training.checkpointing import CheckpointWriter
 from neobert_train.training.console import Console, format_duration
 from neobert_train.training.divergence import DivergedError, Guard
 from neobert_train.training.engine import EngineState, build_engine, write_optimizer_state
+from neobert_train.training.heldout_sample import build_heldout_batches, share_sample
 from neobert_train.training.metrics import MetricsLog, start_wandb
 from neobert_train.training.preemption import LAUNCHER_ENDED, StopRequest
 from neobert_train.training.starting_point import StartingPoint, find_starting_point
@@ -237,10 +235,12 @@ def describe_end(error: BaseException, run: RunDirectory) -> tuple[int, str]:
     """Return the exit code of a start that ends with an error, and what it says of it."""
     match error:
         case StoppedError() | StopSignal():
-            newest = [step for step, _ in run.list_checkpoints()][-1:]
-            left = f"with the checkpoint of step {newest[0]}" if newest else "without a checkpoint"
             # Nobody asked for a stop when the launcher crashed or was killed.
             code = EXIT_FAILED if str(error) == LAUNCHER_ENDED else EXIT_STOPPED
+            newest = [step for step, _ in run.list_checkpoints()][-1:]
+            left = f"with the checkpoint of step {newest[0]}" if newest else "without a checkpoint"
+            if not run.is_open:  # what lies in the directory is another start's
+                left = "before it had begun"
             return code, f"stopped by {error}, {left}; the same command continues"
         case InputError():
             return EXIT_INPUT, str(error)
@@ -304,55 +304,6 @@ def build_peak_meter(config: TrainConfig, world: World, device: torch.device) ->
     return peak
 
 
-def share_sample(
-    config: TrainConfig, run: RunDirectory, start: StartingPoint, collectives: Collectives
-) -> CorpusSample:
-    """The held-out documents that the main process finds; raises InputError on every process."""
-    found = collectives.on_main(lambda: find_sample(config, run, start).to_dict())
-    return CorpusSample(**found)
-
-
-def find_sample(config: TrainConfig, run: RunDirectory, start: StartingPoint) -> CorpusSample:
-    """The held-out documents; looked for when a run begins, and kept in its directory.
-
-    Raises:
-        InputError: evaluation is asked for and no document is held out, or the tokenizer knows
-            nothing of the documents.
-    """
-    if start.checkpoint is not None and run.heldout_file.exists():
-        sample = CorpusSample.load(run.heldout_file, start.tokenizer.vocab_size)
-        check_unknown_shares(sample, start.tokenizer)
-        return sample
-    if not config.evaluation.max_tokens:
-        return CorpusSample()
-    sample = sample_corpus(config, start.units, start.tokenizer)
-    check_unknown_shares(sample, start.tokenizer)
-    if not sample.heldout:
-        raise InputError(
-            f"none of the {sample.num_documents} documents looked through is held out: raise "
-            f"data.heldout_fraction, or write evaluation.max_tokens=0 to train without evaluation"
-        )
-    return sample
-
-
-def check_unknown_shares(sample: CorpusSample, tokenizer: TextTokenizer) -> None:
-    """Warn of sources that the tokenizer does not know much of.
-
-    Raises:
-        InputError: it knows nothing of any of them.
-    """
-    shares = sample.unknown_shares
-    problems = [
-        describe_unknown(share, f"the source '{name}'", tokenizer.name)
-        for name, share in shares.items()
-        if share > MOST_UNKNOWN
-    ]
-    if shares and min(shares.values()) == 1.0:
-        raise InputError.from_problems(problems)
-    for problem in problems:
-        logger.warning("%s", problem)
-
-
 def open_run_directory(
     config: TrainConfig,
     run: RunDirectory,
@@ -394,21 +345,6 @@ def start_metrics(config: TrainConfig, run: RunDirectory, step: int) -> MetricsL
         return MetricsLog(run.metrics_file, step, start_wandb(config, run.path, begun))
     except OSError as error:
         raise run.explain(error) from error
-
-
-def build_heldout_batches(
-    config: TrainConfig, sample: CorpusSample, tokenizer: TextTokenizer
-) -> list[Batch]:
-    """The held-out documents as batches, the same at every evaluation of the run."""
-    return build_evaluation_batches(
-        sample.heldout,
-        tokenizer,
-        config.masking,
-        config.batch.context_length,
-        config.batch.micro_batch_tokens,
-        config.evaluation.max_tokens,
-        config.seed,
-    )
 
 
 def check_last_checkpoint(trainer: Trainer) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from neobert_train.config.command_schema import TrainTokenizerConfig
 from neobert_train.config.quoting import to_shell
-from neobert_train.config.schema import TrainTokenizerConfig
 from neobert_train.data.targets import MOST_UNKNOWN
 from neobert_train.data.tokenizer_training import count_words, measure_tokenizer, train_tokenizer
 from neobert_train.data.training_texts import TrainingTexts

@@ -4,6 +4,15 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from neobert_train.config.command_schema import (
+    DoctorConfig,
+    EvaluateConfig,
+    ExportConfig,
+    PrepareConfig,
+    StatusConfig,
+    TokenizerAlgorithm,
+    TrainTokenizerConfig,
+)
 from neobert_train.config.data_schema import SourceConfig, SourceKind
 from neobert_train.config.derived import (
     compute_decay_end,
@@ -13,19 +22,7 @@ from neobert_train.config.derived import (
     parse_duration,
     resolve_sources,
 )
-from neobert_train.config.schema import (
-    DoctorConfig,
-    EvaluateConfig,
-    ExportConfig,
-    ModelConfig,
-    Precision,
-    PrepareConfig,
-    ScheduleName,
-    StatusConfig,
-    TokenizerAlgorithm,
-    TrainConfig,
-    TrainTokenizerConfig,
-)
+from neobert_train.config.schema import ModelConfig, Precision, ScheduleName, TrainConfig
 from neobert_train.config.setting import iter_settings
 
 # What fits where somebody means something else.
@@ -35,7 +32,8 @@ _ADVICE = {
         "`inspect_data` shows what it reads)"
     )
 }
-_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+# org/name on the Hub.
+REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _SOURCE_NAME = re.compile(r"[\w-]+")
 
 
@@ -261,7 +259,7 @@ def _iter_export_problems(config: ExportConfig) -> Iterator[str]:
 
 
 def _iter_repository_problems(key: str, name: str | None) -> Iterator[str]:
-    if name is not None and not _REPOSITORY.fullmatch(name):
+    if name is not None and not REPOSITORY.fullmatch(name):
         yield f"{key}={name} is no repository of the Hub: write {key}=org/name"
 
 

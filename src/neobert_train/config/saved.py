@@ -89,9 +89,8 @@ def _read_yaml(text: str) -> Any:
         return yaml.load(text, _Loader)
     except RecursionError:
         raise
-    except (
-        Exception
-    ) as error:  # a scalar that is none of its tag's raises what int() or a dict raises
+    # A scalar that is not of its tag's type raises whatever int() or a dictionary raises.
+    except Exception as error:
         raise ValueError(f"it is no YAML ({type(error).__name__}: {error})") from error
 
 

@@ -16,9 +16,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from neobert_train.config.command_schema import SCHEMAS
 from neobert_train.config.data_schema import MixtureSourceConfig
 from neobert_train.config.quoting import quote, to_shell
-from neobert_train.config.schema import SCHEMAS
 from neobert_train.config.setting import ANY_NAME, iter_default_settings
 from neobert_train.errors import InputError
 from neobert_train.urls import show_value
@@ -295,6 +295,14 @@ def _find_type_problem(schema: type[Any], key: str, override: Override) -> str |
     return None
 
 
+# What OmegaConf says of a value of another type, by the end of its message, and what would fit.
+_FITTING = {
+    "to Integer": "a whole number",
+    "to Float": "a number",
+    "is not a valid bool": "true or false",
+}
+
+
 def _hint(override: Override, reason: str) -> str:
     value = override.value()
     if isinstance(value, str) and "ListConfig" in reason:
@@ -305,6 +313,9 @@ def _hint(override: Override, reason: str) -> str:
         return f"; write '{override.get_key_element()}=\"{written}\"'"
     if isinstance(value, float) and value.is_integer():
         return f"; write {override.get_key_element()}={int(value)}"
+    for said, fitting in _FITTING.items():
+        if said in reason:
+            return f"; write {override.get_key_element()}=... with {fitting}"
     return ""
 
 

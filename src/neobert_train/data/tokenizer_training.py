@@ -23,7 +23,7 @@ from tokenizers import (
     trainers,
 )
 
-from neobert_train.config.schema import TokenizerAlgorithm, TrainTokenizerConfig
+from neobert_train.config.command_schema import TokenizerAlgorithm, TrainTokenizerConfig
 from neobert_train.errors import InputError
 from neobert_train.signals import call_interruptibly
 from neobert_train.tokenizers.long_texts import split_text

@@ -11,12 +11,12 @@ import yaml
 
 from neobert_train.accounting import compute_model_size
 from neobert_train.checkpoint import TrainingState
+from neobert_train.config.checks import REPOSITORY
 from neobert_train.config.data_schema import SourceKind
 from neobert_train.config.schema import TrainConfig
 from neobert_train.metrics_file import format_metric
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
-_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 _MARKDOWN = re.compile(r"[\\`*|~$\[\]]")
 _METRICS = {
     "train/loss": ("training loss (nats a masked token)", ".4f"),
@@ -99,8 +99,7 @@ def render_model_card(
         tokenizer: of the model.
         metrics: the latest values up to that checkpoint; None for one that was not finite.
     """
-    size = compute_model_size(config.model, tokenizer.vocab_size)
-    dataset = config.data.dataset if config.data.source is SourceKind.huggingface else None
+    dataset = _find_dataset(config)
     front: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "fill-mask",
@@ -108,29 +107,13 @@ def render_model_card(
     }
     if names.license:
         front["license"] = names.license
-    if dataset and _REPOSITORY.fullmatch(dataset):
+    if dataset and REPOSITORY.fullmatch(dataset):
         front["datasets"] = [dataset]
     example = f"The state of the union is {tokenizer.spellings['mask']}."
     revision = f", revision={json.dumps(names.revision)}" if names.revision else ""
     literals = {
         "name": json.dumps(names.location) + revision,
         "text": json.dumps(example, ensure_ascii=False),
-    }
-    recipe = {
-        "parameters": f"{size.parameters:,}",
-        "layers x width": f"{config.model.num_hidden_layers} x {config.model.hidden_size}",
-        "context": f"{config.batch.context_length:,} tokens",
-        "data": dataset or config.data.source.value,
-        "tokens trained on": f"{state.tokens:,} in {state.step:,} steps of "
-        f"{config.batch.global_batch_tokens:,}",
-        "tokens predicted": f"{state.masked_tokens:,}",
-        "masking": f"{config.masking.rate:.0%} of the text tokens, {config.masking.strategy.value}",
-        "optimiser": f"AdamW, peak learning rate {config.optimizer.lr:g}, betas "
-        f"{config.optimizer.betas}, weight decay {config.optimizer.weight_decay:g}, clipping at "
-        f"{config.optimizer.max_grad_norm:g}",
-        "schedule": f"{config.scheduler.name.value}, {config.scheduler.warmup_steps:,} steps of warm-up",
-        "precision": config.trainer.precision.value,
-        "seed": str(config.seed),
     }
     measured = {
         label: format_metric(metrics[key], spec)
@@ -151,7 +134,7 @@ def render_model_card(
             *(line for use in _USES for line in _format_use(*use, literals)),
             "## Recipe",
             "",
-            *_table(recipe),
+            *_table(_describe_recipe(config, state, tokenizer.vocab_size)),
             "",
             "## Measured",
             "",
@@ -159,6 +142,30 @@ def render_model_card(
             "",
         ]
     )
+
+
+def _find_dataset(config: TrainConfig) -> str | None:
+    return config.data.dataset if config.data.source is SourceKind.huggingface else None
+
+
+def _describe_recipe(config: TrainConfig, state: TrainingState, vocab_size: int) -> dict[str, str]:
+    size = compute_model_size(config.model, vocab_size)
+    return {
+        "parameters": f"{size.parameters:,}",
+        "layers x width": f"{config.model.num_hidden_layers} x {config.model.hidden_size}",
+        "context": f"{config.batch.context_length:,} tokens",
+        "data": _find_dataset(config) or config.data.source.value,
+        "tokens trained on": f"{state.tokens:,} in {state.step:,} steps of "
+        f"{config.batch.global_batch_tokens:,}",
+        "tokens predicted": f"{state.masked_tokens:,}",
+        "masking": f"{config.masking.rate:.0%} of the text tokens, {config.masking.strategy.value}",
+        "optimiser": f"AdamW, peak learning rate {config.optimizer.lr:g}, betas "
+        f"{config.optimizer.betas}, weight decay {config.optimizer.weight_decay:g}, clipping at "
+        f"{config.optimizer.max_grad_norm:g}",
+        "schedule": f"{config.scheduler.name.value}, {config.scheduler.warmup_steps:,} steps of warm-up",
+        "precision": config.trainer.precision.value,
+        "seed": str(config.seed),
+    }
 
 
 def _format_use(introduction: str, code: str, literals: Mapping[str, str]) -> list[str]:

@@ -195,5 +195,5 @@ def _load_with_transformers(
             f"the {kind} of {path} is written in Python only: write a tokenizer.path that the "
             f"tokenizers library can run"
         )
-    roles = {f"{key}": str(token) for key, token in theirs.special_tokens_map.items()}
-    return tokenizer, {key.removesuffix("_token"): token for key, token in roles.items()}
+    roles = theirs.special_tokens_map.items()
+    return tokenizer, {key.removesuffix("_token"): str(token) for key, token in roles}

@@ -1,0 +1,174 @@
+"""The settings of every command: those of a training run with a few more, or its own."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from neobert_train.config.data_schema import (
+    FORMAT_NAMES,
+    FileFormat,
+    MaskingConfig,
+    TextDocuments,
+)
+from neobert_train.config.schema import Precision, TrainConfig
+from neobert_train.config.setting import setting
+
+
+@dataclass
+class PlanConfig(TrainConfig):
+    """What an experiment needs on named hardware."""
+
+    device: str = setting("h100", "Device to plan for; see the list that `plan` prints.")
+    num_devices: int = setting(8, "Devices to plan for.", at_least=1)
+    mfu: float = setting(
+        0.4, "Share of the device's peak that training is assumed to reach.", above=0.0, at_most=1.0
+    )
+
+
+@dataclass
+class DoctorConfig(TrainConfig):
+    """What this machine has, and what an experiment would use of it."""
+
+
+@dataclass
+class StatusConfig(TrainConfig):
+    """How the latest start of the run in output_dir ended."""
+
+    wait_seconds: float = setting(
+        0.0,
+        "How long to wait for a process that still trains, and may be about to end.",
+        at_least=0.0,
+    )
+
+
+@dataclass
+class PrepareConfig(TrainConfig):
+    """Tokenise once what an experiment reads, into data.prepared_dir."""
+
+    num_processes: int | None = setting(
+        None, "Processes that tokenise side by side; one per CPU core by default.", at_least=1
+    )
+
+
+@dataclass
+class InspectDataConfig(TrainConfig):
+    """Show what the global batch of a step holds."""
+
+    step: int = setting(1, "Step whose global batch to show; the first is 1.", at_least=1)
+    documents: int = setting(8, "Documents to show with their masked text.", at_least=0)
+
+
+class TokenizerAlgorithm(Enum):
+    """How text is cut into tokens."""
+
+    wordpiece = "wordpiece"
+    unigram = "unigram"
+    bpe = "bpe"
+
+
+@dataclass
+class TrainTokenizerConfig(TrainConfig):
+    """Train a tokenizer on the documents of an experiment."""
+
+    output: str = setting("tokenizer", "Folder to write; tokenizer.path=FOLDER then uses it.")
+    algorithm: TokenizerAlgorithm = setting(
+        TokenizerAlgorithm.wordpiece, "wordpiece, unigram or bpe (byte-level)."
+    )
+    vocab_size: int = setting(
+        30_522, "Entries of the vocabulary, the five special tokens included.", at_least=100
+    )
+    lowercase: bool = setting(
+        False, "Lower-case the text and strip the accents of its Latin, Greek and Cyrillic letters."
+    )
+    min_frequency: int = setting(
+        2, "Occurrences that a token of wordpiece or bpe needs at least.", at_least=1
+    )
+    max_documents: int = setting(1_000_000, "Most documents to train on.", at_least=1)
+
+
+class ExportFormat(Enum):
+    """What is exported."""
+
+    transformers = "transformers"
+    onnx = "onnx"
+
+
+class Pooling(Enum):
+    """What makes one vector of the hidden states of a text."""
+
+    none = "none"
+    mean = "mean"
+    cls = "cls"
+
+
+@dataclass
+class ExportConfig:
+    """Write a checkpoint as a folder that transformers loads."""
+
+    run_dir: str = setting("", "Run directory to export from.")
+    step: int | None = setting(
+        None, "Step of the checkpoint; the newest sound one by default.", at_least=0
+    )
+    output: str | None = setting(None, "Folder to write; RUN_DIR/export by default.")
+    format: ExportFormat = setting(
+        ExportFormat.transformers, "transformers, or onnx: with onnx/model.onnx beside it."
+    )
+    pooling: Pooling = setting(
+        Pooling.none, "mean or cls make the folder a sentence-transformers model; none leaves it to users."
+    )  # fmt: skip
+    license: str | None = setting(
+        None, "Licence of the weights for the model card, as the Hub names it, such as apache-2.0."
+    )
+    push_to_hub: str | None = setting(None, "Hub repository org/name to upload the folder to.")
+    revision: str | None = setting(
+        None, "push_to_hub: branch to upload to, such as step-00010000; main by default."
+    )
+    private: bool = setting(False, "Create the Hub repository as a private one.")
+
+
+@dataclass
+class EvaluateConfig:
+    """Measure a run or an exported model on text."""
+
+    run_dir: str | None = setting(None, "Run directory to evaluate; give this or model.")
+    model: str | None = setting(
+        None, "Exported folder or org/name@revision on the Hub to evaluate; give this or run_dir."
+    )
+    step: int | None = setting(
+        None, "run_dir: step of the checkpoint; the newest by default.", at_least=0
+    )
+    tasks: list[str] = setting(lambda: ["masked_lm"], "What to measure: masked_lm.")
+    paths: list[str] = setting(
+        list, "Files, folders, globs or URLs of texts; the run's own held-out documents by default."
+    )
+    format: FileFormat = setting(FileFormat.auto, f"paths: {FORMAT_NAMES}.")
+    column: str = setting(
+        "content", "Column or JSON key that holds the text; text.en is the field en of text."
+    )
+    text_documents: TextDocuments = setting(
+        TextDocuments.blank_line, "Text files: a document is a block between blank_line, a line or a file."
+    )  # fmt: skip
+    context_length: int | None = setting(
+        None, "Most tokens of a document; the run's own (or the model's max_length) by default.",
+        at_least=8,
+    )  # fmt: skip
+    micro_batch_tokens: int = setting(16_384, "Tokens of one forward pass.", at_least=8)
+    max_tokens: int = setting(1_048_576, "Most tokens to evaluate on.", at_least=1)
+    masking: MaskingConfig = setting(MaskingConfig, "")
+    seed: int = setting(0, "Decides which tokens are masked.", at_least=0)
+    precision: Precision = setting(
+        Precision.fp32, "bf16 or fp32 for the forward pass; auto is bf16 where the hardware has it."
+    )
+
+
+SCHEMAS: dict[str, type[Any]] = {
+    "train": TrainConfig,
+    "prepare": PrepareConfig,
+    "inspect_data": InspectDataConfig,
+    "train_tokenizer": TrainTokenizerConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+    "plan": PlanConfig,
+    "doctor": DoctorConfig,
+    "status": StatusConfig,
+}
