@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,11 @@ from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide GPUs, also from the processes that tests start, unless their tests are asked for."""
+    """Set what the processes that tests start inherit.
+
+    GPUs are hidden unless their tests are asked for, and SIGHUP is not ignored, as it is under nohup.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if config.getoption("markexpr") != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -28,8 +33,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[Any]:
     report = yield
     if report.failed and "tmp_path" in getattr(item, "funcargs", {}):
         folder = str(item.funcargs["tmp_path"])
-        for process in psutil.process_iter(["cmdline"]):
-            if any(folder in argument for argument in process.info["cmdline"] or ()):
+        for process in psutil.process_iter(["cmdline", "cwd"]):
+            places = [process.info["cwd"] or "", *(process.info["cmdline"] or ())]
+            if any(folder in place for place in places):
                 with contextlib.suppress(psutil.Error):
                     process.kill()
     return report
