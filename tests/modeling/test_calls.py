@@ -7,7 +7,7 @@ import torch
 from float64_reference import SMALL, assert_near, build_random_model, random_ids
 from transformers import DataCollatorWithFlattening
 
-from neobert_train.modeling import layouts
+from neobert_train.modeling import layouts, modeling_neobert
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import (
     NeoBERTForMaskedLM,
@@ -17,6 +17,7 @@ from neobert_train.modeling.heads import (
     NeoBERTForTokenClassification,
     NeoBERTLMHead,
 )
+from neobert_train.modeling.layouts import build_packed_layout
 from neobert_train.modeling.modeling_neobert import NeoBERT
 
 LENGTHS = [6, 1, 5]
@@ -287,3 +288,55 @@ def test_what_a_hook_sees_without_a_gradient_stays_as_it_is(name):
         model(torch.arange(1000, 1010)[None])
     ((kept, copy),) = seen
     assert torch.equal(kept, copy)
+
+
+def test_a_large_batch_is_encoded_in_parts_that_nobody_sees(monkeypatch):
+    config = NeoBERTConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96
+    )
+    model = NeoBERT(config).eval()
+    ids = torch.randint(1000, 9000, (12, 64))
+    mask = torch.ones_like(ids)
+    mask[3:5, 32:] = mask[8, 50:] = 0
+
+    @torch.no_grad()
+    def encode(watched=None):
+        """Return all hidden states, and how many tokens passed through a part of the model at a time."""
+        rows = []
+        hook = lambda module, given: rows.append(len(given[0]))  # noqa: E731
+        handle = None if watched is None else watched.register_forward_pre_hook(hook)
+        states = model(ids, mask, output_hidden_states=True).hidden_states
+        if handle is not None:
+            handle.remove()
+        return states, rows
+
+    expected, _ = encode()
+    monkeypatch.setattr(modeling_neobert, "_INFERENCE_TOKENS", 256)
+    parts = build_packed_layout(ids.shape, ids.device, mask, None, None, "sdpa").split(256)
+    assert [(place.start, place.stop) for place, _ in parts] == [(0, 256), (256, 690)]
+    for watched in (None, model.transformer_encoder[1]):
+        states, rows = encode(watched)
+        assert rows in ([], [690])
+        assert all(map(torch.equal, states, expected))
+
+
+@pytest.mark.parametrize("name", ["qkv", "wo", "ffn.w12", "ffn.w3", "ffn_norm"])
+def test_a_layer_with_something_added_is_called_as_a_whole(name):
+    class Doubled(torch.nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return 2 * self.layer(x)
+
+    model = build_random_model().model
+    ids = random_ids(3, 7)
+    before = model(ids).last_hidden_state
+    parent, _, child = name.rpartition(".")
+    owner = model.transformer_encoder[0].get_submodule(parent)
+    setattr(owner, child, Doubled(getattr(owner, child)))
+    after = model(ids).last_hidden_state
+    assert not torch.allclose(before, after, atol=1e-3)
+    with torch.no_grad():
+        assert_near(model(ids).last_hidden_state, after)

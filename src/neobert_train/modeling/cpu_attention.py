@@ -34,7 +34,9 @@ def attend_on_cpu(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tens
     """
     longest = LONGEST_BATCHED[q.dtype]
     plan = documents.derive(longest, lambda bounds: plan_documents(bounds, longest))
-    return _PackedAttention.apply(q, k, v, plan)
+    if torch.is_grad_enabled():
+        return _PackedAttention.apply(q, k, v, plan)
+    return _attend(q, k, v, plan, kept=None)
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,14 @@ class Group:
 
     def scatter(self, stacked: Tensor, target: Tensor) -> None:
         """The inverse of `gather`, into `target` [T, heads, size]; padding is left out."""
-        heads = target.shape[1]
-        values = stacked.unflatten(0, (self.num_documents, heads)).transpose(1, 2).flatten(0, 1)
+        by_document = stacked.unflatten(0, (self.num_documents, target.shape[1]))
+        if isinstance(self.rows, slice):
+            self._stack(target).copy_(by_document)
+            return
+        values = by_document.transpose(1, 2).flatten(0, 1)
         if self.padding is None:
             target[self.rows] = values
         else:
-            assert isinstance(self.rows, Tensor)
             slots = (~self.padding).flatten().nonzero()[:, 0]
             target[self.rows[slots]] = values[slots]
 
@@ -134,35 +138,45 @@ def plan_documents(bounds: Sequence[int], longest_batched: int) -> Plan:
     return Plan(groups, long)
 
 
+def _attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, kept: list[Tensor] | None) -> Tensor:
+    """Compute attention, and add to `kept` what its backward pass needs, where there will be one."""
+    scale = q.shape[-1] ** -0.5
+    output = torch.empty_like(q, memory_format=torch.contiguous_format)
+    for group in plan.groups:
+        if kept is None:
+            queries, keys, values = group.view(q) * scale, group.view(k), group.view(v)
+        else:
+            queries, keys, values = group.gather(q).mul_(scale), group.gather(k), group.gather(v)
+            kept += [queries, keys, values]
+        attended = queries.new_empty(queries.shape)
+        for part in _iter_heads(group, q.shape[1]):
+            scores = torch.bmm(queries[part], keys[part].mT)
+            if group.padding is not None:
+                group.mask(scores)
+            probabilities = scores.softmax(-1)
+            torch.bmm(probabilities, values[part], out=attended[part])
+            if kept is not None:
+                kept.append(probabilities)
+        group.scatter(attended, output)
+    for document in plan.long:
+        inputs = [x[document].transpose(0, 1)[None] for x in (q, k, v)]
+        attended, log_sums = _flash_forward(*inputs)
+        output[document] = attended[0].transpose(0, 1)
+        if kept is not None:
+            kept += [*inputs, attended, log_sums]
+    return output
+
+
 class _PackedAttention(torch.autograd.Function):
-    """Keeps the probabilities of batched documents for the backward pass, where there will be one."""
+    """Keeps the probabilities of batched documents for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
-        scale = q.shape[-1] ** -0.5
-        output = torch.empty_like(q, memory_format=torch.contiguous_format)
-        is_kept, kept = any(ctx.needs_input_grad), list[Tensor]()
-        for group in plan.groups:
-            queries = group.gather(q).mul_(scale)
-            keys, values = (group.gather(x) if is_kept else group.view(x) for x in (k, v))
-            attended = torch.empty_like(queries)
-            kept += [queries, keys, values] if is_kept else []
-            for part in _iter_heads(group, q.shape[1]):
-                scores = torch.bmm(queries[part], keys[part].mT)
-                if group.padding is not None:
-                    group.mask(scores)
-                probabilities = scores.softmax(-1)
-                torch.bmm(probabilities, values[part], out=attended[part])
-                kept += [probabilities] if is_kept else []
-            group.scatter(attended, output)
-        for document in plan.long:
-            inputs = [x[document].transpose(0, 1)[None] for x in (q, k, v)]
-            attended, log_sums = _flash_forward(*inputs)
-            output[document] = attended[0].transpose(0, 1)
-            kept += [*inputs, attended, log_sums] if is_kept else []
-        if is_kept:
+        kept = list[Tensor]() if any(ctx.needs_input_grad) else None
+        output = _attend(q, k, v, plan, kept)
+        if kept is not None:
             ctx.save_for_backward(*kept)
-            ctx.plan, ctx.scale, ctx.shape = plan, scale, q.shape
+            ctx.plan, ctx.scale, ctx.shape = plan, q.shape[-1] ** -0.5, q.shape
         return output
 
     @staticmethod

@@ -5,6 +5,7 @@ is spent on padding. Padded, the batch keeps the form of the call and attends by
 operations that can be traced into a graph and differentiated twice.
 """
 
+import itertools
 import math
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from .attention import attend
 from .documents import Documents
+
+_ROWS_OF_BLOCK = 64
 
 
 class PackedLayout:
@@ -53,6 +56,29 @@ class PackedLayout:
             padded = x.new_zeros(self._shape.numel(), x.shape[-1])
             x = padded.index_copy(0, self._indices, x)
         return x.view(*self._shape, x.shape[-1])
+
+    def split(self, num_tokens: int) -> list[tuple[slice, "PackedLayout"]]:
+        """Return batches of whole documents and about `num_tokens` tokens, each with its place.
+
+        They are cut where products on a CPU begin a block of rows, and so round as they do for all.
+        """
+        if len(self.position_ids) <= num_tokens:
+            return [(slice(None), self)]
+        bounds = self._documents.derive("bounds", lambda bounds: bounds)
+        cuts = [0]
+        for begin, end in itertools.pairwise(bounds):
+            if end - cuts[-1] > num_tokens and begin > cuts[-1] and begin % _ROWS_OF_BLOCK == 0:
+                cuts.append(begin)
+        places = itertools.starmap(slice, itertools.pairwise([*cuts, bounds[-1]]))
+        return [(place, self._take(place.start, place.stop)) for place in places]
+
+    def _take(self, begin: int, end: int) -> "PackedLayout":
+        """Return the layout of the tokens from `begin` to `end`, where documents begin and end."""
+        bounds = self._documents.cu_seqlens
+        inside = bounds[(bounds >= begin) & (bounds <= end)] - begin
+        documents = Documents(inside, self._documents.max_seqlen)
+        positions = self.position_ids[begin:end]
+        return PackedLayout(positions.shape, None, positions, documents, self._backend)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Let every document attend to itself; [T, num_heads, head_size] each."""
