@@ -39,21 +39,21 @@ def test_a_file_that_cannot_be_trained_on(tmp_path, name, content, words):
 def test_a_bad_line_far_inside_stops_with_a_checkpoint_and_skipping_goes_on(tmp_path):
     file, run = tmp_path / "texts.jsonl", tmp_path / "run"
     lines = GOOD.splitlines()
-    file.write_text("\n".join([*lines[:100], "{broken", *lines[100:]]))
+    file.write_text("\n".join([*lines[:40], "{broken", *lines[40:]]))
     settings = [
         "+experiment=smoke", *FEW, f"output_dir={run}", f"data.paths=[{file}]",
-        "trainer.max_steps=100", "data.shuffle_window=1", "data.lookahead_documents=4",
-        "batch.global_batch_tokens=1024", "evaluation.max_tokens=0", "checkpoint.save_every_steps=100",
+        "trainer.max_steps=40", "data.shuffle_window=1", "data.lookahead_documents=4",
+        "batch.global_batch_tokens=1024", "evaluation.max_tokens=0", "checkpoint.save_every_steps=40",
     ]  # fmt: skip
     output = run_command(*settings, code=2)
-    assert f"{file}, line 101: not JSON" in output
+    assert f"{file}, line 41: not JSON" in output
     assert "data.on_bad_record=skip" in output
     (checkpoint,) = (run / "checkpoints").iterdir()
     assert int(checkpoint.name[5:]) >= 1
     output = run_command(*settings, "data.on_bad_record=skip")
-    assert "Done: 100 steps" in output
+    assert "Done: 40 steps" in output
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records] == list(range(1, 101))
+    assert [record["step"] for record in records] == list(range(1, 41))
     assert records[-1]["data/bad_records"] >= 1
 
 
