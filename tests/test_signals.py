@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -51,6 +52,22 @@ def test_every_signal_to_stop_is_noted(number):
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
     assert process.communicate(timeout=100)[0] == f"{number.name}\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_torch_is_imported_stops_the_command(number, tmp_path):
+    """numpy is imported by C code of torch's, which loses what a handler raises."""
+    process = start(
+        ["-m", "neobert_train", "+experiment=smoke", "trainer.max_steps=100000"],
+        cwd=tmp_path, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    maps = Path(f"/proc/{process.pid}/maps")
+    while "_multiarray_umath" not in maps.read_text():
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=100)
+    assert (process.returncode, "Traceback" in error) == (3, False), error
 
 
 def test_a_hangup_that_nohup_ignores_stays_ignored():

@@ -3,7 +3,9 @@
 Nothing here imports torch, so `--help`, `--cfg job` and a wrong setting answer in about a second.
 """
 
+import contextlib
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -30,10 +32,11 @@ from neobert_train.config.store import (
     to_typed,
 )
 from neobert_train.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, InputError
-from neobert_train.signals import StopSignal, raise_stop_signals
+from neobert_train.signals import StopSignal, hold_stop_signals, raise_stop_signals
 from neobert_train.sweep import SWEEP_FLAGS, plan_sweep, run_sweep
 from neobert_train.terminal import print_message, print_output, protect_streams, show_warnings
 from neobert_train.threads import limit_spinning
+from neobert_train.urls import hide_credentials
 from neobert_train.world import World, strip_launcher_arguments
 
 DEFAULT_COMMAND = "train"
@@ -196,14 +199,23 @@ def run_with_hydra(command: str, arguments: Sequence[str], world: World) -> None
             sys.exit(EXIT_FAILED)
 
     try:
-        run()
+        if any(argument.partition("=")[0] in ("--cfg", "-c") for argument in arguments):
+            with contextlib.redirect_stdout(io.StringIO()) as shown:
+                run()
+            print_output(hide_credentials(shown.getvalue()).rstrip())
+        else:
+            run()
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(describe_config_error(error)) from error
 
 
 def load_command(command: str) -> Any:
-    """The `run(config, world)` of a command; imported late because it may bring in torch."""
-    return importlib.import_module(f"neobert_train.commands.{command}").run
+    """Return the `run(config, world)` of a command; imported late because it may bring in torch.
+
+    Signals to stop wait until then: C code that imports a module loses what their handler raises.
+    """
+    with hold_stop_signals():
+        return importlib.import_module(f"neobert_train.commands.{command}").run
 
 
 def format_help(command: str) -> str:

@@ -99,6 +99,15 @@ def test_other_commands_keep_them_to_themselves(server, tmp_path, command):
     assert PLANTED not in output
 
 
+def test_the_resolved_settings_are_shown_without_them(tmp_path):
+    output = run_command(
+        "+experiment=smoke", "data=files", "data.column=text", f"output_dir={tmp_path / 'run'}",
+        "data.paths=['http://planted-user:planted-password@host/t.jsonl?sig=planted']", "--cfg", "job",
+    )  # fmt: skip
+    assert "- http://host/t.jsonl" in output
+    assert PLANTED not in output
+
+
 def test_a_sweep_names_no_folder_after_a_secret():
     urls = [f"https://planted-user:planted-password@host/a.txt?sig=planted-{n}" for n in (1, 2)]
     job = Job(tuple(f"data.paths=[{url}]" for url in urls), (f"data.paths=[{urls[0]}]", "seed=1"))
