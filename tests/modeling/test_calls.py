@@ -340,3 +340,53 @@ def test_a_layer_with_something_added_is_called_as_a_whole(name):
     assert not torch.allclose(before, after, atol=1e-3)
     with torch.no_grad():
         assert_near(model(ids).last_hidden_state, after)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 16), (3, 128), (2, 300), (40, 7), (9, 256)])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_without_a_gradient_the_numbers_are_the_same(shape, ragged):
+    model = NeoBERT(NeoBERTConfig(**{**SMALL, "hidden_size": 64, "intermediate_size": 96})).eval()
+    assert model._is_plain_inference(torch.zeros(1)) is False
+    ids, mask = random_ids(*shape), torch.ones(shape, dtype=torch.int64)
+    if ragged:
+        mask = (torch.arange(shape[1]) < torch.randint(1, shape[1] + 1, (shape[0], 1))).long()
+    expected = model(ids, mask).last_hidden_state
+    with torch.no_grad():
+        assert model._is_plain_inference(torch.zeros(1))
+        assert torch.equal(model(ids, mask).last_hidden_state, expected)
+
+
+def test_what_replaces_the_forward_of_a_class_is_called(monkeypatch):
+    model, ids = build_random_model().model, random_ids(2, 9)
+    calls, forward = [], torch.nn.Linear.forward
+    monkeypatch.setattr(
+        torch.nn.Linear, "forward", lambda layer, x: calls.append(layer) or forward(layer, x)
+    )
+    with torch.no_grad():
+        model(ids)
+    assert len(calls) == 4 * len(model.transformer_encoder)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's attention under vmap
+def test_transforms_of_functions_go_through_the_model():
+    model = build_random_model().model
+    embeddings = torch.randn(2, 9, model.config.hidden_size, requires_grad=True)
+
+    def measure(x):
+        return model(inputs_embeds=x).last_hidden_state.square().sum()
+
+    (expected,) = torch.autograd.grad(measure(embeddings), embeddings)
+    assert_near(torch.func.grad(measure)(embeddings.detach()), expected)
+    twice = torch.stack([embeddings.detach(), 2 * embeddings.detach()])
+    with torch.no_grad():
+        each = torch.stack([measure(x) for x in twice])
+        assert_near(torch.func.vmap(measure)(twice), each)
+
+
+def test_another_default_device_changes_nothing():
+    model, ids = build_random_model().model, random_ids(3, 9)
+    mask = (torch.arange(9) < torch.tensor([[9], [4], [5]])).long()
+    with torch.no_grad():
+        expected = model(ids, mask).last_hidden_state
+        with torch.device("meta"):
+            assert torch.equal(model(ids, mask).last_hidden_state, expected)

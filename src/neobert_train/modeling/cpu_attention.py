@@ -124,12 +124,14 @@ def plan_documents(bounds: Sequence[int], longest_batched: int) -> Plan:
         elif length:
             similar[-(-length // _PADDING_MULTIPLE) * _PADDING_MULTIPLE].append((start, end))
     for length, documents in similar.items():
-        slots = torch.arange(length)
+        slots = torch.arange(length, device="cpu")
         first, total = documents[0][0], length * len(documents)
         if documents == [(at, at + length) for at in range(first, first + total, length)]:
             groups.append(Group(slice(first, first + total), None, len(documents), length))
             continue
-        starts, ends = (torch.tensor(side)[:, None] for side in zip(*documents, strict=True))
+        starts, ends = (
+            torch.tensor(side, device="cpu")[:, None] for side in zip(*documents, strict=True)
+        )
         rows = starts + slots
         padding = rows >= ends
         rows = rows.minimum(ends - 1).flatten()

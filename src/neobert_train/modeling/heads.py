@@ -297,7 +297,8 @@ class NeoBERTForQuestionAnswering(_WithHead):
         output = self.model(
             input_ids, attention_mask, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
-        start_logits, end_logits = self.qa_outputs(output.last_hidden_state).unbind(-1)
+        logits = self.qa_outputs(output.last_hidden_state)
+        start_logits, end_logits = (scores.contiguous() for scores in logits.unbind(-1))
         loss = None
         if start_positions is not None and end_positions is not None:
             length = start_logits.shape[1]

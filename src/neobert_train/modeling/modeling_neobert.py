@@ -53,7 +53,12 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
 
 
 def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    """Return whether a graph is made of what is computed, or torch.func transforms it."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 def normalize_in_place(x: Tensor, norm: nn.RMSNorm) -> Tensor:
@@ -340,16 +345,23 @@ class NeoBERT(NeoBERTPreTrainedModel):
         return build_packed_layout(*arguments, choose_backend(wanted, x.device, _compute_dtype(x)))
 
 
+# What is called for each kind of module that `infer` passes over; somebody may have replaced it since.
+_PLAIN: dict[type[nn.Module], Any] = {
+    kind: kind.forward for kind in (nn.ModuleList, nn.Linear, nn.RMSNorm, EncoderBlock, SwiGLU)
+}
+
+
 def _is_plain(module: nn.Module) -> bool:
     """Return whether a module is of this file or a layer of torch's, with nothing added inside it."""
     state = vars(module)
     if state["_forward_hooks"] or state["_forward_pre_hooks"] or "forward" in state:
         return False
+    if _PLAIN.get(type(module)) is not type(module).forward or module._compiled_call_impl:
+        return False
     if state["_modules"]:
-        is_ours = type(module) in (nn.ModuleList, EncoderBlock, SwiGLU)
-        return is_ours and all(map(_is_plain, state["_modules"].values()))
+        return all(map(_is_plain, state["_modules"].values()))
     weights = [type(weight) for weight in state["_parameters"].values() if weight is not None]
-    return type(module) in (nn.Linear, nn.RMSNorm) and weights == [nn.Parameter]
+    return weights == [nn.Parameter]
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
