@@ -6,7 +6,7 @@ import os
 import pytest
 
 from neobert_train.errors import InputError
-from neobert_train.metrics_file import find_latest, format_metric, read_metrics
+from neobert_train.metrics_file import find_latest, read_metrics
 
 GOOD = "".join(json.dumps({"step": step, "train/loss": 1 / step}) + "\n" for step in range(1, 6))
 
@@ -70,5 +70,3 @@ def test_the_latest_value_counts_also_where_it_was_not_finite():
     records = [{"step": 1, "eval/loss": 2.0, "train/loss": 3.0}, {"step": 2, "eval/loss": None}]
     assert find_latest(records) == {"step": 2, "eval/loss": None, "train/loss": 3.0}
     assert find_latest(records, 1)["eval/loss"] == 2.0
-    assert format_metric(None, ".2f") == "not a finite number"
-    assert format_metric(3, ",.0f") == "3"

@@ -85,8 +85,3 @@ def find_latest(
         if record["step"] <= last_step:
             latest.update(record)
     return latest
-
-
-def format_metric(value: float | None, spec: str) -> str:
-    """Return a value of a metrics file as text."""
-    return "not a finite number" if value is None else format(value, spec)

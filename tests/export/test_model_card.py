@@ -73,6 +73,6 @@ def test_a_dataset_of_the_hub_is_linked():
 
 def test_a_measurement_that_was_not_finite_is_shown_as_such():
     card = render(**{"eval/masked_lm_loss": None, "train/loss": 2.0})
-    assert "| held-out loss (nats a masked token) | not a finite number |" in card
-    assert "| training loss (nats a masked token) | 2.0000 |" in card
+    assert "| held-out loss (nats per masked token) | not a finite number |" in card
+    assert "| training loss (nats per masked token) | 2.0000 |" in card
     assert "Nothing was measured" in render()

@@ -8,6 +8,7 @@ import psutil
 import pytest
 import torch
 
+from neobert_train.metrics_table import METRICS
 from training.runs import (
     DEEPSPEED,
     MAX_STEPS,
@@ -112,6 +113,12 @@ def test_bf16_run_stopped_and_resumed_is_bit_identical(tmp_path, compiled):
     assert "the same command continues" in finish(process, code=3)
     train(PLAIN, output_dir, *settings)
     assert_bit_identical(output_dir, expected)
+
+
+def test_the_table_of_metrics_is_what_a_run_writes(uninterrupted):
+    lines = (uninterrupted / "metrics.jsonl").read_text().splitlines()
+    keys = set().union(*map(json.loads, lines)) | {"train/mfu"}  # left out on a busy machine
+    assert sorted(keys) == sorted(key.replace("<source>", "corpus") for key in METRICS)
 
 
 def test_a_finished_run_says_so(uninterrupted):

@@ -53,10 +53,11 @@ from neobert_train.training.console import Console, format_duration
 from neobert_train.training.divergence import DivergedError, Guard
 from neobert_train.training.engine import EngineState, build_engine, write_optimizer_state
 from neobert_train.training.heldout_sample import build_heldout_batches, share_sample
-from neobert_train.training.metrics import MetricsLog, start_wandb
+from neobert_train.training.metrics_log import MetricsLog, start_wandb
 from neobert_train.training.preemption import LAUNCHER_ENDED, StopRequest
 from neobert_train.training.starting_point import StartingPoint, find_starting_point
 from neobert_train.training.step_batches import StoppedError
+from neobert_train.training.step_meter import StepMeter
 from neobert_train.training.trainer import Trainer, is_complete
 from neobert_train.training.watchdog import Watchdog
 from neobert_train.world import World
@@ -153,8 +154,13 @@ def _train(
         loader=StepLoader(start.pin(config), units, state.lanes, pin_memory=device.type == "cuda"),
         collectives=collectives,
         state=state,
-        size=compute_model_size(config.model, tokenizer.vocab_size),
-        peak=build_peak_meter(config, world, device),
+        meter=StepMeter(
+            config,
+            collectives,
+            compute_model_size(config.model, tokenizer.vocab_size),
+            build_peak_meter(config, world, device),
+            warned_of_unknown=bool(sample.unknown_shares),
+        ),
         evaluation_batches=evaluation_batches,
         run=run,
         guard=Guard(config, collectives, run, tokenizer, state.divergence),
@@ -164,7 +170,6 @@ def _train(
         watchdog=Watchdog(world.rank, config.trainer.step_timeout_seconds),
         stop=stop,
         begins=start.checkpoint is None,
-        warned_of_unknown=bool(sample.unknown_shares),
     )
     del start  # its copy of all weights takes room on every process
     first_tokens = state.tokens
@@ -366,7 +371,7 @@ def format_summary(
     ]
     if evaluation is not None:
         lines += [
-            f"  held-out loss    {evaluation.loss:.3f} nats a masked token "
+            f"  held-out loss    {evaluation.loss:.3f} nats per masked token "
             f"(accuracy {evaluation.accuracy:.1%}, perplexity {evaluation.perplexity:,.0f})",
             f"  unigram entropy  {sample.unigram_entropy:.3f} nats: the loss of a model that knows "
             f"only how frequent each token is",

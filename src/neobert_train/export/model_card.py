@@ -14,16 +14,10 @@ from neobert_train.checkpoint import TrainingState
 from neobert_train.config.checks import REPOSITORY
 from neobert_train.config.data_schema import SourceKind
 from neobert_train.config.schema import TrainConfig
-from neobert_train.metrics_file import format_metric
+from neobert_train.metrics_table import METRICS, format_metric
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 _MARKDOWN = re.compile(r"[\\`*|~$\[\]]")
-_METRICS = {
-    "train/loss": ("training loss (nats a masked token)", ".4f"),
-    "eval/masked_lm_loss": ("held-out loss (nats a masked token)", ".4f"),
-    "eval/masked_lm_accuracy": ("held-out accuracy", ".2%"),
-    "eval/perplexity": ("held-out perplexity", ",.2f"),
-}
 
 
 _FILL = """
@@ -116,9 +110,11 @@ def render_model_card(
         "text": json.dumps(example, ensure_ascii=False),
     }
     measured = {
-        label: format_metric(metrics[key], spec)
-        for key, (label, spec) in _METRICS.items()
-        if key in metrics
+        metric.label + (f" ({metric.unit})" if metric.unit else ""): format_metric(
+            key, metrics[key]
+        )
+        for key, metric in METRICS.items()
+        if metric.in_card and key in metrics
     }
     return "\n".join(
         [

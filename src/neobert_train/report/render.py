@@ -4,7 +4,6 @@ import html
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ import matplotlib.pyplot as plt
 
 from neobert_train.errors import InputError
 from neobert_train.files import DamagedFileError, read_text, write_atomically
-from neobert_train.metrics_file import find_latest, format_metric, read_metrics
+from neobert_train.metrics_file import find_latest, read_metrics
+from neobert_train.metrics_table import METRICS, format_metric
 from neobert_train.run_directory import RunDirectory, read_run_json
 
 _STYLE = """
@@ -26,26 +26,6 @@ h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 
 table { border-collapse: collapse; } td { padding: .15rem 1.2rem .15rem 0; vertical-align: top; }
 td:first-child { color: #666; } pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; }
 """
-
-
-@dataclass(frozen=True)
-class Plot:
-    """One figure: a title, the unit of its y axis and the metrics drawn in it."""
-
-    title: str
-    unit: str
-    keys: tuple[str, ...]
-
-
-PLOTS = (
-    Plot("Loss", "nats a masked token", ("train/loss", "eval/masked_lm_loss")),
-    Plot("Accuracy", "share of masked tokens", ("train/accuracy", "eval/masked_lm_accuracy")),
-    Plot("Learning rate", "", ("train/learning_rate",)),
-    Plot("Gradient norm", "before clipping", ("train/grad_norm",)),
-    Plot("Throughput", "tokens/s", ("train/tokens_per_second",)),
-    Plot("Packing fill", "share of the global batch", ("data/packing_efficiency",)),
-)
-_LABELS = {"train": "training", "eval": "held out", "data": "data"}
 
 
 def write_report(run: RunDirectory) -> None:
@@ -65,7 +45,8 @@ def render_report(run: RunDirectory) -> str:
     """The report as HTML with the plots inline."""
     records = list(read_metrics(run.metrics_file))
     entropy = read_unigram_entropy(run)
-    plots = "\n".join(_draw(plot, records, entropy) for plot in PLOTS)
+    figures = dict.fromkeys(metric.figure for metric in METRICS.values() if metric.figure)
+    plots = "\n".join(_draw(title, records, entropy) for title in figures)
     config = _read_config(run.config_file)
     rows = [*_summarise(records), *_flatten(_describe_starts(run))]
     table = "\n".join(
@@ -86,18 +67,20 @@ def render_report(run: RunDirectory) -> str:
 """
 
 
-def _draw(plot: Plot, records: Sequence[dict[str, Any]], entropy: float | None) -> str:
+def _draw(title: str, records: Sequence[dict[str, Any]], entropy: float | None) -> str:
+    """Return one figure as SVG, with the metrics that belong into it."""
+    drawn = {key: metric for key, metric in METRICS.items() if metric.figure == title}
     figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
-    for key in plot.keys:
+    for key, metric in drawn.items():
         points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
         if points:
             marker = "o" if key.startswith("eval/") else None
-            axes.plot(*zip(*points, strict=True), label=_LABELS[key.split("/")[0]], marker=marker)
-    if plot.title == "Loss" and entropy is not None:
+            axes.plot(*zip(*points, strict=True), label=metric.label, marker=marker)
+    if "eval/masked_lm_loss" in drawn and entropy is not None:
         axes.axhline(entropy, color="grey", linestyle=":", label="unigram entropy")
-    axes.set(title=plot.title, xlabel="step", ylabel=plot.unit)
+    axes.set(title=title, xlabel="step", ylabel=metric.unit or metric.label)
     axes.grid(alpha=0.3)
-    if len(plot.keys) > 1 and axes.get_legend_handles_labels()[0]:
+    if len(drawn) > 1 and axes.get_legend_handles_labels()[0]:
         axes.legend()
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
@@ -108,22 +91,10 @@ def _draw(plot: Plot, records: Sequence[dict[str, Any]], entropy: float | None) 
 def _summarise(records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """Return the latest value of what a reader asks for first."""
     latest = find_latest(records)
-    wanted = {
-        "step": ",.0f",
-        "train/tokens": ",.0f",
-        "train/loss": ".4f",
-        "eval/masked_lm_loss": ".4f",
-        "eval/masked_lm_accuracy": ".1%",
-        "eval/perplexity": ",.1f",
-        "data/packing_efficiency": ".2%",
-        "train/tokens_per_second": ",.0f",
-        "train/mfu": ".1%",
-        "data/bad_records": ",.0f",
-        "train/skipped_steps": ",.0f",
-        "train/rewinds": ",.0f",
-    }
     return [
-        (key, format_metric(latest[key], spec)) for key, spec in wanted.items() if key in latest
+        (key, format_metric(key, latest[key]))
+        for key, metric in METRICS.items()
+        if metric.in_report and key in latest
     ]
 
 

@@ -185,7 +185,7 @@ class Guard:
 def reduce_loss(
     collectives: Collectives, losses: Sequence[torch.Tensor], masked_tokens: int
 ) -> float:
-    """Mean loss of the global batch, in nats a masked token.
+    """Mean loss of the global batch, in nats per masked token.
 
     Args:
         collectives: of the processes that share the batch.

@@ -5,13 +5,12 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from neobert_train.accounting import ModelSize
 from neobert_train.batch import Batch
 from neobert_train.checkpoint import (
     Checkpoint,
@@ -21,24 +20,21 @@ from neobert_train.checkpoint import (
     load_weights,
 )
 from neobert_train.checkpoint_search import find_checkpoint
-from neobert_train.config.derived import compute_num_lanes, resolve_sources
 from neobert_train.config.schema import (
     OnWriteError,
     TrainConfig,
     TrainerConfig,
 )
-from neobert_train.data.lanes import SourceProgress, sum_progress
 from neobert_train.data.loader import StepLoader
-from neobert_train.data.targets import MOST_UNKNOWN, describe_no_targets, describe_unknown
+from neobert_train.data.targets import describe_no_targets
 from neobert_train.distributed import Collectives
 from neobert_train.errors import InputError
 from neobert_train.evaluation.masked_lm import MaskedLMResult, evaluate_masked_lm
-from neobert_train.hardware import PeakMeter
 from neobert_train.optim.schedule import compute_learning_rate
 from neobert_train.run_directory import RunDirectory
 from neobert_train.training.checkpointing import CheckpointWriter
 from neobert_train.training.console import Console
-from neobert_train.training.divergence import DivergedError, Guard, reduce_loss
+from neobert_train.training.divergence import DivergedError, Guard
 from neobert_train.training.engine import (
     EngineState,
     read_engine_state,
@@ -46,31 +42,13 @@ from neobert_train.training.engine import (
     set_learning_rate,
     step_engine,
 )
-from neobert_train.training.metrics import MetricsLog
+from neobert_train.training.metrics_log import MetricsLog
 from neobert_train.training.preemption import StopRequest
 from neobert_train.training.step_batches import StepBatches, StoppedError, collect_step
+from neobert_train.training.step_meter import StepMeter, StepResult
 from neobert_train.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class StepResult:
-    """What one optimiser step did on this process, and what all processes know of it.
-
-    Attributes:
-        data: what it trained on.
-        losses: summed cross-entropy of each of this process's micro-batches, on the device.
-        num_correct: right predictions of this process, on the device.
-        seconds: duration of the step, data included.
-        grad_norm: of the global batch, before clipping; NaN where the weights were not updated.
-    """
-
-    data: StepBatches
-    losses: list[torch.Tensor]
-    num_correct: torch.Tensor
-    seconds: float
-    grad_norm: float
 
 
 @dataclass
@@ -83,8 +61,7 @@ class Trainer:
         loader: the batches of this process.
         collectives: sums over processes.
         state: how far the run has come; of `lanes`, those this process serves.
-        size: of the model.
-        peak: of this process's device.
+        meter: turns steps into metrics.
         evaluation_batches: held-out documents, the same on every process; empty for none.
         run: the run directory.
         guard: decides what to do about steps that do harm.
@@ -93,7 +70,6 @@ class Trainer:
         watchdog: ends this process when it hangs.
         stop: requests to stop.
         begins: whether the run has no checkpoint yet.
-        warned_of_unknown: whether it was said that the tokenizer knows too little of the documents.
         latest_evaluation: what the last evaluation of this process's life gave.
     """
 
@@ -102,8 +78,7 @@ class Trainer:
     loader: StepLoader
     collectives: Collectives
     state: TrainingState
-    size: ModelSize
-    peak: PeakMeter
+    meter: StepMeter
     evaluation_batches: Sequence[Batch]
     run: RunDirectory
     guard: Guard
@@ -113,9 +88,7 @@ class Trainer:
     watchdog: Watchdog
     stop: StopRequest
     begins: bool
-    warned_of_unknown: bool = False
     latest_evaluation: MaskedLMResult | None = None
-    _since_log: list[StepResult] = field(default_factory=list, init=False)
     _saved_step: int | None = field(default=None, init=False)
     _slowest_step: float = field(default=0.0, init=False)
     _collect_seconds: float = field(default=0.0, init=False)
@@ -140,7 +113,9 @@ class Trainer:
             saves = last or step % self.config.checkpoint.save_every_steps == 0
             record: dict[str, Any] = {}
             if last or step % trainer.log_every_steps == 0:
-                record |= self._compute_metrics(result)
+                record |= self.meter.compute(self.state)
+                self.guard.look_at(step, record["train/loss"])
+                self._warn_of_failed_writes()
             self.console.advance(result.data.tokens, result.seconds, record)
             if last or _is_due(step, trainer.evaluate_every_steps):
                 record |= self._evaluate()
@@ -180,7 +155,7 @@ class Trainer:
         # A wait for data hears a request to stop at once.
         self._slowest_step = max(0.9 * self._slowest_step, seconds - data.wait_seconds)
         result = StepResult(data, losses, num_correct, seconds, grad_norm)
-        self._since_log.append(result)
+        self.meter.add(result)
         return result
 
     def _collect_batches(self) -> StepBatches:
@@ -203,6 +178,10 @@ class Trainer:
         except (InputError, StoppedError):
             self._save()
             raise
+
+    def _warn_of_failed_writes(self) -> None:
+        if self.writer is not None and self.writer.failure:
+            logger.warning("%s; training goes on, and tries again", self.writer.failure)
 
     def _begin(self, what: str) -> None:
         self.watchdog.begin(what)
@@ -274,87 +253,6 @@ class Trainer:
                 "went back to the weights of step %d; goes on after step %d with the documents that "
                 "follow", state.step, self.state.step,
             )  # fmt: skip
-
-    def _compute_metrics(self, result: StepResult) -> dict[str, Any]:
-        """Metrics of the step just taken; speeds are means since the last logged step."""
-        recent, self._since_log = self._since_log, []
-        loss, accuracy = self._reduce(result)
-        self.guard.look_at(self.state.step, loss)
-        seconds = sum(step.seconds for step in recent)
-        tokens = sum(step.data.tokens for step in recent)
-        record: dict[str, Any] = {
-            "train/loss": loss,
-            "train/accuracy": accuracy,
-            "train/learning_rate": compute_learning_rate(self.config, self.state.step),
-            "train/grad_norm": result.grad_norm,
-            "train/skipped_steps": self.state.divergence.skipped_steps,
-            "train/rewinds": self.state.divergence.rewinds,
-            "train/tokens": self.state.tokens,
-            "train/masked_tokens": self.state.masked_tokens,
-            "train/tokens_per_second": tokens / seconds,
-            **self._measure_work(recent, seconds),
-            "train/step_seconds": seconds / len(recent),
-            "train/data_wait_seconds": sum(step.data.wait_seconds for step in recent) / len(recent),
-            "data/packing_efficiency": tokens / len(recent) / self.config.batch.global_batch_tokens,
-            "data/unknown_share": self._measure_unknown(recent),
-            **self._count_records(),
-        }
-        if self.writer is not None and self.writer.failure:
-            logger.warning("%s; training goes on, and tries again", self.writer.failure)
-        return record
-
-    def _measure_work(self, steps: Sequence[StepResult], seconds: float) -> dict[str, float]:
-        """Operations that the model needs for its documents, per second and as a share of the peak."""
-        tokens = sum(step.data.tokens for step in steps)
-        squares = sum(step.data.squared_lengths for step in steps)
-        masked = sum(step.data.masked_tokens for step in steps)
-        rate = self.size.compute_flops(tokens, squares, masked) / seconds
-        work = {"train/flops_per_second": rate}
-        own = self.peak.read()
-        (peak,) = self.collectives.sum_floats([math.nan if own is None else own])
-        # A busy CPU may not have shown its peak yet, and a share above 1 would mean nothing.
-        return {**work, "train/mfu": rate / peak} if rate <= peak else work
-
-    def _measure_unknown(self, steps: Sequence[StepResult]) -> float:
-        """Return the share of text tokens that are [UNK]; warn of a large one, once per start."""
-        text_tokens = sum(step.data.text_tokens for step in steps)
-        share = sum(step.data.unknown_tokens for step in steps) / max(1, text_tokens)
-        if share > MOST_UNKNOWN and self.collectives.world.is_main and not self.warned_of_unknown:
-            self.warned_of_unknown = True
-            documents = f"the documents up to step {self.state.step}"
-            logger.warning("%s", describe_unknown(share, documents, self.config.tokenizer.path))
-        return share
-
-    def _count_records(self) -> dict[str, Any]:
-        """What the lanes have read so far and given of each source, summed over all of them."""
-        names = list(resolve_sources(self.config.data))
-        parts = [sum_progress(self.state.lanes.values(), name) for name in names]
-        numbers = self.collectives.sum([n for part in parts for n in astuple(part)])
-        width = len(numbers) // len(names)
-        sources = {
-            name: SourceProgress(*numbers[index * width : (index + 1) * width])
-            for index, name in enumerate(names)
-        }
-        num_lanes = compute_num_lanes(self.config)
-        total = SourceProgress(*map(sum, zip(*map(astuple, sources.values()), strict=True)))
-        record: dict[str, Any] = {
-            "data/documents": total.documents,
-            "data/empty_records": total.empty,
-            "data/bad_records": total.bad,
-            "data/filtered_records": total.filtered,
-        }
-        for name, progress in sources.items():
-            record[f"data/{name}/tokens"] = progress.tokens
-            record[f"data/{name}/epoch"] = progress.epochs / num_lanes
-            record[f"data/{name}/share"] = progress.tokens / max(1, total.tokens)
-        return record
-
-    def _reduce(self, result: StepResult) -> tuple[float, float]:
-        """Loss and accuracy of the global batch."""
-        (num_correct,) = self.collectives.sum([int(result.num_correct)])
-        masked = result.data.masked_tokens
-        loss = reduce_loss(self.collectives, result.losses, masked)
-        return loss, num_correct / max(1, masked)
 
     def _evaluate(self) -> dict[str, float]:
         if not self.evaluation_batches:

@@ -2,12 +2,8 @@
 
 import json
 import math
-from types import SimpleNamespace
 
-import pytest
-
-from neobert_train.training.metrics import MetricsLog
-from neobert_train.training.trainer import Trainer
+from neobert_train.training.metrics_log import MetricsLog
 
 
 def read(path):
@@ -41,26 +37,3 @@ def test_what_a_full_disk_does_not_take_is_written_later(tmp_path, caplog):
     log.write({"step": 4})
     log.close()
     assert [record["step"] for record in read(path)] == [1, 2, 3, 4]
-
-
-@pytest.mark.parametrize(
-    ("own_peak", "others", "mfu"),
-    [
-        (400.0, 0.0, 0.25),
-        (400.0, 600.0, 0.1),
-        (100.0, 0.0, 1.0),
-        (99.0, 0.0, None),  # measured while other programs ran
-        (None, 0.0, None),  # an unknown GPU
-        (400.0, math.nan, None),  # on another process
-    ],
-)
-def test_the_share_of_the_peak_is_left_out_where_it_says_nothing(own_peak, others, mfu):
-    trainer = SimpleNamespace(
-        size=SimpleNamespace(compute_flops=lambda *_: 200),
-        peak=SimpleNamespace(read=lambda: own_peak),
-        collectives=SimpleNamespace(sum_floats=lambda own: [own[0] + others]),
-    )
-    assert Trainer._measure_work(trainer, [], seconds=2.0) == {
-        "train/flops_per_second": 100.0,
-        **({} if mfu is None else {"train/mfu": mfu}),
-    }
