@@ -1,15 +1,9 @@
 """The table of metrics: what every reader of metrics.jsonl shows."""
 
-from neobert_train.metrics_table import METRICS, find_metric, format_metric
+from neobert_train.metrics_table import format_metric
 
 
 def test_values_are_shown_as_the_table_says():
     assert format_metric("eval/masked_lm_accuracy", 0.12345) == "12.35%"
     assert format_metric("train/tokens", 12_345_678) == "12,345,678"
     assert format_metric("train/loss", None) == "not a finite number"
-
-
-def test_the_metrics_of_any_source_are_known():
-    assert find_metric("data/web-2/share") is METRICS["data/<source>/share"]
-    assert find_metric("data/documents") is METRICS["data/documents"]
-    assert find_metric("data/web-2/nothing") is None

@@ -1,6 +1,5 @@
 """What metrics.jsonl holds, and how each value is shown; a new metric is a line here."""
 
-import re
 from dataclasses import dataclass
 
 
@@ -76,12 +75,6 @@ METRICS = {
     "data/<source>/epoch": Metric("passes over a source, on average over lanes", spec=".2f"),
     "data/<source>/share": Metric("share of the tokens that are of a source", spec=".2%"),
 }
-_OF_SOURCE = re.compile(r"data/[\w-]+/(\w+)")
-
-
-def find_metric(key: str) -> Metric | None:
-    """Return how a key of metrics.jsonl is shown; None for a key that is not known."""
-    return METRICS.get(_OF_SOURCE.sub(r"data/<source>/\1", key))
 
 
 def format_metric(key: str, value: float | None) -> str:
