@@ -104,6 +104,7 @@ def test_every_problem_of_every_file_is_listed_at_once(tmp_path, sound):
         ('{"content": "a"} {"content": "b"}\n', "write data.format=json for values that follow one another"),
         ('{"content": "a"}\r{"content": "b"}\r', "its lines end in CR, without LF: convert them, as `tr"),
         ('{"content": "a\tb"}\n', "write \\t and \\n for tabs and line ends in strings"),
+        ('{"content": "broken\n', "it ends within a string"),
         ('{"content": "a"},\n', "write data.format=json for values that take several lines"),
         ("{'content': 'a'}\n", "Expecting property name enclosed in double quotes at column 2)"),
         ('content,id\na,1\n', "not JSON (Expecting value at column 1)"),

@@ -58,6 +58,9 @@ def _advise(text: str, error: json.JSONDecodeError, is_line: bool) -> str:
         return ": write data.format=json for values that follow one another"
     if is_line and text[:1] in ("{", "[") and text[-1] in "{[,":
         return ": write data.format=json for values that take several lines"
+    # The line end that closes a line is inside a string where the rest of the line is missing.
+    if error.msg.startswith("Invalid control character") and error.pos >= len(error.doc.rstrip()):
+        return ": it ends within a string"
     if error.msg.startswith("Invalid control character"):
         return ": write \\t and \\n for tabs and line ends in strings"
     return ""
