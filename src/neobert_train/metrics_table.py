@@ -61,8 +61,9 @@ METRICS = {
     "train/skipped_steps": Metric("steps that were skipped", in_report=True),
     "train/rewinds": Metric("times the run went back to a checkpoint", in_report=True),
     "data/packing_efficiency": Metric(
-        "share of the global batch that is not padding",
-        spec=".2%",
+        "tokens without padding",
+        "share of the global batch",
+        ".2%",
         figure="Packing",
         in_report=True,
     ),
