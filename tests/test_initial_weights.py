@@ -128,9 +128,9 @@ def test_half_precision_is_read_as_fp32(tmp_path):
 
 def test_evaluation_takes_no_random_weights_for_those_of_a_model(exported, tmp_path):
     folder, weights = exported
-    model, _, context = evaluate._load_exported(folder)
-    assert torch.equal(model.decoder.weight, weights["decoder.weight"])
-    assert context == 4096
+    subject = evaluate._load_exported(folder)
+    assert torch.equal(subject.model.decoder.weight, weights["decoder.weight"])
+    assert subject.context_length == 512  # that of its tokenizer; its max_length is 4096
     shutil.copytree(folder, tmp_path / "broken")
     kept = {name: tensor.clone() for name, tensor in weights.items() if name != "decoder.bias"}
     save_file(kept, tmp_path / "broken" / "model.safetensors", {"format": "pt"})

@@ -14,11 +14,13 @@ from neobert_train.checkpoint_search import find_checkpoint
 from neobert_train.config.saved import load_train_config
 from neobert_train.config.schema import ModelConfig
 from neobert_train.errors import InputError
+from neobert_train.files import DamagedFileError, parse_json, read_text
 from neobert_train.hub import HubError, download_files, pin_revision
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.run_directory import RunDirectory
 
 _CONFIG_FILE, _WEIGHTS_FILE = "config.json", "model.safetensors"
+_TOKENIZER_FILE = "tokenizer_config.json"
 # What else a folder may hold, and how to get to one safetensors file.
 _OTHER_WEIGHTS = {
     "model.safetensors.index.json": "its weights are in several files: load it with transformers, "
@@ -73,7 +75,7 @@ def find_model_folder(name: str, label: str) -> Path:
     if folder.is_dir():
         return folder
     try:
-        return download_files(name, [_CONFIG_FILE, "*.safetensors*"])
+        return download_files(name, [_CONFIG_FILE, _TOKENIZER_FILE, "*.safetensors*"])
     except HubError as error:
         raise InputError(
             f"{label} is neither a folder nor a model on the Hub that can be reached ({error})"
@@ -116,6 +118,21 @@ def read_model_config(folder: Path, label: str) -> NeoBERTConfig:
         f"{label} holds a {architecture}, as its config.json says, and what is trained here is a "
         f"NeoBERT: name a run directory, an exported folder, or a Hub model such as "
         f"chandar-lab/NeoBERT"
+    )
+
+
+def find_context_length(folder: Path, config: NeoBERTConfig) -> int:
+    """Return how many tokens of a text a model was trained with, as far as its files say.
+
+    The tokenizer of an export is cut to that; `max_length` is what the model can take.
+    """
+    try:
+        values = parse_json(read_text(folder / _TOKENIZER_FILE))
+    except (FileNotFoundError, DamagedFileError):
+        return config.max_length
+    length = values.get("model_max_length") if isinstance(values, dict) else None
+    return (
+        min(length, config.max_length) if type(length) is int and length > 0 else config.max_length
     )
 
 

@@ -19,6 +19,8 @@ from neobert_train.accounting import (
     find_known_device,
 )
 from neobert_train.batch import Batch
+from neobert_train.commands import evaluate
+from neobert_train.config.command_schema import EvaluateConfig
 from neobert_train.config.schema import ModelConfig
 from neobert_train.data.corpus import open_corpus
 from neobert_train.data.lanes import initial_states
@@ -44,6 +46,24 @@ def test_a_run_and_its_export_evaluate_alike_and_like_the_run_did(finished_run, 
     metrics = (finished_run / "metrics.jsonl").read_text().splitlines()[-1]
     during = float(re.search(r'"eval/masked_lm_loss": ([\d.]+)', metrics)[1])
     assert read_loss(output) == pytest.approx(during, abs=0.05)
+
+
+def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
+    """With its masking, seed and context; its export with the context."""
+    run = tmp_path / "run"
+    run_command(
+        "+experiment=smoke", f"output_dir={run}", "trainer.max_steps=2", "trainer.evaluate_every_steps=2",
+        "masking.rate=0.4", "masking.unit=word", "seed=3", "data.num_workers=0", "logging.report=false",
+        "evaluation.max_tokens=2048", "data.heldout_fraction=0.02",
+    )  # fmt: skip
+    metrics = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    own = ("micro_batch_tokens=512", "max_tokens=2048")
+    output = run_command("evaluate", f"run_dir={run}", *own)
+    assert f"{metrics['eval/masked_lm_loss']:.4f} nats" in output
+    assert f"{metrics['eval/masked_lm_accuracy']:.2%}" in output
+    assert read_loss(output) != read_loss(run_command("evaluate", f"run_dir={run}", *own, "seed=4"))
+    run_command("export", f"run_dir={run}", f"output={tmp_path / 'out'}")
+    assert evaluate.load_subject(EvaluateConfig(model=str(tmp_path / "out"))).context_length == 128
 
 
 class Planted:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,7 +12,13 @@ from safetensors import SafetensorError
 from neobert_train.checkpoint import CONFIG_FILE, TOKENIZER_FOLDER, load_weights
 from neobert_train.checkpoint_search import find_checkpoint
 from neobert_train.config.command_schema import EvaluateConfig
-from neobert_train.config.data_schema import BadRecordPolicy, SourceConfig, SourceKind
+from neobert_train.config.data_schema import (
+    BadRecordPolicy,
+    MaskingConfig,
+    SourceConfig,
+    SourceKind,
+)
+from neobert_train.config.derived import override
 from neobert_train.config.saved import load_train_config
 from neobert_train.data.encoding import encode_documents
 from neobert_train.data.heldout import CorpusSample, build_evaluation_batches
@@ -23,7 +30,7 @@ from neobert_train.errors import InputError
 from neobert_train.evaluation.masked_lm import MaskedLMResult, evaluate_masked_lm
 from neobert_train.hardware import choose_precision
 from neobert_train.model import DTYPES, build_model, load_into
-from neobert_train.model_files import find_model_folder, read_model_config
+from neobert_train.model_files import find_context_length, find_model_folder, read_model_config
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.objective import MaskedLanguageModelling
 from neobert_train.run_directory import RunDirectory
@@ -43,26 +50,26 @@ def run(config: EvaluateConfig, world: World) -> None:
         InputError: the model or the texts cannot be read, or hold nothing to predict.
     """
     transformers.utils.logging.disable_progress_bar()
-    model, tokenizer, context_length = load_subject(config)
+    subject = load_subject(config)
     try:
-        documents = load_documents(config, tokenizer)
+        documents = load_documents(config, subject.tokenizer)
     except InputError as error:
         raise InputError(_DATA_SETTING.sub(r"\1", str(error))) from error
-    context_length = min(config.context_length or context_length, config.micro_batch_tokens)
+    context_length = min(config.context_length or subject.context_length, config.micro_batch_tokens)
     batches = build_evaluation_batches(
         documents,
-        tokenizer,
-        config.masking,
+        subject.tokenizer,
+        override(subject.masking, config.masking),
         context_length,
         config.micro_batch_tokens,
         config.max_tokens,
-        config.seed,
+        subject.seed if config.seed is None else config.seed,
     )
     if not batches:
         raise InputError("the texts hold nothing to evaluate on: all documents are empty")
     device = find_device(world)
     precision = choose_precision(config.precision, device, zero_stage=1)
-    objective = MaskedLanguageModelling(model).eval().to(device, DTYPES[precision])
+    objective = MaskedLanguageModelling(subject.model).eval().to(device, DTYPES[precision])
     result = evaluate_masked_lm(objective, batches, device)
     num_tokens = sum(batch.num_tokens for batch in batches)
     print_output(
@@ -81,8 +88,26 @@ def format_result(result: MaskedLMResult, subject: str, num_documents: int, num_
     )
 
 
-def load_subject(config: EvaluateConfig) -> tuple[NeoBERTForMaskedLM, TextTokenizer, int]:
-    """The model to measure, its tokenizer and the context it was trained with."""
+@dataclass(frozen=True)
+class Subject:
+    """What is measured, and how it was trained, as far as that is known.
+
+    Attributes:
+        model, tokenizer: what is measured.
+        context_length: most tokens of a document.
+        masking: which tokens were predicted.
+        seed: of the run.
+    """
+
+    model: NeoBERTForMaskedLM
+    tokenizer: TextTokenizer
+    context_length: int
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    seed: int = 0
+
+
+def load_subject(config: EvaluateConfig) -> Subject:
+    """Load the model to measure, and how it was trained."""
     if config.run_dir is None:
         return _load_exported(str(config.model))
     run_directory = RunDirectory(config.run_dir)
@@ -93,10 +118,11 @@ def load_subject(config: EvaluateConfig) -> tuple[NeoBERTForMaskedLM, TextTokeni
     tokenizer = load_tokenizer(str(checkpoint / TOKENIZER_FOLDER))
     model = build_model(train_config, tokenizer)
     load_into(model, load_weights(checkpoint), str(checkpoint))
-    return model, tokenizer, train_config.batch.context_length
+    context_length = train_config.batch.context_length
+    return Subject(model, tokenizer, context_length, train_config.masking, train_config.seed)
 
 
-def _load_exported(name: str) -> tuple[NeoBERTForMaskedLM, TextTokenizer, int]:
+def _load_exported(name: str) -> Subject:
     """Return an exported or published model: its safetensors are read, none of its code is run."""
     label = f"model={name}"
     folder = find_model_folder(name, label)
@@ -115,7 +141,7 @@ def _load_exported(name: str) -> tuple[NeoBERTForMaskedLM, TextTokenizer, int]:
     if info["missing_keys"]:  # they would be random
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise InputError(f"{label} cannot be loaded as a NeoBERT: it has no {missing}")
-    return model, tokenizer, config.max_length
+    return Subject(model, tokenizer, find_context_length(folder, config))
 
 
 def load_documents(config: EvaluateConfig, tokenizer: TextTokenizer) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ from typing import Any
 from neobert_train.config.data_schema import (
     FORMAT_NAMES,
     FileFormat,
-    MaskingConfig,
+    MaskingOverrides,
     TextDocuments,
 )
 from neobert_train.config.schema import Precision, TrainConfig
@@ -149,13 +149,18 @@ class EvaluateConfig:
         TextDocuments.blank_line, "Text files: a document is a block between blank_line, a line or a file."
     )  # fmt: skip
     context_length: int | None = setting(
-        None, "Most tokens of a document; the run's own (or the model's max_length) by default.",
+        None, "Most tokens of a document; those of the training by default, as far as the model says.",
         at_least=8,
     )  # fmt: skip
-    micro_batch_tokens: int = setting(16_384, "Tokens of one forward pass.", at_least=8)
+    micro_batch_tokens: int = setting(
+        16_384, "Tokens of one forward pass, which masks depend on: with the run's own number its "
+        "held-out loss comes out again.", at_least=8,
+    )  # fmt: skip
     max_tokens: int = setting(1_048_576, "Most tokens to evaluate on.", at_least=1)
-    masking: MaskingConfig = setting(MaskingConfig, "")
-    seed: int = setting(0, "Decides which tokens are masked.", at_least=0)
+    masking: MaskingOverrides = setting(MaskingOverrides, "")
+    seed: int | None = setting(
+        None, "Decides which tokens are masked; the run's own (or 0) by default.", at_least=0
+    )
     precision: Precision = setting(
         Precision.fp32, "bf16 or fp32 for the forward pass; auto is bf16 where the hardware has it."
     )

@@ -113,7 +113,7 @@ class SourceConfig:
 
 
 def _as_overrides(fields: "tuple[dataclasses.Field[Any], ...]") -> list[tuple[str, Any, Any]]:
-    """The same fields, None by default, which stands for the value of the `data` section."""
+    """Return the same fields, None by default, which stands for a value that is set elsewhere."""
     return [
         (
             field.name,
@@ -249,4 +249,20 @@ class MaskingConfig:
     )
     span_words: float = setting(
         3.0, "unit=span: mean length of a span, in words; ten times that at most.", at_least=1.0
+    )
+
+
+if TYPE_CHECKING:
+
+    class MaskingOverrides(MaskingConfig):
+        """What type checkers know of the class below."""
+
+else:
+    MaskingOverrides = make_dataclass(
+        "MaskingOverrides",
+        _as_overrides(dataclasses.fields(MaskingConfig)),
+        namespace={
+            "__doc__": "Which tokens are predicted; what it leaves out is as in the run.",
+            "__module__": __name__,
+        },
     )

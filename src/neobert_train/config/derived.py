@@ -2,10 +2,12 @@
 
 import dataclasses
 import re
-from typing import Any
+from typing import Any, TypeVar
 
-from neobert_train.config.data_schema import DataConfig, MixtureWeights, SourceConfig
+from neobert_train.config.data_schema import DataConfig, MaskingConfig, MixtureWeights, SourceConfig
 from neobert_train.config.schema import ModelConfig, TrainConfig
+
+Section = TypeVar("Section", SourceConfig, MaskingConfig)
 
 _DURATION = re.compile(r"((?P<d>\d+)-)?((?P<h>\d+):)?(?P<m>\d+):(?P<s>\d+)")
 # What the only source is called where there is no mixture.
@@ -34,17 +36,19 @@ def wants_compilation(config: TrainConfig, zero_stage: int, on_gpu: bool) -> boo
 def resolve_sources(data: DataConfig) -> dict[str, SourceConfig]:
     """The sources by name; what a source of a mixture leaves out is as in the `data` section."""
     names = [field.name for field in dataclasses.fields(SourceConfig)]
-    base = {name: getattr(data, name) for name in names}
+    base = SourceConfig(**{name: getattr(data, name) for name in names})
     if not data.mixture:
-        return {SINGLE_SOURCE: SourceConfig(**base)}
-    return {
-        name: SourceConfig(**{key: _first_given(getattr(entry, key), base[key]) for key in names})
-        for name, entry in data.mixture.items()
-    }
+        return {SINGLE_SOURCE: base}
+    return {name: override(base, entry) for name, entry in data.mixture.items()}
 
 
-def _first_given(own: Any, inherited: Any) -> Any:
-    return inherited if own is None else own
+def override(base: Section, overrides: Any) -> Section:
+    """Return a section with the values that `overrides` gives for its fields; None gives none."""
+    names = [field.name for field in dataclasses.fields(base)]
+    given = {name: getattr(overrides, name) for name in names}
+    return dataclasses.replace(
+        base, **{name: value for name, value in given.items() if value is not None}
+    )
 
 
 def compute_weights(data: DataConfig, step: int) -> list[float]:
