@@ -35,12 +35,12 @@ import torch
 from neobert_train.config.data_schema import DataConfig
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.store import compose_config, to_typed
-from neobert_train.data.chunks import split_document
 from neobert_train.data.corpus import open_corpus
-from neobert_train.data.lanes import Lane, LaneState, initial_states
+from neobert_train.data.lane.chunks import split_document
+from neobert_train.data.lane.lane import Lane, LaneState, initial_states
+from neobert_train.data.lane.packing import Packer
 from neobert_train.data.loader import StepLoader
-from neobert_train.data.packing import Packer
-from neobert_train.data.preparation import list_jobs, run_jobs, write_manifest
+from neobert_train.data.shards.preparation import list_jobs, run_jobs, write_manifest
 from neobert_train.data.sources import EMBEDDED_TEXTS, Record
 from neobert_train.tokenizers.loading import build_tokenizer, load_tokenizer
 

@@ -22,10 +22,10 @@ from neobert_train.config.schema import TrainConfig
 from neobert_train.config.store import compose_config, to_typed
 from neobert_train.config.typed import parse
 from neobert_train.data.corpus import open_corpus
-from neobert_train.data.documents import LaneOrder, Position, WindowStart, iter_windows
-from neobert_train.data.lanes import Lane, LaneState
+from neobert_train.data.lane.lane import Lane, LaneState
+from neobert_train.data.lane.order import LaneOrder, Position, WindowStart, iter_windows
+from neobert_train.data.lane.streams import StreamState
 from neobert_train.data.sources import EMBEDDED_TEXTS
-from neobert_train.data.streams import StreamState
 from neobert_train.tokenizers.loading import build_tokenizer
 
 NUM_LANES = 4

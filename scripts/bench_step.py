@@ -44,7 +44,7 @@ from neobert_train.accounting import compute_model_size, estimate_activation_byt
 from neobert_train.batch import Batch
 from neobert_train.config.schema import ModelConfig
 from neobert_train.distributed import find_device
-from neobert_train.hardware import PeakMeter
+from neobert_train.machine.devices import PeakMeter
 from neobert_train.model import compile_blocks, find_compiler_obstacle
 from neobert_train.modeling.attention import BACKENDS, choose_backend, find_obstacle
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig

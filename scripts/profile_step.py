@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from neobert_train.accounting import compute_model_size, format_flops
 from neobert_train.distributed import find_device
-from neobert_train.hardware import find_peak_flops
+from neobert_train.machine.devices import find_peak_flops
 from neobert_train.modeling import layouts, modeling_neobert
 from neobert_train.modeling.attention import choose_backend
 from neobert_train.modeling.heads import VocabularyProjection

@@ -29,8 +29,8 @@ import numpy as np
 from neobert_train.config.data_schema import DataConfig, MixtureSourceConfig
 from neobert_train.config.schema import BatchConfig, TrainConfig
 from neobert_train.config.typed import parse
-from neobert_train.data.documents import LaneOrder, Position, iter_windows
-from neobert_train.data.lanes import Lane, LaneState, initial_states
+from neobert_train.data.lane.lane import Lane, LaneState, initial_states
+from neobert_train.data.lane.order import LaneOrder, Position, iter_windows
 from neobert_train.data.sources import Division, TokenizedRecord, Unit, divide_files
 from neobert_train.data.sources.source import STRETCHES_PER_LANE
 from neobert_train.tokenizers.loading import build_tokenizer

@@ -13,8 +13,10 @@ import pytest
 
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.store import compose_config, to_typed
+from neobert_train.storage import retries
 from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
+from support.misbehaving_server import MisbehavingServer
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -70,3 +72,19 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         hub.use_here(monkeypatch, tmp_path / "home")
         yield hub
     bound_waits(REQUEST_SECONDS)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[MisbehavingServer]:
+    """A web server over `tmp_path / "served"` that misbehaves as the test scripts it."""
+    with MisbehavingServer(tmp_path / "served") as running:
+        yield running
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds of every pause before a retry in this process, none of which is waited."""
+    taken: list[float] = []
+    monkeypatch.setattr(retries, "_sleep", taken.append)
+    monkeypatch.setattr(retries, "_last_warnings", {})
+    return taken

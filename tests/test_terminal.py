@@ -120,9 +120,9 @@ def test_names_and_ids_of_any_characters_are_shown_on_any_terminal(tmp_path, enc
 
 WARNS = """
 import logging, logging.config
-import neobert_train.data.retries  # before Hydra sets up logging
+import neobert_train.storage.retries  # before Hydra sets up logging
 import neobert_train.__main__ as program
-logger = logging.getLogger("neobert_train.data.retries")
+logger = logging.getLogger("neobert_train.storage.retries")
 url = "https://planted-user:planted-password@host/x?sig=planted-signature"
 def run(config, world):
     logger.warning("of %s", "\\x1b[31m")

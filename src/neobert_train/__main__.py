@@ -32,10 +32,10 @@ from neobert_train.config.store import (
     to_typed,
 )
 from neobert_train.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, InputError
+from neobert_train.machine.threads import limit_spinning
 from neobert_train.signals import StopSignal, hold_stop_signals, raise_stop_signals
 from neobert_train.sweep import SWEEP_FLAGS, plan_sweep, run_sweep
 from neobert_train.terminal import print_message, print_output, protect_streams, show_warnings
-from neobert_train.threads import limit_spinning
 from neobert_train.urls import hide_credentials
 from neobert_train.world import World, strip_launcher_arguments
 

@@ -9,15 +9,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from neobert_train.checkpoint import CONFIG_FILE, load_weights
-from neobert_train.checkpoint_search import find_checkpoint
 from neobert_train.config.saved import load_train_config
 from neobert_train.config.schema import ModelConfig
 from neobert_train.errors import InputError
 from neobert_train.files import DamagedFileError, parse_json, read_text
 from neobert_train.hub import HubError, download_files, pin_revision
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
-from neobert_train.run_directory import RunDirectory
+from neobert_train.run.checkpoint import CONFIG_FILE, load_weights
+from neobert_train.run.checkpoint_search import find_checkpoint
+from neobert_train.run.directory import RunDirectory
 
 _CONFIG_FILE, _WEIGHTS_FILE = "config.json", "model.safetensors"
 _TOKENIZER_FILE = "tokenizer_config.json"

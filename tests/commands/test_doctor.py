@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from commands.conftest import run_command
-from neobert_train import hardware
 from neobert_train.commands import doctor
 from neobert_train.config.command_schema import DoctorConfig
 from neobert_train.config.store import compose_config, to_typed
+from neobert_train.machine import devices
 from neobert_train.world import World
 
 FALSE_FILES = {
@@ -146,7 +146,7 @@ def test_a_cpu_that_is_slow_in_bf16(examine, monkeypatch):
 
 @pytest.mark.parametrize("is_native", [True, False])
 def test_the_precision_that_auto_takes(examine, monkeypatch, is_native):
-    monkeypatch.setattr(hardware, "has_native_bf16", lambda device: is_native)
+    monkeypatch.setattr(devices, "has_native_bf16", lambda device: is_native)
     precision = "bf16" if is_native else "fp32"
     lines = examine("trainer.precision=auto").lines
     assert f"precision   trainer.precision=auto takes {precision}" in lines

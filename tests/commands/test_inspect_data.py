@@ -9,7 +9,7 @@ from neobert_train.commands.inspect_data import find_nearest_states, format_step
 from neobert_train.config.command_schema import InspectDataConfig
 from neobert_train.config.store import compose_config, to_typed
 from neobert_train.data.corpus import open_corpus
-from neobert_train.data.lanes import initial_states
+from neobert_train.data.lane.lane import initial_states
 from neobert_train.data.loader import StepLoader
 
 

@@ -23,7 +23,7 @@ from neobert_train.commands import evaluate
 from neobert_train.config.command_schema import EvaluateConfig
 from neobert_train.config.schema import ModelConfig
 from neobert_train.data.corpus import open_corpus
-from neobert_train.data.lanes import initial_states
+from neobert_train.data.lane.lane import initial_states
 from neobert_train.data.loader import StepLoader
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM

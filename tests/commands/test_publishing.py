@@ -11,7 +11,7 @@ import time
 import pytest
 
 from commands.conftest import run_command
-from neobert_train.checkpoint import load_weights
+from neobert_train.run.checkpoint import load_weights
 from support.local_hub import READ_ONLY_TOKEN, TOKEN, LocalHub
 
 SETTINGS = [

@@ -15,8 +15,8 @@ from neobert_train.data.corpus import (
     open_corpus,
     to_json,
 )
-from neobert_train.data.preparation import list_jobs, write_manifest, write_shard
-from neobert_train.data.versions import FileVersion
+from neobert_train.data.shards.preparation import list_jobs, write_manifest, write_shard
+from neobert_train.storage.versions import FileVersion
 from neobert_train.tokenizers.loading import load_tokenizer
 
 

@@ -15,7 +15,6 @@ from transformers import BertTokenizer
 from neobert_train.config.data_schema import DataConfig, MaskingConfig, MixtureSourceConfig
 from neobert_train.config.schema import BatchConfig, EvaluationConfig, TrainConfig
 from neobert_train.data import heldout
-from neobert_train.data.admission import Admission, is_heldout
 from neobert_train.data.heldout import (
     CorpusSample,
     build_evaluation_batches,
@@ -23,12 +22,13 @@ from neobert_train.data.heldout import (
     sample_corpus,
     sample_source,
 )
-from neobert_train.data.lanes import Lane, LaneState
+from neobert_train.data.lane.admission import Admission, is_heldout
+from neobert_train.data.lane.lane import Lane, LaneState
 from neobert_train.data.sources import EMBEDDED_TEXTS, Unit
 from neobert_train.data.sources.parquet import ParquetRows
 from neobert_train.data.sources.text import LineRanges, TextLayout
-from neobert_train.data.storage import StoredFile
 from neobert_train.errors import InputError
+from neobert_train.storage.stored_files import StoredFile
 from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER
 
 WORDS = [

@@ -10,13 +10,13 @@ import time
 import psutil
 import pytest
 import torch
-from misbehaving_server import Fault, MisbehavingServer
 
 from neobert_train.config.derived import compute_num_lanes
-from neobert_train.data.lanes import initial_states
+from neobert_train.data.lane.lane import initial_states
 from neobert_train.data.loader import StepLoader, WorkerError
 from neobert_train.data.sources import build_units
 from neobert_train.errors import InputError
+from support.misbehaving_server import Fault, MisbehavingServer
 
 TENSORS = ["input_ids", "position_ids", "cu_seqlens", "masked_positions", "labels"]
 LINES = b"".join(b"speech number %d and so on\n" % number for number in range(400))
@@ -27,11 +27,11 @@ PROGRAM = """
 import sys
 from neobert_train.config.data_schema import DataConfig
 from neobert_train.config.schema import BatchConfig, TrainConfig
-from neobert_train.data.lanes import initial_states
+from neobert_train.data.lane.lane import initial_states
 from neobert_train.data.loader import StepLoader
 from neobert_train.data.sources import Unit
 from neobert_train.data.sources.text import Sequential, TextLayout
-from neobert_train.data.storage import StoredFile
+from neobert_train.storage.stored_files import StoredFile
 
 if __name__ == "__main__":
     path, prefetch = sys.argv[1], int(sys.argv[2])

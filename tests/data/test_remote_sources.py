@@ -8,16 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from misbehaving_server import Fault
 
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.store import compose_config, to_typed
 from neobert_train.data.corpus import open_corpus
-from neobert_train.data.lanes import Lane, LaneState, initial_states
+from neobert_train.data.lane.lane import Lane, LaneState, initial_states
 from neobert_train.data.loader import StepLoader
 from neobert_train.data.sources.text import Sequential
-from neobert_train.data.storage import StorageError
 from neobert_train.errors import InputError
+from neobert_train.storage.stored_files import StorageError
+from support.misbehaving_server import Fault
 
 NAMES = ["a.parquet", "b.jsonl", "c.jsonl.gz", "d.arrow", "e.json"]
 

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from tokenizers import Tokenizer, models
 
-from neobert_train.checkpoint import TrainingState
 from neobert_train.config.data_schema import SourceKind
 from neobert_train.config.schema import TrainConfig
 from neobert_train.export.model_card import CardNames, render_model_card
+from neobert_train.run.checkpoint import TrainingState
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 NASTY = "runs/<script>alert('x')</script>|`a` ``` [b](javascript:c) *d* \"e\"\n# f & g"

@@ -10,7 +10,7 @@ from neobert_train.config.checks import find_problems
 from neobert_train.export import publisher as module
 from neobert_train.export.publisher import Publisher
 from neobert_train.files import to_json
-from neobert_train.run_directory import RunDirectory
+from neobert_train.run.directory import RunDirectory
 from support.local_hub import READ_ONLY_TOKEN
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "config.yaml")

@@ -3,8 +3,8 @@
 import pytest
 
 from neobert_train.export.hub import find_published, push_to_hub
-from neobert_train.folders import owned_folder
 from neobert_train.hub import HubError
+from neobert_train.run.folders import owned_folder
 from support.local_hub import READ_ONLY_TOKEN, TOKEN
 
 WEIGHTS = bytes(range(256)) * 8192  # 2 MiB, which goes the way of large files

@@ -10,7 +10,7 @@ import pytest
 
 from neobert_train.files import write_checked_json
 from neobert_train.report.render import render_report
-from neobert_train.run_directory import RunDirectory
+from neobert_train.run.directory import RunDirectory
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 from commands.conftest import run_command
 from neobert_train.config.data_schema import MaskingConfig
-from neobert_train.data.collate import collate
-from neobert_train.data.masking import build_masking
+from neobert_train.data.lane.collate import collate
+from neobert_train.data.lane.masking import build_masking
 from neobert_train.data.sources import EMBEDDED_TEXTS
 from neobert_train.errors import InputError
 from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER, load_tokenizer

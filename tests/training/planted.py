@@ -49,15 +49,15 @@ def note_steps():
 
 
 def write_slowly():
-    from neobert_train.training import checkpointing
+    from neobert_train.training import checkpoint_writer
 
-    save_checkpoint = checkpointing.save_checkpoint
+    save_checkpoint = checkpoint_writer.save_checkpoint
 
     def save(*arguments):
         time.sleep(3)
         return save_checkpoint(*arguments)
 
-    checkpointing.save_checkpoint = save
+    checkpoint_writer.save_checkpoint = save
 
 
 def tell_checkpoints():

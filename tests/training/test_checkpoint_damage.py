@@ -13,9 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from neobert_train import checkpoint as writing
-from neobert_train import checkpoint_search as search
-from neobert_train.checkpoint import (
+from neobert_train.config.schema import CheckpointConfig
+from neobert_train.config.store import compose_config, to_typed
+from neobert_train.data.lane.lane import LaneState
+from neobert_train.data.lane.order import Position, WindowStart
+from neobert_train.data.lane.streams import StreamState
+from neobert_train.errors import InputError
+from neobert_train.files import write_json
+from neobert_train.run import checkpoint as writing
+from neobert_train.run import checkpoint_search as search
+from neobert_train.run.checkpoint import (
     Checkpoint,
     TrainingState,
     load_moments,
@@ -24,16 +31,9 @@ from neobert_train.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from neobert_train.checkpoint_search import find_checkpoint, find_damage
-from neobert_train.config.schema import CheckpointConfig
-from neobert_train.config.store import compose_config, to_typed
-from neobert_train.data.documents import Position, WindowStart
-from neobert_train.data.lanes import LaneState
-from neobert_train.data.streams import StreamState
-from neobert_train.errors import InputError
-from neobert_train.files import write_json
-from neobert_train.run_directory import RunDirectory
-from neobert_train.training.checkpointing import CheckpointWriter
+from neobert_train.run.checkpoint_search import find_checkpoint, find_damage
+from neobert_train.run.directory import RunDirectory
+from neobert_train.training.checkpoint_writer import CheckpointWriter
 from support.killed import run_until
 
 FILES = (

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from neobert_train.config.derived import compute_num_lanes
-from neobert_train.data.collate import collate
-from neobert_train.data.lanes import initial_states
+from neobert_train.data.lane.collate import collate
+from neobert_train.data.lane.lane import initial_states
+from neobert_train.data.lane.masking import build_masking
 from neobert_train.data.loader import StepLoader
-from neobert_train.data.masking import build_masking
 from neobert_train.data.sources import build_units
 from neobert_train.distributed import Collectives
 from neobert_train.model import build_model

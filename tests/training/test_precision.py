@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from commands.conftest import run_command
-from neobert_train.hardware import has_native_bf16
+from neobert_train.machine.devices import has_native_bf16
 
 HIDDEN = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 

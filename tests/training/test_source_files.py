@@ -15,7 +15,7 @@ from neobert_train.config.schema import Resume, TrainConfig
 from neobert_train.data.corpus import list_source_files, open_corpus, to_json
 from neobert_train.errors import InputError
 from neobert_train.files import write_checked_json
-from neobert_train.run_directory import RunDirectory
+from neobert_train.run.directory import RunDirectory
 from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER, load_tokenizer
 from neobert_train.training.starting_point import check_source_files
 

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data.misbehaving_server import Fault, MisbehavingServer
 from neobert_train.batch import Batch
 from neobert_train.errors import InputError
 from neobert_train.training import step_batches
 from neobert_train.training.step_batches import StoppedError, collect_step
+from support.misbehaving_server import Fault, MisbehavingServer
 from training.runs import PLAIN, finish, start, wait_for_step
 
 

@@ -23,21 +23,22 @@ from neobert_train.config.checks import find_experiment_problems
 from neobert_train.config.command_schema import DoctorConfig
 from neobert_train.config.derived import compute_num_lanes, find_divisors, resolve_sources
 from neobert_train.config.schema import Precision
-from neobert_train.data.admission import build_admission
 from neobert_train.data.corpus import list_source_files, open_corpus
 from neobert_train.data.heldout import sample_source
-from neobert_train.data.targets import MOST_UNKNOWN, describe_unknown
+from neobert_train.data.lane.admission import build_admission
+from neobert_train.data.lane.targets import MOST_UNKNOWN, describe_unknown
 from neobert_train.distributed import find_device
-from neobert_train.environment import find_versions
 from neobert_train.errors import InputError
 from neobert_train.export.hub import describe_access
-from neobert_train.hardware import (
+from neobert_train.hub import HubError
+from neobert_train.machine.devices import (
     choose_precision,
     describe_slow_bf16,
     find_peak_flops,
     has_native_bf16,
 )
-from neobert_train.hub import HubError
+from neobert_train.machine.environment import find_versions
+from neobert_train.machine.threads import describe_waiting
 from neobert_train.model import DTYPES, decide_compilation, find_compiler_obstacle
 from neobert_train.modeling.attention import (
     BACKENDS,
@@ -45,9 +46,8 @@ from neobert_train.modeling.attention import (
     find_flash_attention,
     find_obstacle,
 )
-from neobert_train.run_directory import RunDirectory
+from neobert_train.run.directory import RunDirectory
 from neobert_train.terminal import print_output
-from neobert_train.threads import describe_waiting
 from neobert_train.tokenizers.loading import build_tokenizer
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from neobert_train.training.engine import import_deepspeed

@@ -9,8 +9,6 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from neobert_train.checkpoint import CONFIG_FILE, TOKENIZER_FOLDER, load_weights
-from neobert_train.checkpoint_search import find_checkpoint
 from neobert_train.config.command_schema import EvaluateConfig
 from neobert_train.config.data_schema import (
     BadRecordPolicy,
@@ -20,20 +18,22 @@ from neobert_train.config.data_schema import (
 )
 from neobert_train.config.derived import override
 from neobert_train.config.saved import load_train_config
-from neobert_train.data.encoding import encode_documents
 from neobert_train.data.heldout import CorpusSample, build_evaluation_batches
-from neobert_train.data.sources.files import list_source_files
+from neobert_train.data.lane.encoding import encode_documents
+from neobert_train.data.sources.files import list_units
 from neobert_train.data.sources.source import BadRecord, Record, Unit
-from neobert_train.data.storage import Network
 from neobert_train.distributed import find_device
 from neobert_train.errors import InputError
 from neobert_train.evaluation.masked_lm import MaskedLMResult, evaluate_masked_lm
-from neobert_train.hardware import choose_precision
+from neobert_train.machine.devices import choose_precision
 from neobert_train.model import DTYPES, build_model, load_into
 from neobert_train.model_files import find_context_length, find_model_folder, read_model_config
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.objective import MaskedLanguageModelling
-from neobert_train.run_directory import RunDirectory
+from neobert_train.run.checkpoint import CONFIG_FILE, TOKENIZER_FOLDER, load_weights
+from neobert_train.run.checkpoint_search import find_checkpoint
+from neobert_train.run.directory import RunDirectory
+from neobert_train.storage.stored_files import Network
 from neobert_train.terminal import print_output
 from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
@@ -159,7 +159,7 @@ def load_documents(config: EvaluateConfig, tokenizer: TextTokenizer) -> list[np.
             text_documents=config.text_documents,
         )
         stop = BadRecordPolicy.stop
-        units = list_source_files(source, config.paths, Network(), stop)
+        units = list_units(source, config.paths, Network(), stop)
         return _read_documents(units, tokenizer, config.max_tokens)
     heldout = RunDirectory(str(config.run_dir)).heldout_file
     if not heldout.exists():

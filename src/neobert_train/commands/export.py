@@ -4,13 +4,6 @@ from pathlib import Path
 
 import transformers
 
-from neobert_train.checkpoint import (
-    CONFIG_FILE,
-    TOKENIZER_FOLDER,
-    load_state,
-    load_weights,
-)
-from neobert_train.checkpoint_search import find_checkpoint, read_weights_digest
 from neobert_train.config.command_schema import ExportConfig, ExportFormat, Pooling
 from neobert_train.config.saved import load_train_config
 from neobert_train.errors import InputError
@@ -20,11 +13,18 @@ from neobert_train.export.model_card import CardNames, render_model_card
 from neobert_train.export.onnx import write_onnx
 from neobert_train.export.parity import check_parity
 from neobert_train.files import hash_file, write_atomically
-from neobert_train.folders import owned_folder
 from neobert_train.hub import HubError
-from neobert_train.metrics_file import find_latest, read_metrics
 from neobert_train.model import build_model, load_into
-from neobert_train.run_directory import RunDirectory
+from neobert_train.run.checkpoint import (
+    CONFIG_FILE,
+    TOKENIZER_FOLDER,
+    load_state,
+    load_weights,
+)
+from neobert_train.run.checkpoint_search import find_checkpoint, read_weights_digest
+from neobert_train.run.directory import RunDirectory
+from neobert_train.run.folders import owned_folder
+from neobert_train.run.metrics_file import find_latest, read_metrics
 from neobert_train.terminal import print_output
 from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.world import World

@@ -8,17 +8,17 @@ from typing import Any
 from tqdm import tqdm
 
 from neobert_train.batch import Batch
-from neobert_train.checkpoint import load_state
-from neobert_train.checkpoint_search import find_checkpoint
 from neobert_train.config.command_schema import InspectDataConfig
 from neobert_train.config.derived import compute_num_lanes
 from neobert_train.config.saved import find_differences, load_train_config
 from neobert_train.config.typed import parse
 from neobert_train.data.corpus import open_corpus
-from neobert_train.data.encoding import name_document
-from neobert_train.data.lanes import Lane, LaneState, PackedChunks, initial_states
+from neobert_train.data.lane.encoding import name_document
+from neobert_train.data.lane.lane import Lane, LaneState, PackedChunks, initial_states
 from neobert_train.data.sources import Unit
-from neobert_train.run_directory import RunDirectory
+from neobert_train.run.checkpoint import load_state
+from neobert_train.run.checkpoint_search import find_checkpoint
+from neobert_train.run.directory import RunDirectory
 from neobert_train.terminal import print_output
 from neobert_train.tokenizers.loading import build_tokenizer
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from neobert_train.config.command_schema import PrepareConfig
 from neobert_train.config.quoting import to_shell
-from neobert_train.data.preparation import (
+from neobert_train.data.shards.preparation import (
     ShardJob,
     claim_folder,
     list_jobs,

@@ -5,9 +5,9 @@ import sys
 from neobert_train.config.command_schema import StatusConfig
 from neobert_train.config.saved import load_train_config
 from neobert_train.errors import EXIT_FAILED, InputError
-from neobert_train.run_directory import RunDirectory
-from neobert_train.run_lock import find_holder
-from neobert_train.run_outcome import read_outcome
+from neobert_train.lock import find_holder
+from neobert_train.run.directory import RunDirectory
+from neobert_train.run.outcome import read_outcome
 from neobert_train.terminal import print_output
 from neobert_train.world import World
 

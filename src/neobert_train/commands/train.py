@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from neobert_train.accounting import compute_model_size
-from neobert_train.checkpoint import load_moments
 from neobert_train.config.derived import parse_duration
 from neobert_train.config.quoting import to_shell
 from neobert_train.config.saved import dump_config
@@ -22,16 +21,16 @@ from neobert_train.data.heldout import CorpusSample
 from neobert_train.data.loader import StepLoader
 from neobert_train.data.sources import Unit
 from neobert_train.distributed import Collectives, find_device, is_lost_connection
-from neobert_train.environment import describe_environment, find_environment_changes
 from neobert_train.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, InputError
 from neobert_train.export.publisher import Publisher
 from neobert_train.files import write_atomically, write_checked_json
-from neobert_train.hardware import (
+from neobert_train.machine.devices import (
     PeakMeter,
     choose_precision,
     describe_slow_bf16,
     has_native_bf16,
 )
+from neobert_train.machine.environment import describe_environment, find_environment_changes
 from neobert_train.model import (
     DTYPES,
     build_model,
@@ -44,11 +43,12 @@ from neobert_train.model import (
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.objective import MaskedLanguageModelling
 from neobert_train.report.refresh import ReportRefresher
-from neobert_train.run_directory import RunDirectory
-from neobert_train.run_outcome import write_outcome
+from neobert_train.run.checkpoint import load_moments
+from neobert_train.run.directory import RunDirectory
+from neobert_train.run.outcome import write_outcome
 from neobert_train.signals import StopSignal
 from neobert_train.terminal import print_message, print_output
-from neobert_train.training.checkpointing import CheckpointWriter
+from neobert_train.training.checkpoint_writer import CheckpointWriter
 from neobert_train.training.console import Console, format_duration
 from neobert_train.training.divergence import DivergedError, Guard
 from neobert_train.training.engine import EngineState, build_engine, write_optimizer_state

@@ -9,13 +9,13 @@ from tqdm import tqdm
 
 from neobert_train.config.command_schema import TrainTokenizerConfig
 from neobert_train.config.quoting import to_shell
-from neobert_train.data.targets import MOST_UNKNOWN
-from neobert_train.data.tokenizer_training import count_words, measure_tokenizer, train_tokenizer
+from neobert_train.data.lane.targets import MOST_UNKNOWN
 from neobert_train.data.training_texts import TrainingTexts
-from neobert_train.folders import check_new_folder, new_folder
+from neobert_train.run.folders import check_new_folder, new_folder
 from neobert_train.terminal import print_message, print_output
 from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER, load_tokenizer
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
+from neobert_train.tokenizers.training import count_words, measure_tokenizer, train_tokenizer
 from neobert_train.world import World
 
 _SECONDS_BETWEEN_LINES = 10.0

@@ -2,9 +2,13 @@
 
 import json
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from neobert_train.errors import InputError
+from neobert_train.files import DamagedFileError, read_checked_json
 
 # Numbers of records, tokens and steps, so far below 2^63 that sums over all lanes and processes fit the
 # 64-bit integers in which they travel; neither 1.0 nor true is one.
@@ -31,6 +35,23 @@ def parse(kind: Any, value: Any, name: str = "") -> Any:
         return _adapt(kind).validate_python({name: value})[name]
     except ValidationError as error:
         raise ValueError(_describe(error)) from None
+
+
+def read_run_json(path: Path, kind: Any, fix: str) -> Any:
+    """Read a JSON file of a run directory.
+
+    Args:
+        path: of the file, which `write_checked_json` wrote.
+        kind: of its value, as `parse` takes it.
+        fix: what a user can do about a damaged one.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        return parse(kind, read_checked_json(path))
+    except (DamagedFileError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}): {fix}") from error
 
 
 @lru_cache(maxsize=64)

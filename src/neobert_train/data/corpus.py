@@ -10,9 +10,9 @@ from pydantic import PlainValidator
 from neobert_train.config.derived import compute_num_lanes
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.typed import Count, parse
-from neobert_train.data.prepared import open_prepared
+from neobert_train.data.shards.prepared import open_prepared
 from neobert_train.data.sources import Unit, build_units
-from neobert_train.data.versions import FileVersion
+from neobert_train.storage.versions import FileVersion
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 

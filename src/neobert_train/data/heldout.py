@@ -13,19 +13,18 @@ from neobert_train.batch import Batch
 from neobert_train.config.data_schema import MaskingConfig
 from neobert_train.config.derived import compute_weights, resolve_sources
 from neobert_train.config.schema import TrainConfig
-from neobert_train.config.typed import Count, Finite
-from neobert_train.data.admission import Admission, Kind, build_admission
-from neobert_train.data.chunks import split_document
-from neobert_train.data.collate import collate
-from neobert_train.data.encoding import Document, count_characters, encode_documents
-from neobert_train.data.masking import build_masking
-from neobert_train.data.packing import pack_all
-from neobert_train.data.randomness import keyed_generator
+from neobert_train.config.typed import Count, Finite, read_run_json
+from neobert_train.data.lane.admission import Admission, Kind, build_admission
+from neobert_train.data.lane.chunks import split_document
+from neobert_train.data.lane.collate import collate
+from neobert_train.data.lane.encoding import Document, count_characters, encode_documents
+from neobert_train.data.lane.masking import build_masking
+from neobert_train.data.lane.packing import pack_all
+from neobert_train.data.lane.randomness import keyed_generator
+from neobert_train.data.lane.targets import describe_no_targets
 from neobert_train.data.sources import BadRecord, Unit
-from neobert_train.data.targets import describe_no_targets
 from neobert_train.errors import InputError
 from neobert_train.files import write_checked_json
-from neobert_train.run_directory import read_run_json
 from neobert_train.tokenizers.groups import iter_groups
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 

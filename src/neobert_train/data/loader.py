@@ -17,11 +17,11 @@ import torch
 from neobert_train.batch import Batch
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.typed import parse
-from neobert_train.data.lanes import Lane, LaneState
-from neobert_train.data.local_files import allow_many_open_files
+from neobert_train.data.lane.lane import Lane, LaneState
 from neobert_train.data.sources import Unit
 from neobert_train.data.workers import begin_worker, start_workers
 from neobert_train.errors import InputError
+from neobert_train.storage.local_files import allow_many_open_files
 from neobert_train.tokenizers.loading import build_tokenizer
 
 _POLL_SECONDS = 60.0

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from neobert_train.config.command_schema import TrainTokenizerConfig
 from neobert_train.config.data_schema import BadRecordPolicy
 from neobert_train.config.derived import compute_num_lanes, resolve_sources
-from neobert_train.data.admission import is_heldout
-from neobert_train.data.prepared import fingerprint_source
-from neobert_train.data.randomness import keyed_generator
+from neobert_train.data.lane.admission import is_heldout
+from neobert_train.data.lane.randomness import keyed_generator
+from neobert_train.data.shards.prepared import fingerprint_source
 from neobert_train.data.sources import (
     AnyRecord,
     BadRecord,

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from neobert_train.folders import list_owned_files
 from neobert_train.hub import REQUEST_SECONDS, HubError, bound_waits, describe_hub_error
+from neobert_train.run.folders import list_owned_files
 
 MAIN = "main"
 

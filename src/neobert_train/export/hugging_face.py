@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from neobert_train.checkpoint import save_tensors
 from neobert_train.config.command_schema import Pooling
 from neobert_train.export.remote_code import AUTO_MAP, write_remote_code
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
+from neobert_train.run.checkpoint import save_tensors
 from neobert_train.tokenizers.text_tokenizer import TOKENIZER_CLASS, TextTokenizer
 
 

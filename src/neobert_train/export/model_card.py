@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 
 from neobert_train.accounting import compute_model_size
-from neobert_train.checkpoint import TrainingState
 from neobert_train.config.checks import REPOSITORY
 from neobert_train.config.data_schema import SourceKind
 from neobert_train.config.schema import TrainConfig
 from neobert_train.metrics_table import METRICS, format_metric
+from neobert_train.run.checkpoint import TrainingState
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 _MARKDOWN = re.compile(r"[\\`*|~$\[\]]")

@@ -11,13 +11,13 @@ import threading
 import time
 from collections.abc import Callable
 
-from neobert_train.checkpoint_search import read_weights_digest
 from neobert_train.config.quoting import to_override
 from neobert_train.config.schema import TrainConfig
 from neobert_train.errors import InputError
 from neobert_train.export.hub import MAIN, find_published, open_repository
 from neobert_train.files import TEMPORARY_PREFIX, remove
-from neobert_train.run_directory import RunDirectory
+from neobert_train.run.checkpoint_search import read_weights_digest
+from neobert_train.run.directory import RunDirectory
 from neobert_train.terminal import print_message, print_output
 
 logger = logging.getLogger(__name__)

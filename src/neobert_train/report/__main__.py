@@ -4,7 +4,7 @@ import sys
 
 from neobert_train.errors import EXIT_INPUT, InputError
 from neobert_train.report.render import write_report
-from neobert_train.run_directory import RunDirectory
+from neobert_train.run.directory import RunDirectory
 from neobert_train.terminal import print_message
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
+from neobert_train.config.typed import read_run_json
 from neobert_train.errors import InputError
 from neobert_train.files import DamagedFileError, read_text, write_atomically
-from neobert_train.metrics_file import find_latest, read_metrics
 from neobert_train.metrics_table import METRICS, format_metric
-from neobert_train.run_directory import RunDirectory, read_run_json
+from neobert_train.run.directory import RunDirectory
+from neobert_train.run.metrics_file import find_latest, read_metrics
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1080px; color: #222; }

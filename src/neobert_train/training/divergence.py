@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from neobert_train.batch import Batch
-from neobert_train.checkpoint import DivergenceState
 from neobert_train.config.schema import OnDivergence, OnSpike, TrainConfig
 from neobert_train.distributed import Collectives
 from neobert_train.files import write_json
-from neobert_train.run_directory import RunDirectory
+from neobert_train.run.checkpoint import DivergenceState
+from neobert_train.run.directory import RunDirectory
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)

@@ -5,10 +5,10 @@ import logging
 from neobert_train.batch import Batch
 from neobert_train.config.schema import TrainConfig
 from neobert_train.data.heldout import CorpusSample, build_evaluation_batches, sample_corpus
-from neobert_train.data.targets import MOST_UNKNOWN, describe_unknown
+from neobert_train.data.lane.targets import MOST_UNKNOWN, describe_unknown
 from neobert_train.distributed import Collectives
 from neobert_train.errors import InputError
-from neobert_train.run_directory import RunDirectory
+from neobert_train.run.directory import RunDirectory
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from neobert_train.training.starting_point import StartingPoint
 

@@ -11,7 +11,7 @@ from typing import Any
 from neobert_train.config.saved import dump_config
 from neobert_train.config.schema import TrainConfig, WandbMode
 from neobert_train.files import write_atomically
-from neobert_train.metrics_file import read_metrics
+from neobert_train.run.metrics_file import read_metrics
 
 logger = logging.getLogger(__name__)
 

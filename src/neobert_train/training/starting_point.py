@@ -11,18 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from neobert_train.checkpoint import (
-    TOKENIZER_FOLDER,
-    TrainingState,
-    load_state,
-    load_weights,
-)
-from neobert_train.checkpoint_search import find_checkpoint, find_misfit
 from neobert_train.config.derived import compute_num_lanes, resolve_sources
 from neobert_train.config.quoting import to_shell
 from neobert_train.config.saved import find_changed_sources, find_differences, load_train_config
 from neobert_train.config.schema import Resume, TrainConfig
-from neobert_train.config.typed import parse
+from neobert_train.config.typed import parse, read_run_json
 from neobert_train.data.corpus import (
     SourceFiles,
     find_file_differences,
@@ -31,15 +24,22 @@ from neobert_train.data.corpus import (
     open_corpus,
     to_json,
 )
-from neobert_train.data.lanes import initial_states
+from neobert_train.data.lane.lane import initial_states
 from neobert_train.data.sources import Unit
 from neobert_train.distributed import Collectives
 from neobert_train.errors import InputError
-from neobert_train.metrics_file import read_metrics
 from neobert_train.model import build_model_config
 from neobert_train.model_files import load_initial_weights, pin_model
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
-from neobert_train.run_directory import RunDirectory, read_run_json
+from neobert_train.run.checkpoint import (
+    TOKENIZER_FOLDER,
+    TrainingState,
+    load_state,
+    load_weights,
+)
+from neobert_train.run.checkpoint_search import find_checkpoint, find_misfit
+from neobert_train.run.directory import RunDirectory
+from neobert_train.run.metrics_file import read_metrics
 from neobert_train.tokenizers.loading import build_tokenizer, load_tokenizer, pin_tokenizer
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 

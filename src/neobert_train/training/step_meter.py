@@ -9,14 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from neobert_train.accounting import ModelSize
-from neobert_train.checkpoint import TrainingState
 from neobert_train.config.derived import compute_num_lanes, resolve_sources
 from neobert_train.config.schema import TrainConfig
-from neobert_train.data.lanes import SourceProgress, sum_progress
-from neobert_train.data.targets import MOST_UNKNOWN, describe_unknown
+from neobert_train.data.lane.lane import SourceProgress, sum_progress
+from neobert_train.data.lane.targets import MOST_UNKNOWN, describe_unknown
 from neobert_train.distributed import Collectives
-from neobert_train.hardware import PeakMeter
+from neobert_train.machine.devices import PeakMeter
 from neobert_train.optim.schedule import compute_learning_rate
+from neobert_train.run.checkpoint import TrainingState
 from neobert_train.training.divergence import reduce_loss
 from neobert_train.training.step_batches import StepBatches
 

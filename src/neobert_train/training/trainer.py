@@ -12,27 +12,27 @@ from typing import Any
 import torch
 
 from neobert_train.batch import Batch
-from neobert_train.checkpoint import (
+from neobert_train.config.schema import (
+    OnWriteError,
+    TrainConfig,
+    TrainerConfig,
+)
+from neobert_train.data.lane.targets import describe_no_targets
+from neobert_train.data.loader import StepLoader
+from neobert_train.distributed import Collectives
+from neobert_train.errors import InputError
+from neobert_train.evaluation.masked_lm import MaskedLMResult, evaluate_masked_lm
+from neobert_train.optim.schedule import compute_learning_rate
+from neobert_train.run.checkpoint import (
     Checkpoint,
     TrainingState,
     load_moments,
     load_state,
     load_weights,
 )
-from neobert_train.checkpoint_search import find_checkpoint
-from neobert_train.config.schema import (
-    OnWriteError,
-    TrainConfig,
-    TrainerConfig,
-)
-from neobert_train.data.loader import StepLoader
-from neobert_train.data.targets import describe_no_targets
-from neobert_train.distributed import Collectives
-from neobert_train.errors import InputError
-from neobert_train.evaluation.masked_lm import MaskedLMResult, evaluate_masked_lm
-from neobert_train.optim.schedule import compute_learning_rate
-from neobert_train.run_directory import RunDirectory
-from neobert_train.training.checkpointing import CheckpointWriter
+from neobert_train.run.checkpoint_search import find_checkpoint
+from neobert_train.run.directory import RunDirectory
+from neobert_train.training.checkpoint_writer import CheckpointWriter
 from neobert_train.training.console import Console
 from neobert_train.training.divergence import DivergedError, Guard
 from neobert_train.training.engine import (

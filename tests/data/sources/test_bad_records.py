@@ -11,10 +11,10 @@ from functools import partial
 import pytest
 import zstandard
 
-from neobert_train.data import failures
 from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record, Unit
 from neobert_train.data.sources.text import TextLayout, choose_text_format
-from neobert_train.data.storage import StorageError, StoredFile
+from neobert_train.storage import failures
+from neobert_train.storage.stored_files import StorageError, StoredFile
 
 PACKERS = {
     "": lambda raw: raw, ".gz": gzip.compress, ".xz": lzma.compress,

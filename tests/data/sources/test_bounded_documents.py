@@ -16,7 +16,7 @@ import zstandard
 from neobert_train.config.data_schema import DataConfig, FileFormat, SourceKind, TextDocuments
 from neobert_train.data.sources import BadRecord, build_units, lines, tables
 from neobert_train.data.sources.compression import decompress
-from neobert_train.data.storage import StoredFile
+from neobert_train.storage.stored_files import StoredFile
 
 MOST = 1 << 20
 LINE = b"some words of a document, again and again with no end in sight, " * 15 + b"and so on\n"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from neobert_train.config.data_schema import DataConfig, SourceKind, TextDocuments
 from neobert_train.data.sources import BadRecord, build_units
 from neobert_train.data.sources.compression import READ_ERRORS, decompress
-from neobert_train.data.storage import StoredFile
+from neobert_train.storage.stored_files import StoredFile
 
 PACKERS = {
     ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress

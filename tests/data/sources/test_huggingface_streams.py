@@ -27,9 +27,9 @@ from neobert_train.data.sources import (
 )
 from neobert_train.data.sources.huggingface import DatasetShard, StreamedDataset, StreamedRows
 from neobert_train.data.sources.parquet import ParquetRows
-from neobert_train.data.storage import StorageError
-from neobert_train.data.versions import FileVersion
 from neobert_train.errors import InputError
+from neobert_train.storage.stored_files import StorageError
+from neobert_train.storage.versions import FileVersion
 
 NUM_ROWS, GROUP_ROWS = 60, 7
 

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from neobert_train.data import failures
 from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record, Unit
 from neobert_train.data.sources import parquet as parquet_module
 from neobert_train.data.sources.parquet import ParquetRows
-from neobert_train.data.storage import StorageError, StoredFile
 from neobert_train.errors import InputError
+from neobert_train.storage import failures
+from neobert_train.storage.stored_files import StorageError, StoredFile
 
 TYPES = [
     pa.string(),

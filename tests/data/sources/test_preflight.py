@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from misbehaving_server import Fault
 
 from neobert_train.config.data_schema import (
     BadRecordPolicy,
@@ -20,10 +19,11 @@ from neobert_train.config.data_schema import (
     SourceKind,
     TextDocuments,
 )
-from neobert_train.data import storage
-from neobert_train.data.local_files import open_local
 from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record, build_units, files
 from neobert_train.errors import InputError
+from neobert_train.storage import stored_files
+from neobert_train.storage.local_files import open_local
+from support.misbehaving_server import Fault
 
 
 def build(*paths, num_lanes=1, **data):
@@ -285,7 +285,7 @@ def opened(monkeypatch):
         names.append(os.path.basename(path))
         return open_local(path, version)
 
-    monkeypatch.setattr(storage, "open_local", open_and_note)
+    monkeypatch.setattr(stored_files, "open_local", open_and_note)
     return names
 
 

@@ -24,8 +24,8 @@ from neobert_train.config.data_schema import BadRecordPolicy, DataConfig, FileFo
 from neobert_train.data.sources import END_OF_UNIT, BadRecord, Record, build_units
 from neobert_train.data.sources.formats import FORMATS, find_format
 from neobert_train.data.sources.lines import MOST_DOCUMENT_BYTES
-from neobert_train.data.storage import StoredFile
 from neobert_train.errors import InputError
+from neobert_train.storage.stored_files import StoredFile
 
 CHARACTERS = "aZ \t,;\"'\\\n\r{}[]:é中😀\u2028"
 texts_of_a_file = st.lists(st.text(CHARACTERS, max_size=12), min_size=1, max_size=14)

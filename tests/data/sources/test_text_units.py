@@ -20,7 +20,7 @@ from neobert_train.data.sources.text import (
     TextLayout,
     choose_text_format,
 )
-from neobert_train.data.storage import StoredFile
+from neobert_train.storage.stored_files import StoredFile
 
 BOM = b"\xef\xbb\xbf"
 # Separators that str.splitlines would break at, a character of every UTF-8 length, JSON's own signs.

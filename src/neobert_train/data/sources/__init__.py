@@ -5,7 +5,7 @@ from pathlib import Path
 
 from neobert_train.config.data_schema import DataConfig, SourceConfig, SourceKind
 from neobert_train.config.derived import resolve_sources
-from neobert_train.data.sources.files import list_source_files
+from neobert_train.data.sources.files import list_units
 from neobert_train.data.sources.huggingface import list_huggingface_files
 from neobert_train.data.sources.source import (
     END_OF_UNIT,
@@ -17,7 +17,7 @@ from neobert_train.data.sources.source import (
     Unit,
     divide_files,
 )
-from neobert_train.data.storage import Network
+from neobert_train.storage.stored_files import Network
 
 __all__ = [
     "EMBEDDED_TEXTS",
@@ -59,4 +59,4 @@ def list_files_of_source(config: DataConfig, source: SourceConfig) -> Sequence[U
         return list_huggingface_files(source, network, config.on_bad_record)
     embedded = source.source is SourceKind.embedded
     paths = [str(EMBEDDED_TEXTS)] if embedded else source.paths
-    return list_source_files(source, paths, network, config.on_bad_record)
+    return list_units(source, paths, network, config.on_bad_record)

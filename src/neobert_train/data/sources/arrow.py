@@ -6,7 +6,6 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from neobert_train.data.failures import is_of_system
 from neobert_train.data.sources.source import (
     END_OF_UNIT,
     BadRecord,
@@ -16,8 +15,9 @@ from neobert_train.data.sources.source import (
     Unit,
 )
 from neobert_train.data.sources.tables import TABLE_ERRORS, explain, find_columns, to_records
-from neobert_train.data.storage import StoredFile
 from neobert_train.errors import InputError
+from neobert_train.storage.failures import is_of_system
+from neobert_train.storage.stored_files import StoredFile
 
 _FILE_MAGIC = b"ARROW1"
 _FEATHER_1_MAGIC = b"FEA1"

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import zstandard
 
-from neobert_train.data.storage import is_url
+from neobert_train.storage.stored_files import is_url
 
 # What reading a damaged or vanished file raises, compressed or not.
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)

@@ -10,8 +10,8 @@ from neobert_train.config.data_schema import BadRecordPolicy, FileFormat, Source
 from neobert_train.data.sources.formats import build_format, find_format
 from neobert_train.data.sources.listing import describe_left_out, list_paths
 from neobert_train.data.sources.source import SettingError, Unit
-from neobert_train.data.storage import Network, StorageError, StoredFile
 from neobert_train.errors import InputError
+from neobert_train.storage.stored_files import Network, StorageError, StoredFile
 from neobert_train.world import World
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def warn_on_main(message: str, *values: object) -> None:
         logger.warning(message, *values)
 
 
-def list_source_files(
+def list_units(
     source: SourceConfig,
     paths: Sequence[str],
     network: Network,

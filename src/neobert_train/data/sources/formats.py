@@ -16,7 +16,7 @@ from neobert_train.data.sources.compression import (
 from neobert_train.data.sources.parquet import ParquetRows
 from neobert_train.data.sources.source import Format, SettingError
 from neobert_train.data.sources.text import TextLayout, choose_text_format, is_json_lines
-from neobert_train.data.storage import StoredFile
+from neobert_train.storage.stored_files import StoredFile
 
 
 class StoredFormat(Format, Protocol):

@@ -13,10 +13,8 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from neobert_train.config.data_schema import BadRecordPolicy, SourceConfig
-from neobert_train.data.failures import is_of_system
-from neobert_train.data.retries import run_aside
 from neobert_train.data.sources.fields import find_id, find_value, join_names, list_names
-from neobert_train.data.sources.files import identify_files, list_source_files, warn_on_main
+from neobert_train.data.sources.files import identify_files, list_units, warn_on_main
 from neobert_train.data.sources.lines import MOST_DOCUMENT_BYTES, describe_length
 from neobert_train.data.sources.source import (
     END_OF_UNIT,
@@ -25,9 +23,11 @@ from neobert_train.data.sources.source import (
     Record,
     Unit,
 )
-from neobert_train.data.storage import Network, StoredFile
-from neobert_train.data.versions import FileVersion
 from neobert_train.errors import InputError
+from neobert_train.storage.failures import is_of_system
+from neobert_train.storage.retries import run_aside
+from neobert_train.storage.stored_files import Network, StoredFile
+from neobert_train.storage.versions import FileVersion
 
 T = TypeVar("T")
 
@@ -159,7 +159,7 @@ def list_huggingface_files(
     )
     is_parquet, files = _ask(lambda: _find_files(streamed), streamed, network)
     if is_parquet:
-        return list_source_files(source, files, network, on_bad_record)
+        return list_units(source, files, network, on_bad_record)
     num_shards = _ask(lambda: _check_stream(streamed, source), streamed, network)
     warn_on_main(
         "%s is not made of parquet files: it is streamed with `datasets`, where a resume reads the "

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from neobert_train.data.storage import Network, StoredFile, forget_listings, is_url, list_files
+from neobert_train.storage.stored_files import (
+    Network,
+    StoredFile,
+    forget_listings,
+    is_url,
+    list_files,
+)
 from neobert_train.urls import show_url
 
 HIDDEN = "names that begin with . or _"

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from neobert_train.data.failures import is_of_system
 from neobert_train.data.sources.source import (
     END_OF_UNIT,
     STRETCHES_PER_LANE,
@@ -26,8 +25,9 @@ from neobert_train.data.sources.tables import (
     find_columns,
     to_records,
 )
-from neobert_train.data.storage import StoredFile
 from neobert_train.errors import InputError
+from neobert_train.storage.failures import is_of_system
+from neobert_train.storage.stored_files import StoredFile
 
 T = TypeVar("T")
 

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from neobert_train.data.failures import describe_system_error, is_of_system
 from neobert_train.errors import InputError
+from neobert_train.storage.failures import describe_system_error, is_of_system
 
 # The cursor of a unit that has nothing more to give, also when the rest of it cannot be read.
 END_OF_UNIT = 2**62

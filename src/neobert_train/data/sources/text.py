@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
 
-from neobert_train.data.failures import is_of_system
 from neobert_train.data.sources.compression import READ_ERRORS, decompress, is_compressed
 from neobert_train.data.sources.delimited import DELIMITERS, read_rows
 from neobert_train.data.sources.json_text import is_spread, parse_json, split_values
@@ -34,8 +33,9 @@ from neobert_train.data.sources.source import (
     SettingError,
     Unit,
 )
-from neobert_train.data.storage import StoredFile
 from neobert_train.errors import InputError
+from neobert_train.storage.failures import is_of_system
+from neobert_train.storage.stored_files import StoredFile
 
 _BEGINNING_BYTES = 1 << 16
 

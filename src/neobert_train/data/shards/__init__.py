@@ -1,0 +1,1 @@
+"""Documents tokenised once into memory-mapped shards: how they are read, and how they are made."""
