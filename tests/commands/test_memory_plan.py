@@ -18,10 +18,10 @@ from commands.conftest import run_command
 from neobert_train import accounting
 from neobert_train.accounting import compute_kept_bytes, estimate_activation_bytes
 from neobert_train.batch import Batch
-from neobert_train.commands.plan import estimate_memory, find_largest_micro_batch
 from neobert_train.config.command_schema import PlanConfig
 from neobert_train.config.schema import ModelConfig
 from neobert_train.config.store import compose_config, to_typed
+from neobert_train.machine.memory import estimate_memory, find_largest_micro_batch
 from neobert_train.model import checkpoint_activations, compile_blocks
 from neobert_train.modeling import attention, cross_entropy
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig

@@ -14,11 +14,6 @@ from typing import TypeVar
 import torch
 
 from neobert_train.accounting import compute_model_size, format_flops
-from neobert_train.commands.plan import (
-    USABLE_MEMORY,
-    estimate_memory,
-    find_largest_micro_batch,
-)
 from neobert_train.config.checks import find_experiment_problems
 from neobert_train.config.command_schema import DoctorConfig
 from neobert_train.config.derived import compute_num_lanes, find_divisors, resolve_sources
@@ -38,6 +33,11 @@ from neobert_train.machine.devices import (
     has_native_bf16,
 )
 from neobert_train.machine.environment import find_versions
+from neobert_train.machine.memory import (
+    USABLE_MEMORY,
+    estimate_memory,
+    find_largest_micro_batch,
+)
 from neobert_train.machine.threads import describe_waiting
 from neobert_train.model import DTYPES, decide_compilation, find_compiler_obstacle
 from neobert_train.modeling.attention import (

@@ -5,25 +5,25 @@ import statistics
 from neobert_train.accounting import (
     DEVICES,
     compute_model_size,
-    compute_state_bytes,
-    estimate_activation_bytes,
     format_flops,
 )
 from neobert_train.config.command_schema import PlanConfig
 from neobert_train.config.derived import (
-    compute_masking_rate,
     compute_num_lanes,
     find_divisors,
     wants_compilation,
 )
-from neobert_train.config.schema import Precision, TrainConfig
 from neobert_train.errors import InputError
+from neobert_train.machine.memory import (
+    USABLE_MEMORY,
+    estimate_memory,
+    find_largest_micro_batch,
+    plans_bf16,
+    sample_masking_rates,
+)
 from neobert_train.terminal import print_output
 from neobert_train.tokenizers.loading import build_tokenizer
 from neobert_train.world import World
-
-# The rest is for the driver, for kernels' own needs, and for what lies between tensors.
-USABLE_MEMORY = 0.95
 
 
 def run(config: PlanConfig, world: World) -> None:
@@ -50,7 +50,7 @@ def format_plan(config: PlanConfig) -> str:
     size = compute_model_size(config.model, vocab_size)
     bf16 = plans_bf16(config)
     peak = device.get_flops(bf16)
-    rate = statistics.fmean(_sample_masking_rates(config))
+    rate = statistics.fmean(sample_masking_rates(config))
     # Documents that fill the context are the most expensive ones; shorter ones cost less attention.
     flops = size.flops_per_token(batch.context_length, rate)
     tokens = config.trainer.max_steps * batch.global_batch_tokens
@@ -78,45 +78,6 @@ def format_plan(config: PlanConfig) -> str:
     )
 
 
-def plans_bf16(config: TrainConfig) -> bool:
-    """Whether an experiment trains in bf16 on a GPU; all that the plan knows have it."""
-    precision = config.trainer.precision
-    chosen_by_zero = precision is Precision.auto and config.deepspeed.zero_stage > 0
-    return precision is Precision.bf16 or chosen_by_zero
-
-
-def estimate_memory(
-    config: TrainConfig, vocab_size: int, zero_stage: int, num_devices: int, tokens: int
-) -> tuple[float, float]:
-    """Bytes of state and of activations on one GPU, for micro-batches of so many tokens."""
-    bf16 = plans_bf16(config)
-    compiled = wants_compilation(config, zero_stage, on_gpu=True)
-    parameters = compute_model_size(config.model, vocab_size).parameters
-    masked_share = max(_sample_masking_rates(config))
-    return (
-        compute_state_bytes(parameters, zero_stage, num_devices, bf16),
-        estimate_activation_bytes(config.model, vocab_size, tokens, masked_share, bf16, compiled),
-    )
-
-
-def find_largest_micro_batch(
-    config: TrainConfig, vocab_size: int, zero_stage: int, num_devices: int, memory_bytes: float
-) -> int | None:
-    """The largest `batch.micro_batch_tokens` that fits and gives lanes for all devices.
-
-    Returns:
-        None when not even a micro-batch of one context fits.
-    """
-    share = config.batch.global_batch_tokens // num_devices
-    for tokens in reversed(find_divisors(share)):
-        if tokens < config.batch.context_length:
-            break
-        needed = sum(estimate_memory(config, vocab_size, zero_stage, num_devices, tokens))
-        if needed <= USABLE_MEMORY * memory_bytes:
-            return tokens
-    return None
-
-
 def _format_memory(
     config: PlanConfig, vocab_size: int, zero_stage: int, memory_bytes: float
 ) -> str:
@@ -131,12 +92,6 @@ def _format_memory(
         + ("" if fits else "  DOES NOT FIT")
         + (f"; the largest that fits: batch.micro_batch_tokens={largest}" if largest else "")
     )
-
-
-def _sample_masking_rates(config: TrainConfig) -> list[float]:
-    """The masking rate from the first step to the last, evenly."""
-    steps = (config.trainer.max_steps * index // 100 for index in range(101))
-    return [compute_masking_rate(config, step) for step in steps]
 
 
 def _gigabytes(number: float) -> str:
