@@ -17,15 +17,14 @@ from neobert_train.config.typed import Count, Finite, read_run_json
 from neobert_train.data.lane.admission import Admission, Kind, build_admission
 from neobert_train.data.lane.chunks import split_document
 from neobert_train.data.lane.collate import collate
-from neobert_train.data.lane.encoding import Document, count_characters, encode_documents
+from neobert_train.data.lane.encoding import Entry, iter_encoded
 from neobert_train.data.lane.masking import build_masking
 from neobert_train.data.lane.packing import pack_all
 from neobert_train.data.lane.randomness import keyed_generator
 from neobert_train.data.lane.targets import describe_no_targets
-from neobert_train.data.sources import BadRecord, Unit
+from neobert_train.data.sources import Unit
 from neobert_train.errors import InputError
 from neobert_train.files import write_checked_json
-from neobert_train.tokenizers.groups import iter_groups
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 # What was looked at is looked at by whole groups: so large that texts of books end none.
@@ -166,17 +165,24 @@ def sample_source(
     """
     sample = SourceSample([], np.zeros(tokenizer.vocab_size, dtype=np.int64))
     num_tokens = num_counted = 0
-    for group in _iter_groups(units, admission):
-        counting = num_counted < _MOST_COUNTED_TOKENS
-        wanted = [entry for entry in group if counting or entry[2] is Kind.heldout]
-        encoded = encode_documents(tokenizer, [(record, unit) for record, unit, _ in wanted])
-        for (_, _, kind), ids in zip(wanted, encoded, strict=True):
-            if admission.classify_tokens(len(ids)) is not Kind.document:
+
+    def is_counting() -> bool:
+        return num_counted < _MOST_COUNTED_TOKENS
+
+    def is_wanted(entry: Entry) -> bool:
+        return is_counting() or entry.kind is Kind.heldout
+
+    entries = _iter_entries(units, admission)
+    for group in iter_encoded(entries, tokenizer, is_wanted, _GROUP_CHARACTERS):
+        counting = is_counting()
+        for entry in group:
+            ids = entry.ids
+            if ids is None or admission.classify_tokens(len(ids)) is not Kind.document:
                 continue
             if counting:
                 sample.counts += np.bincount(ids, minlength=len(sample.counts))
                 num_counted += len(ids)
-            if kind is Kind.heldout and num_tokens < max_tokens:
+            if entry.kind is Kind.heldout and num_tokens < max_tokens:
                 sample.heldout.append(ids)
                 num_tokens += len(ids)
         sample.num_documents += len(group)
@@ -186,19 +192,13 @@ def sample_source(
     return sample
 
 
-def _iter_groups(
-    units: Sequence[Unit], admission: Admission
-) -> Iterator[list[tuple[Document, Unit, Kind]]]:
-    """Give the documents to train on or to hold out, each with its unit and kind."""
-    order = keyed_generator("heldout").permutation(len(units))
-    wanted: Iterator[tuple[Document, Unit, Kind]] = (
-        (record, units[index], kind)
-        for index in order
-        for record in units[index].iter_records(0)
-        if not isinstance(record, BadRecord)
-        and (kind := admission.classify(record)) in (Kind.document, Kind.heldout)
-    )
-    return iter_groups(wanted, lambda entry: count_characters(entry[0]), _GROUP_CHARACTERS)
+def _iter_entries(units: Sequence[Unit], admission: Admission) -> Iterator[Entry]:
+    """Yield the documents to train on or to hold out."""
+    for index in keyed_generator("heldout").permutation(len(units)):
+        for record in units[index].iter_records(0):
+            kind = admission.classify(record)
+            if kind in (Kind.document, Kind.heldout):
+                yield Entry(record, kind, units[index])
 
 
 def compute_entropy(frequencies: np.ndarray) -> float:

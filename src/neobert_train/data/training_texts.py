@@ -5,9 +5,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from neobert_train.config.command_schema import TrainTokenizerConfig
-from neobert_train.config.data_schema import BadRecordPolicy
 from neobert_train.config.derived import compute_num_lanes, resolve_sources
-from neobert_train.data.lane.admission import is_heldout
+from neobert_train.data.lane.admission import is_heldout, refuse_bad_record
 from neobert_train.data.lane.randomness import keyed_generator
 from neobert_train.data.shards.prepared import fingerprint_source
 from neobert_train.data.sources import (
@@ -18,7 +17,6 @@ from neobert_train.data.sources import (
     divide_files,
     list_files_of_source,
 )
-from neobert_train.errors import InputError
 
 _SAMPLE_CHARACTERS = 500_000
 
@@ -73,10 +71,8 @@ class TrainingTexts:
                 if record.text.strip():
                     yield record.text
                 continue
-            if isinstance(record, BadRecord) and data.on_bad_record is BadRecordPolicy.stop:
-                raise InputError(
-                    f"{record.reason}; write data.on_bad_record=skip to leave such records out"
-                )
+            if isinstance(record, BadRecord):
+                refuse_bad_record(record, data.on_bad_record)
             self.num_bad_records += 1
 
 

@@ -7,15 +7,15 @@ from neobert_train.errors import InputError
 
 Entry = TypeVar("Entry")
 
-_MOST_ENTRIES = 64
-_ENOUGH_CHARACTERS = 1 << 20
+MOST_ENTRIES = 64
+ENOUGH_CHARACTERS = 1 << 20
 
 
 def iter_groups(
     entries: Iterable[Entry],
     count_characters: Callable[[Entry], int],
-    enough: int = _ENOUGH_CHARACTERS,
-    first: int = _MOST_ENTRIES,
+    enough: int = ENOUGH_CHARACTERS,
+    first: int = MOST_ENTRIES,
 ) -> Iterator[list[Entry]]:
     """Give entries in groups of up to 64, none empty; an error comes after what was read before it.
 
@@ -34,7 +34,7 @@ def iter_groups(
             if len(group) == most_entries or characters >= enough:
                 yield group
                 group, characters = [], 0
-                most_entries = min(2 * most_entries, _MOST_ENTRIES)
+                most_entries = min(2 * most_entries, MOST_ENTRIES)
     except (InputError, OSError):
         if group:
             yield group

@@ -4,8 +4,9 @@ import hashlib
 from dataclasses import dataclass
 from enum import IntEnum
 
-from neobert_train.config.data_schema import DataConfig, SourceConfig
+from neobert_train.config.data_schema import BadRecordPolicy, DataConfig, SourceConfig
 from neobert_train.data.sources import AnyRecord, BadRecord, TokenizedRecord
+from neobert_train.errors import InputError
 
 
 class Kind(IntEnum):
@@ -62,6 +63,14 @@ class Admission:
             return record.heldout_key < self.heldout_fraction * 2**64
         assert not isinstance(record, BadRecord)
         return is_heldout(record.text, self.heldout_fraction)
+
+
+def refuse_bad_record(record: BadRecord, policy: BadRecordPolicy) -> None:
+    """Raise InputError for a record that cannot be read, under the policy `stop`."""
+    if policy is BadRecordPolicy.stop:
+        raise InputError(
+            f"{record.reason}; write data.on_bad_record=skip to leave such records out"
+        )
 
 
 def _lies_within(number: int, least: int, most: int | None) -> bool:

@@ -1,14 +1,57 @@
-"""The records of a source as token ids."""
+"""The records of a source as token ids: the stage that training, evaluation and `prepare` share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from neobert_train.data.lane.admission import Kind
 from neobert_train.data.sources import AnyRecord, Record, TokenizedRecord, Unit
 from neobert_train.errors import InputError
+from neobert_train.tokenizers.groups import ENOUGH_CHARACTERS, MOST_ENTRIES, iter_groups
 from neobert_train.tokenizers.text_tokenizer import EncodingError, TextTokenizer
 
 Document = Record | TokenizedRecord
+
+
+@dataclass(slots=True)
+class Entry:
+    """A record on its way to chunks.
+
+    Attributes:
+        record: as it was found, one of `AnyRecord`.
+        kind: what it counts as.
+        unit: that it was read from.
+        place: where its reader continues after it.
+        ids: [num_tokens] integers without special tokens; None where they are not wanted.
+    """
+
+    record: Any
+    kind: Kind
+    unit: Unit
+    place: Any = None
+    ids: np.ndarray | None = None
+
+
+def iter_encoded(
+    entries: Iterable[Entry],
+    tokenizer: TextTokenizer,
+    is_wanted: Callable[[Entry], bool] = lambda entry: entry.kind is Kind.document,
+    enough: int = ENOUGH_CHARACTERS,
+    first: int = MOST_ENTRIES,
+) -> Iterator[list[Entry]]:
+    """Yield entries with the ids of those that are wanted, in the groups that `iter_groups` makes.
+
+    Raises:
+        InputError: a document cannot be encoded; names it and the tokenizer.
+    """
+    for group in iter_groups(entries, lambda entry: count_characters(entry.record), enough, first):
+        wanted = [entry for entry in group if is_wanted(entry)]
+        encoded = encode_documents(tokenizer, [(entry.record, entry.unit) for entry in wanted])
+        for entry, ids in zip(wanted, encoded, strict=True):
+            entry.ids = ids
+        yield group
 
 
 def encode_documents(

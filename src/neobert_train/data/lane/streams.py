@@ -9,13 +9,12 @@ from pydantic import PlainValidator
 
 from neobert_train.config.data_schema import BadRecordPolicy
 from neobert_train.config.typed import Count
-from neobert_train.data.lane.admission import Admission, Kind
+from neobert_train.data.lane.admission import Admission, Kind, refuse_bad_record
 from neobert_train.data.lane.chunks import split_document
-from neobert_train.data.lane.encoding import count_characters, encode_documents
+from neobert_train.data.lane.encoding import Entry, iter_encoded
 from neobert_train.data.lane.order import LaneOrder, Position, iter_lane_records
-from neobert_train.data.sources import BadRecord, Record, TokenizedRecord
+from neobert_train.data.sources import Record, TokenizedRecord
 from neobert_train.errors import InputError
-from neobert_train.tokenizers.groups import iter_groups
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 # Epochs with records in a row that may have nothing to train on for a lane.
@@ -185,7 +184,8 @@ class SourceStream:
     def _iter_chunks(self, start: Position, first_chunk: int) -> Iterator[Chunk]:
         ordinal, counts = 0, _NOTHING
         epoch, barren_epochs = start.window.epoch, 0
-        for record, unit, position, ids, kind in self._iter_documents(start):
+        for entry in self._iter_entries(start):
+            unit, position = entry.place
             if position.window.epoch != epoch:
                 epoch, barren_epochs = position.window.epoch, barren_epochs + 1
                 if barren_epochs > _MOST_BARREN_EPOCHS:
@@ -194,47 +194,35 @@ class SourceStream:
                         "filtered; add documents, lower data.heldout_fraction or widen the bounds "
                         "of length"
                     )
-            if kind is not Kind.document:
-                if kind is not Kind.heldout:
-                    counts = _add(counts, _ONE_OF[kind])
+            if entry.ids is None or entry.kind is not Kind.document:
+                if entry.kind is not Kind.heldout:
+                    counts = _add(counts, _ONE_OF[entry.kind])
                 continue
             counts = _ONE_DOCUMENT if counts is _NOTHING else _add(counts, _ONE_DOCUMENT)
             barren_epochs = 0
-            for index, part in enumerate(split_document(ids, self._context_length)):
+            for index, part in enumerate(split_document(entry.ids, self._context_length)):
                 if index >= first_chunk or position != start:
-                    yield Chunk(part, self._source, unit, record, position, index, ordinal, counts)
+                    yield Chunk(
+                        part, self._source, unit, entry.record, position, index, ordinal, counts
+                    )
                     ordinal += 1
                 counts = _NOTHING
 
-    def _iter_documents(
-        self, start: Position
-    ) -> Iterator[tuple[Any, int, Position, np.ndarray, Kind]]:
-        """Every record with its ids and what it counts as."""
-        admission, nothing = self._admission, np.empty(0, dtype=np.int64)
-        records = iter_lane_records(self._order, start)
+    def _iter_entries(self, start: Position) -> Iterator[Entry]:
+        """Yield every record with what it counts as; its place is its unit and position."""
+        admission, units = self._admission, self._order.units
+        entries = (
+            Entry(record, admission.classify(record), units[unit], (unit, position))
+            for record, unit, position in iter_lane_records(self._order, start)
+        )
         # The first groups are small, so that a lane starts quickly.
-        for group in iter_groups(records, lambda place: count_characters(place[0]), first=1):
-            kinds = [admission.classify(record) for record, _, _ in group]
-            documents = [
-                (record, self._order.units[unit])
-                for (record, unit, _), kind in zip(group, kinds, strict=True)
-                if kind is Kind.document and not isinstance(record, BadRecord)
-            ]
-            encoded = iter(encode_documents(self._tokenizer, documents))
-            for (record, unit, position), kind in zip(group, kinds, strict=True):
-                ids = nothing
-                if kind is Kind.document:
-                    ids = next(encoded)
-                    kind = admission.classify_tokens(len(ids))
-                elif isinstance(record, BadRecord):
-                    self._check_policy(record)
-                yield record, unit, position, ids, kind
-
-    def _check_policy(self, record: BadRecord) -> None:
-        if self._on_bad_record is BadRecordPolicy.stop:
-            raise InputError(
-                f"{record.reason}; write data.on_bad_record=skip to leave such records out"
-            )
+        for group in iter_encoded(entries, self._tokenizer, first=1):
+            for entry in group:
+                if entry.ids is not None:
+                    entry.kind = admission.classify_tokens(len(entry.ids))
+                elif entry.kind is Kind.bad:
+                    refuse_bad_record(entry.record, self._on_bad_record)
+                yield entry
 
 
 _ONE_OF: dict[Kind, Counts] = {

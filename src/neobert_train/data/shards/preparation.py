@@ -16,8 +16,13 @@ from neobert_train.config.data_schema import BadRecordPolicy, DataConfig, Tokeni
 from neobert_train.config.derived import resolve_sources
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.typed import Count, parse
-from neobert_train.data.lane.admission import compute_heldout_key
-from neobert_train.data.lane.encoding import count_characters, encode_documents
+from neobert_train.data.lane.admission import (
+    Admission,
+    Kind,
+    compute_heldout_key,
+    refuse_bad_record,
+)
+from neobert_train.data.lane.encoding import Entry, iter_encoded
 from neobert_train.data.shards.prepared import (
     BAD,
     BLANK,
@@ -29,8 +34,6 @@ from neobert_train.data.shards.prepared import (
     read_version,
 )
 from neobert_train.data.sources import (
-    BadRecord,
-    Record,
     Unit,
     list_files_of_source,
 )
@@ -46,7 +49,6 @@ from neobert_train.files import (
     write_json,
 )
 from neobert_train.lock import acquire_lock
-from neobert_train.tokenizers.groups import iter_groups
 from neobert_train.tokenizers.loading import build_tokenizer
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
@@ -54,6 +56,7 @@ from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 _SHARD_BYTES = 64 << 20
 _SUFFIXES = ("records.npy", "tokens.npy", "json")
 _LOCK_WAIT_SECONDS = 10.0
+_KINDS = {Kind.document: DOCUMENT, Kind.empty: BLANK}
 _MANY_FILES = 1000  # so many are work enough for any number of processes
 
 
@@ -221,28 +224,24 @@ def write_shard(job: ShardJob) -> ShardResult:
     rows: list[tuple[int, ...]] = []
     tokens: list[np.ndarray] = []
     end = 0
-    records = job.unit.iter_records(0)
-    for group in iter_groups(records, count_characters):
-        documents = [(record, job.unit) for record in group if isinstance(record, Record)]
-        encoded = iter(encode_documents(tokenizer, documents))
-        for record in group:
-            place = (record.begin, record.next_cursor)  # type: ignore[union-attr]
-            if isinstance(record, BadRecord):
-                if job.on_bad_record is BadRecordPolicy.stop:
-                    raise InputError(
-                        f"{record.reason}; write data.on_bad_record=skip to leave such records out"
-                    )
-                rows.append((*place, end, 0, 0, BAD))
-                continue
-            assert isinstance(record, Record)
-            ids = next(encoded).astype(dtype)
-            kind = DOCUMENT if record.text.strip() else BLANK
-            if kind == BLANK:
-                ids = ids[:0]
-            tokens.append(ids)
+    rule = Admission()  # lengths and the held-out share are settled when the shard is read
+    entries = (
+        Entry(record, rule.classify(record), job.unit) for record in job.unit.iter_records(0)
+    )
+    for record, kind, ids in (
+        (entry.record, entry.kind, entry.ids)
+        for group in iter_encoded(entries, tokenizer)
+        for entry in group
+    ):
+        if kind is Kind.bad:
+            refuse_bad_record(record, job.on_bad_record)
+            rows.append((record.begin, record.next_cursor, end, 0, 0, BAD))
+            continue
+        if ids is not None:
+            tokens.append(ids.astype(dtype))
             end += len(ids)
-            key = compute_heldout_key(record.text)
-            rows.append((*place, end, key, min(len(record.text), 2**32 - 1), kind))
+        row = end, compute_heldout_key(record.text), min(len(record.text), 2**32 - 1), _KINDS[kind]
+        rows.append((record.begin, record.next_cursor, *row))
     Path(job.folder).mkdir(parents=True, exist_ok=True)
     arrays = {
         "records": np.array(rows, dtype=RECORD),

@@ -28,6 +28,7 @@ from neobert_train.config.typed import parse
 from neobert_train.data.sources import (
     BadRecord,
     Division,
+    Format,
     TokenizedRecord,
     Unit,
     divide_files,
@@ -109,7 +110,7 @@ class PreparedFile:
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedRecords:
+class PreparedRecords(Format):
     """The records of a prepared file; cursors are those of the file itself.
 
     Attributes:

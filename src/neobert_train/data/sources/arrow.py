@@ -9,12 +9,11 @@ import pyarrow as pa
 from neobert_train.data.sources.source import (
     END_OF_UNIT,
     BadRecord,
-    Division,
     Record,
     SettingError,
     Unit,
 )
-from neobert_train.data.sources.tables import TABLE_ERRORS, explain, find_columns, to_records
+from neobert_train.data.sources.tables import TABLE_ERRORS, Rows, explain, find_columns, to_records
 from neobert_train.errors import InputError
 from neobert_train.storage.failures import is_of_system
 from neobert_train.storage.stored_files import StoredFile
@@ -29,27 +28,15 @@ _BYTES_OF = {
 
 
 @dataclass(frozen=True, slots=True)
-class ArrowRows:
-    """The rows of a file, which parts take in turns; a cursor is the number of the next row.
+class ArrowRows(Rows):
+    """The rows of a file, which parts take in turns.
 
     How many rows a batch has is not known before it is read, so that a row in the middle is found
     only from the beginning.
-
-    Attributes:
-        column: of the text.
-        id_column: of the id, if any.
     """
 
-    column: str
-    id_column: str | None = None
-    units_per_lane = 1
-
     def iter_records(self, unit: Unit, cursor: int) -> Iterator[Record | BadRecord]:
-        """Yield the rows from `cursor` on; damage is one bad record that ends the unit.
-
-        Raises:
-            Exception: `is_of_system` of it.
-        """
+        """Yield the rows from `cursor` on; damage is one bad record that ends the unit."""
         row = 0
         try:
             with unit.file.open() as stream:
@@ -78,16 +65,8 @@ class ArrowRows:
                 f"{unit.name}, after row {row}: cannot be read ({explain(error)})", row, END_OF_UNIT
             )
 
-    def find_division(self, file: StoredFile) -> Division:
-        """Return the division in turns."""
-        return Division(None)
-
-    def describe(self, next_cursor: int) -> str:
-        """Such as `row 7`; rows count from 1."""
-        return f"row {next_cursor}"
-
     def check(self, file: StoredFile, tolerance: int) -> None:
-        """Read the first batch that is not empty; see `StoredFormat`."""
+        """Read the first batch that is not empty."""
         record = next(self.iter_records(Unit(file, self), 0), None)
         if record is None:
             raise InputError(f"{file.name} has no rows")

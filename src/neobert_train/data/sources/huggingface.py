@@ -19,10 +19,10 @@ from neobert_train.data.sources.lines import MOST_DOCUMENT_BYTES, describe_lengt
 from neobert_train.data.sources.source import (
     END_OF_UNIT,
     BadRecord,
-    Division,
     Record,
     Unit,
 )
+from neobert_train.data.sources.tables import Rows
 from neobert_train.errors import InputError
 from neobert_train.storage.failures import is_of_system
 from neobert_train.storage.retries import run_aside
@@ -64,24 +64,11 @@ class DatasetShard:
 
 
 @dataclass(frozen=True, slots=True)
-class StreamedRows:
-    """The rows of a shard, which parts take in turns.
-
-    Attributes:
-        column: of the text.
-        id_column: of the id, if any.
-    """
-
-    column: str
-    id_column: str | None
-    units_per_lane = 1
+class StreamedRows(Rows):
+    """The rows of a shard, which parts take in turns."""
 
     def iter_records(self, unit: Unit, cursor: int) -> Iterator[Record | BadRecord]:
-        """Yield the rows from `cursor` on; damage is one bad record that ends the unit.
-
-        Raises:
-            Exception: `is_of_system` of it.
-        """
+        """Yield the rows from `cursor` on; damage is one bad record that ends the unit."""
         first_group, first_row = divmod(cursor, _GROUP)
         place, file = cursor, unit.file
         try:
@@ -97,10 +84,6 @@ class StreamedRows:
             if is_of_system(error):
                 raise
             yield BadRecord(f"{unit.name}: cannot be read ({error})", place, END_OF_UNIT)
-
-    def find_division(self, file: DatasetShard) -> Division:
-        """Return the division in turns."""
-        return Division(None)
 
     def describe(self, next_cursor: int) -> str:
         """Such as `row group 0, row 7`; rows count from 1."""

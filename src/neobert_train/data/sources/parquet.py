@@ -20,6 +20,7 @@ from neobert_train.data.sources.source import (
 )
 from neobert_train.data.sources.tables import (
     TABLE_ERRORS,
+    Rows,
     TextColumns,
     explain,
     find_columns,
@@ -40,27 +41,17 @@ _KEPT_GROUPS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class ParquetRows:
-    """The rows of a file; a cursor is the number of the next row of the file.
+class ParquetRows(Rows):
+    """The rows of a file, divided into stretches.
 
     Parts are whole row groups where there are enough of them. Where they lie is looked up when a
     unit is read, so that a source of thousands of remote files is listed without opening them.
-
-    Attributes:
-        column: of the text.
-        id_column: of the id, if any.
     """
 
-    column: str
-    id_column: str | None = None
     units_per_lane = STRETCHES_PER_LANE
 
     def iter_records(self, unit: Unit, cursor: int) -> Iterator[Record | BadRecord]:
-        """Yield the rows from `cursor` on; a row group that cannot be read is one bad record.
-
-        Raises:
-            Exception: `is_of_system` of it.
-        """
+        """Yield the rows from `cursor` on; a row group that cannot be read is one bad record."""
         try:
             with unit.file.open() as stream, _open_parquet(stream) as parquet:
                 schema = parquet.schema_arrow
@@ -85,12 +76,8 @@ class ParquetRows:
         """Return the division by rows, in row groups where there are enough of them."""
         return Division(_read_footer(file, _find_group_ends))
 
-    def describe(self, next_cursor: int) -> str:
-        """Such as `row 7`; rows count from 1."""
-        return f"row {next_cursor}"
-
     def check(self, file: StoredFile, tolerance: int) -> None:
-        """Read the footer of a file; see `StoredFormat`."""
+        """Read the footer of a file."""
         schema, num_rows = _read_footer(file, lambda p: (p.schema_arrow, p.metadata.num_rows))
         find_columns(file.name, schema, self.column, self.id_column)
         if num_rows == 0:

@@ -1,8 +1,9 @@
 """What a source of documents is: a list of units, each read from any point on."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -121,25 +122,31 @@ def split_range(start: int, stop: int, part: int, parts: int) -> tuple[int, int]
     return start + length * part // parts, start + length * (part + 1) // parts
 
 
-class Format(Protocol):
+class Format(ABC):
     """How records are found in a file; frozen and picklable.
 
-    A cursor is a number that only the format understands; 0 is the beginning of every unit.
+    A cursor is a number that only the format understands; 0 is the beginning of every unit. What
+    is not overridden is that of rows which parts take in turns.
+
+    Attributes:
+        units_per_lane: into how many parts files are divided, per lane that shares them. Several
+            where a part is a stretch of the file that is read by itself. One where records are
+            found only from the beginning of the file, so that parts take them in turns. None (0)
+            of a file that is one document.
     """
 
-    @property
-    def units_per_lane(self) -> int:
-        """Return into how many parts files are divided, per lane that shares them.
+    __slots__ = ()
+    units_per_lane: int = 1
 
-        Several where a part is a stretch of the file that is read by itself. One where records are
-        found only from the beginning of the file, so that parts take them in turns. None (0) of a
-        file that is one document.
-        """
-        ...
-
+    @abstractmethod
     def iter_records(self, unit: "Unit", cursor: int) -> Iterator[AnyRecord]:
-        """Yield the records of a part of a file from `cursor` on."""
-        ...
+        """Yield the records of a part of a file from `cursor` on.
+
+        Damage is one bad record in the place of all that it hides.
+
+        Raises:
+            Exception: `is_of_system` of it.
+        """
 
     def find_division(self, file: Any) -> Division:
         """Return what decides which records belong to which part; may open the file.
@@ -147,11 +154,25 @@ class Format(Protocol):
         Raises:
             OSError: the file cannot be read.
         """
-        ...
+        return Division(None)
 
     def describe(self, next_cursor: int) -> str:
         """Name the record of a file after which a unit continues at `next_cursor`."""
-        ...
+        return f"row {next_cursor}"
+
+    def check(self, file: Any, tolerance: int) -> None:
+        """Read the beginning of a file, so that what is wrong with all of it shows early.
+
+        Args:
+            file: which one.
+            tolerance: bad records to look past for a sound one.
+
+        Raises:
+            SettingError: a configured column does not exist or holds no text.
+            Exception: `is_of_system` of it, which says nothing about the file.
+            InputError: the file cannot be read, is empty, or its first records are bad.
+        """
+        raise NotImplementedError
 
 
 # Parts of a file that are read by themselves even out what lanes read in an epoch, and are read

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from neobert_train.data.sources.fields import join_names, split_name
 from neobert_train.data.sources.lines import MOST_DOCUMENT_BYTES, describe_length
-from neobert_train.data.sources.source import BadRecord, Record, SettingError, Unit
+from neobert_train.data.sources.source import BadRecord, Format, Record, SettingError, Unit
 
 # What pyarrow raises for damaged or unusual files: not all of it is an ArrowException, such as the
 # KeyError for two columns of one name, the UnicodeDecodeError for a name in another encoding, and the
@@ -23,6 +23,19 @@ TABLE_ERRORS = (
 def explain(error: BaseException) -> str:
     """Return what an error says, or its kind where it says nothing."""
     return str(error) or type(error).__name__
+
+
+@dataclass(frozen=True, slots=True)
+class Rows(Format):
+    """The rows of a file that has columns; a cursor is the number of the next row.
+
+    Attributes:
+        column: of the text.
+        id_column: of the id, if any.
+    """
+
+    column: str
+    id_column: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

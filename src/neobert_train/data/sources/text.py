@@ -28,6 +28,7 @@ from neobert_train.data.sources.source import (
     STRETCHES_PER_LANE,
     BadRecord,
     Division,
+    Format,
     Record,
     RecordError,
     SettingError,
@@ -107,21 +108,39 @@ def _to_record(
 
 
 @dataclass(frozen=True, slots=True)
-class LineRanges:
+class _TextFile(Format):
+    """Documents that lie in a file as `layout` says."""
+
+    layout: TextLayout
+
+    def check(self, file: StoredFile, tolerance: int) -> None:
+        """Read the first documents of a file, from its beginning in any case."""
+        reason = f"{file.name} is empty"
+        records = Unit(file, Sequential(self.layout)).iter_records(0)
+        for record in itertools.islice(records, tolerance + 1):
+            if isinstance(record, Record):
+                is_text = self.layout.kind in ("line", "blank_line")
+                if is_text and "\r" in record.text and "\n" not in record.text and not any(records):
+                    raise InputError(f"{file.name}: {CR_ADVICE}, or write data.text_documents=file")
+                return
+            assert isinstance(record, BadRecord)
+            reason = record.reason
+            if record.is_setting:
+                raise SettingError(reason)
+        raise InputError(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class LineRanges(_TextFile):
     """The lines of a plain file, by the part of it in which their first byte lies.
 
     A cursor is a byte offset.
     """
 
-    layout: TextLayout
     units_per_lane = STRETCHES_PER_LANE
 
     def iter_records(self, unit: Unit, cursor: int) -> Iterator[Record | BadRecord]:
-        """Yield the non-blank lines from `cursor` on.
-
-        Raises:
-            Exception: `is_of_system` of it.
-        """
+        """Yield the non-blank lines from `cursor` on."""
         numbers, offset = _LineNumbers(unit.file), cursor
         begin, stop = unit.find_division().find_range(unit.part, unit.parts)
         with unit.file.open() as file:
@@ -146,10 +165,6 @@ class LineRanges:
     def describe(self, next_cursor: int) -> str:
         """Such as `line ending at byte 2,041`."""
         return f"line ending at byte {next_cursor:,}"
-
-    def check(self, file: StoredFile, tolerance: int) -> None:
-        """Read the beginning of a file; see `StoredFormat`."""
-        _check_beginning(file, self.layout, tolerance)
 
 
 class _LineNumbers:
@@ -178,25 +193,16 @@ class _LineNumbers:
 
 
 @dataclass(frozen=True, slots=True)
-class Sequential:
+class Sequential(_TextFile):
     """The documents of a file that is read from its beginning; parts take them in turns.
 
     A cursor counts documents of the file.
     """
 
-    layout: TextLayout
-
-    @property
-    def units_per_lane(self) -> int:
-        """One, or none of a file that is one document."""
-        return 0 if self.layout.kind == "file" else 1
+    units_per_lane: int = 1
 
     def iter_records(self, unit: Unit, cursor: int) -> Iterator[Record | BadRecord]:
-        """Yield the documents from `cursor` on; damage is one bad record that ends the unit.
-
-        Raises:
-            Exception: `is_of_system` of it.
-        """
+        """Yield the documents from `cursor` on; damage is one bad record that ends the unit."""
         number, path = -1, unit.name
         try:
             with unit.file.open() as file, decompress(path, file) as stream:
@@ -213,17 +219,9 @@ class Sequential:
             reason = f"{path}, after document {number + 1}: cannot be read ({error})"
             yield BadRecord(reason, number + 1, END_OF_UNIT)
 
-    def find_division(self, file: StoredFile) -> Division:
-        """Return the division in turns."""
-        return Division(None)
-
     def describe(self, next_cursor: int) -> str:
         """Such as `document 7`; documents count from 1."""
         return f"document {next_cursor}"
-
-    def check(self, file: StoredFile, tolerance: int) -> None:
-        """Read the beginning of a file; see `StoredFormat`."""
-        _check_beginning(file, self.layout, tolerance)
 
 
 def choose_text_format(
@@ -237,23 +235,7 @@ def choose_text_format(
     """
     if can_seek and layout.has_lines and not is_compressed(path):
         return LineRanges(layout)
-    return Sequential(layout)
-
-
-def _check_beginning(file: StoredFile, layout: TextLayout, tolerance: int) -> None:
-    reason = f"{file.name} is empty"
-    records = Unit(file, Sequential(layout)).iter_records(0)
-    for record in itertools.islice(records, tolerance + 1):
-        if isinstance(record, Record):
-            is_text = layout.kind in ("line", "blank_line")
-            if is_text and "\r" in record.text and "\n" not in record.text and not any(records):
-                raise InputError(f"{file.name}: {CR_ADVICE}, or write data.text_documents=file")
-            return
-        assert isinstance(record, BadRecord)
-        reason = record.reason
-        if record.is_setting:
-            raise SettingError(reason)
-    raise InputError(reason)
+    return Sequential(layout, units_per_lane=0 if layout.kind == "file" else 1)
 
 
 def is_json_lines(file: StoredFile) -> bool:
