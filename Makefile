@@ -31,7 +31,7 @@ test: install ## Run the tests (under 20 minutes on two CPU cores)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Those that start the program many times, or the compiler.
-LONG := tests/training tests/commands tests/modeling/test_compilation.py tests/test_benchmarks.py \
+LONG := tests/training tests/commands tests/models/test_compilation.py tests/test_benchmarks.py \
 	tests/test_sweep.py tests/test_hub.py
 
 test-fast: install ## Run the tests that start no training (about five minutes)

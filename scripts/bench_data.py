@@ -36,7 +36,7 @@ from neobert_train.config.data_schema import DataConfig
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.store import compose_config, to_typed
 from neobert_train.data.corpus import open_corpus
-from neobert_train.data.lane.chunks import split_document
+from neobert_train.data.lane.encoding import split_document
 from neobert_train.data.lane.lane import Lane, LaneState, initial_states
 from neobert_train.data.lane.packing import Packer
 from neobert_train.data.loader import StepLoader
@@ -50,7 +50,7 @@ GPU_PACE = 350_000.0
 
 
 def write_web_like_documents(path: Path, num_documents: int) -> None:
-    """Documents with lognormal lengths (median 300, mean 620 tokens) of words of the shipped texts."""
+    """Return documents with lognormal lengths (median 300, mean 620 tokens) of words of the shipped texts."""
     words = " ".join(pq.read_table(EMBEDDED_TEXTS)["content"].to_pylist()).split()
     generator = np.random.default_rng(0)
     sigma = math.sqrt(2 * math.log(620 / 300))
@@ -78,7 +78,7 @@ def make_config(paths: list[str], column: str, context: int, micro_batch: int) -
 
 
 def count_tokens(batches: Iterator, num_tokens: int) -> float:
-    """Tokens per second over at least `num_tokens` tokens."""
+    """Return tokens per second over at least `num_tokens` tokens."""
     start, count = time.perf_counter(), 0
     while count < num_tokens:
         count += next(batches).num_tokens
@@ -111,7 +111,7 @@ def prepare(config: TrainConfig, folder: str) -> None:
 
 
 def measure_wait(config: TrainConfig, num_lanes: int, pace: float) -> float:
-    """Share of the time that a process waits which computes `pace` tokens a second.
+    """Return share of the time that a process waits which computes `pace` tokens a second.
 
     It serves all lanes with the default number of workers.
     """
@@ -194,7 +194,7 @@ def print_table(speeds: dict[str, list[float]], num_documents: int, num_tokens: 
 
 
 def print_packing() -> None:
-    """How full micro-batches of web-like documents are, as a mean over 200 of them."""
+    """Return how full micro-batches of web-like documents are, as a mean over 200 of them."""
     sigma = math.sqrt(2 * math.log(620 / 300))
     draws = np.random.default_rng(1).lognormal(math.log(300), sigma, 100_000)
     for micro_batch, context in itertools.product((65_536, 8192), (1024, 4096)):

@@ -26,11 +26,11 @@ from neobert_train.config.derived import compute_accumulation_steps
 from neobert_train.config.schema import Precision, TrainConfig
 from neobert_train.config.store import compose_config, to_typed
 from neobert_train.distributed import Collectives, find_device
-from neobert_train.model import build_model
-from neobert_train.objective import MaskedLanguageModelling
-from neobert_train.optim.adamw import build_optimizer
+from neobert_train.models.families import build_encoder
+from neobert_train.objectives.masked_lm import MaskedLM
+from neobert_train.optim.optimizers import build_optimizer
 from neobert_train.tokenizers.loading import build_tokenizer
-from neobert_train.training.engine import build_engine, step_engine
+from neobert_train.training.engine import Engine
 from neobert_train.world import World
 
 SETTINGS = [
@@ -68,20 +68,19 @@ class BareStep:
     """A training step without an engine."""
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        model = build_model(config, build_tokenizer(config.tokenizer))
-        self._objective = MaskedLanguageModelling(model).to(device)
+        tokenizer = build_tokenizer(config.tokenizer)
+        encoder = build_encoder(config, tokenizer)
+        self._objective, network = MaskedLM(encoder), encoder.network.to(device)
         # The optimiser's fp32 weights; in bf16 the model computes with copies of them.
-        masters = MaskedLanguageModelling(build_model(config, build_tokenizer(config.tokenizer)))
-        masters.load_state_dict(self._objective.state_dict())
-        self._optimizer = build_optimizer(config.optimizer, masters.to(device))
+        masters = build_encoder(config, tokenizer).network.to(device)
+        self._optimizer = build_optimizer(config.optimizer, masters, encoder.list_roles())
         if config.trainer.precision is Precision.bf16:
-            self._objective.bfloat16()
-        self._pairs = list(zip(masters.parameters(), self._objective.parameters(), strict=True))
+            network.bfloat16()
+        self._pairs = list(zip(masters.parameters(), network.parameters(), strict=True))
 
     def __call__(self, batches: list[Batch]) -> None:
         for batch in batches:
-            loss, _ = self._objective(batch)
-            (loss / batch.num_masked).backward()
+            (self._objective.compute(batch).loss_sum / batch.num_targets).backward()
         flat = torch.cat([parameter.grad.float().flatten() for _, parameter in self._pairs])
         if dist.get_world_size() > 1:
             dist.all_reduce(flat)
@@ -99,15 +98,13 @@ class EngineStep:
     """The same step by DeepSpeed, as the trainer takes it."""
 
     def __init__(self, config: TrainConfig, world: World, device: torch.device) -> None:
-        model = build_model(config, build_tokenizer(config.tokenizer))
-        self._engine = build_engine(config, MaskedLanguageModelling(model), world, device)
-        self._max_grad_norm = config.optimizer.max_grad_norm
+        encoder = build_encoder(config, build_tokenizer(config.tokenizer))
+        self._engine = Engine(config, MaskedLM(encoder), world, device)
 
     def __call__(self, batches: list[Batch]) -> None:
         for batch in batches:
-            loss, _ = self._engine(batch)
-            self._engine.backward(loss / batch.num_masked, scale_wrt_gas=False)
-            step_engine(self._engine, self._max_grad_norm)
+            self._engine.backward(self._engine.compute(batch).loss_sum / batch.num_targets)
+            self._engine.step()
 
 
 def measure(stages: list[int], rounds: int, overrides: list[str]) -> None:

@@ -32,7 +32,7 @@ NUM_LANES = 4
 
 
 def write_documents(folder: Path, num_documents: int, group_rows: int, num_files: int) -> None:
-    """Documents of some 60 words of the shipped texts."""
+    """Return documents of some 60 words of the shipped texts."""
     words = " ".join(pq.read_table(EMBEDDED_TEXTS)["content"].to_pylist()).split()
     generator = np.random.default_rng(0)
     folder.mkdir()
@@ -59,7 +59,7 @@ def make_config(folder: Path) -> TrainConfig:
 
 
 def find_state(config: TrainConfig, share: float) -> LaneState:
-    """The state of lane 0 after a share of its records of the first epoch."""
+    """Return the state of lane 0 after a share of its records of the first epoch."""
     units = open_corpus(config, build_tokenizer(config.tokenizer))["corpus"]
     data = config.data
     order = LaneOrder(units, 0, NUM_LANES, config.seed, data.shuffle_window, data.shuffle_units,

@@ -41,7 +41,7 @@ def measure_first_step(overrides: list[str]) -> float:
 
 
 def measure_imports() -> float:
-    """Seconds of a Python that imports what training needs, and ends."""
+    """Return seconds of a Python that imports what training needs, and ends."""
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", IMPORTS], check=True, capture_output=True)
     return time.perf_counter() - started

@@ -40,17 +40,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neobert_train.accounting import compute_model_size, estimate_activation_bytes
 from neobert_train.batch import Batch
-from neobert_train.config.schema import ModelConfig
+from neobert_train.config.choices import NeoBERTModelConfig
 from neobert_train.distributed import find_device
 from neobert_train.machine.devices import PeakMeter
-from neobert_train.model import compile_blocks, find_compiler_obstacle
 from neobert_train.modeling.attention import BACKENDS, choose_backend, find_obstacle
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.modeling.modeling_neobert import rotary_factors
-from neobert_train.objective import MaskedLanguageModelling
+from neobert_train.models.compilation import find_compiler_obstacle
+from neobert_train.models.neobert import NeoBERTEncoder
+from neobert_train.models.neobert_cost import NeoBERTCost
+from neobert_train.objectives.masked_lm import MaskedLM
 from neobert_train.world import World
 
 REFERENCE = "padded fp32"
@@ -74,8 +75,8 @@ class Shape:
     def heads(self) -> int:
         return max(1, self.width // 64)
 
-    def to_config(self) -> ModelConfig:
-        return ModelConfig(
+    def to_config(self) -> NeoBERTModelConfig:
+        return NeoBERTModelConfig(
             hidden_size=self.width, num_hidden_layers=self.depth, num_attention_heads=self.heads,
             intermediate_size=4 * self.width,
         )  # fmt: skip
@@ -117,7 +118,7 @@ class Sample:
 def make_sample(
     num_tokens: int, context: int, rows: int, vocab_size: int, at_once: int = 32, seed: int = 0
 ) -> Sample:
-    """Documents that together have `num_tokens` tokens; `rows` at most are padded together.
+    """Return documents that together have `num_tokens` tokens; `rows` at most are padded together.
 
     Of these `at_once` are computed together.
     """
@@ -196,7 +197,7 @@ class Contestant:
 
 
 def list_contestants(shape: Shape, device: torch.device) -> Iterator[Contestant]:
-    """All that there are, whether or not they can run here."""
+    """Yield all that there are, whether or not they can run here."""
     for precision, dtype in DTYPES.items():
         for backend in BACKENDS:
             for compiled in (False, True):
@@ -222,13 +223,13 @@ def build_ours(
     torch.manual_seed(0)
     model = NeoBERTForMaskedLM(shape.to_neobert()).to(device, dtype)
     model.model.attention_backend = backend
+    encoder = NeoBERTEncoder(model)
     if compiled:
-        compile_blocks(model, device)
-    objective = MaskedLanguageModelling(model)
+        encoder.compile(device)
+    objective = MaskedLM(encoder)
 
     def step(sample: Sample) -> Tensor:
-        loss, _ = objective(sample.packed)
-        mean = loss / sample.packed.num_masked
+        mean = objective.compute(sample.packed).loss_sum / sample.packed.num_targets
         mean.backward()
         return mean
 
@@ -304,7 +305,7 @@ def _step_by_rows(forward: Callable[[PaddedRows], Tensor]) -> Step:
     def step(sample: Sample) -> Tensor:
         total = torch.zeros((), device=sample.packed.input_ids.device)
         for rows in sample.padded:
-            loss = forward(rows) / sample.packed.num_masked
+            loss = forward(rows) / sample.packed.num_targets
             loss.backward()
             total += loss.detach().float()
         return total
@@ -313,7 +314,7 @@ def _step_by_rows(forward: Callable[[PaddedRows], Tensor]) -> Step:
 
 
 def take_step(contestant: Contestant, sample: Sample) -> tuple[float, float]:
-    """Seconds of a step, and its loss; gradients are dropped afterwards."""
+    """Return seconds of a step, and its loss; gradients are dropped afterwards."""
     assert contestant.step is not None
     assert contestant.model is not None
     start = time.perf_counter()
@@ -345,7 +346,7 @@ def prepare(contestant: Contestant, sample: Sample) -> float:
 
 
 def read_status(name: str) -> int:
-    """Bytes of a line of /proc/self/status, such as VmHWM, the most memory so far."""
+    """Return bytes of a line of /proc/self/status, such as VmHWM, the most memory so far."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return 1024 * int(line.split()[1])
@@ -353,7 +354,7 @@ def read_status(name: str) -> int:
 
 
 def measure_memory(contestant: Contestant, sample: Sample) -> int:
-    """The most that the first step takes beside what was there, in a process of its own."""
+    """Return the most that the first step takes beside what was there, in a process of its own."""
     contestant.model, contestant.step = contestant.build()
     before = read_status("VmRSS")
     take_step(contestant, sample)
@@ -361,7 +362,7 @@ def measure_memory(contestant: Contestant, sample: Sample) -> int:
 
 
 def run_context(arguments: argparse.Namespace, context: int) -> list[dict[str, Any]]:
-    """All contestants at one context; a row of the table for each."""
+    """Return all contestants at one context; a row of the table for each."""
     device = find_device(World())
     shape = Shape(arguments.depth, arguments.width, arguments.vocab)
     drawn = arguments.tokens, context, arguments.rows, shape.vocab_size, arguments.at_once
@@ -419,10 +420,10 @@ def plan_bytes(name: str, shape: Shape, batch: Batch) -> float | None:
     if kind != "ours" or variant[0] == "sdpa" or batch.input_ids.device.type != "cuda":
         return None
     bf16, compiled = precision == "bf16", "compiled" in variant
-    config, masked_share = shape.to_config(), batch.num_masked / len(batch.input_ids)
-    arguments = config, shape.vocab_size, len(batch.input_ids), masked_share, bf16, compiled
-    gradients = (2 if bf16 else 4) * compute_model_size(config, shape.vocab_size).parameters
-    return estimate_activation_bytes(*arguments) + gradients
+    cost = NeoBERTCost(shape.to_config(), shape.vocab_size)
+    tokens, target_share = len(batch.input_ids), batch.num_targets / len(batch.input_ids)
+    gradients = (2 if bf16 else 4) * cost.size.parameters
+    return cost.estimate_activation_bytes(tokens, target_share, bf16, compiled) + gradients
 
 
 def _tabulate(
@@ -433,8 +434,8 @@ def _tabulate(
     context: int,
 ) -> list[dict[str, Any]]:
     reference = next((c.seconds for c in contestants if c.name == REFERENCE), [])
-    batch, size = sample.packed, compute_model_size(shape.to_config(), shape.vocab_size)
-    flops = size.compute_flops(batch.num_tokens, batch.squared_lengths, batch.num_masked)
+    batch, size = sample.packed, NeoBERTCost(shape.to_config(), shape.vocab_size).size
+    flops = size.compute_flops(batch.num_tokens, batch.squared_lengths, batch.num_targets)
     rows = []
     for contestant in contestants:
         seconds = statistics.median(contestant.seconds)
@@ -456,7 +457,7 @@ def _tabulate(
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [
         f"| context | step | seconds | tokens/s | MFU | memory | x {REFERENCE} |",
         "| --: | :-- | --: | --: | --: | --: | --: |",
@@ -488,7 +489,7 @@ def _format_ratio(ratio: float | None) -> str:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Tokens per second as bars, one panel for each context."""
+    """Return tokens per second as bars, one panel for each context."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -511,7 +512,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those that say which model takes a step of what."""
+    """Return those that say which model takes a step of what."""
     parser.add_argument("--depth", type=int, default=6, help="blocks")
     parser.add_argument("--width", type=int, default=384, help="of the residual stream")
     parser.add_argument("--vocab", type=int, default=30_522, help="token ids")

@@ -143,9 +143,13 @@ def compare(case: str, old: Path, new: Path, work: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("revision", help="of git, to compare with")
-    parser.add_argument("--only", nargs="*", default=[""], help="parts of the names of cases")
+    parser.add_argument(
+        "--only", nargs="*", default=[""], help="parts of the name of a case, all of them"
+    )
     arguments = parser.parse_args()
     chosen = [case for case in CASES if all(part in case for part in arguments.only)]
+    if not chosen:
+        parser.error(f"no case has all of these in its name: {', '.join(CASES)}")
     with tempfile.TemporaryDirectory() as temporary:
         work, old = Path(temporary), Path(temporary) / "old"
         git = ["git", "-C", str(REPOSITORY), "worktree"]

@@ -62,7 +62,7 @@ def start(run: SmallRun) -> subprocess.Popen:
 
 
 def list_family(pid: int) -> list[int]:
-    """A process and all below it."""
+    """Return a process and all below it."""
     found = [pid]
     for process in found:
         for children in Path(f"/proc/{process}/task").glob("*/children"):
@@ -100,7 +100,7 @@ def wait_for_step(
 
 
 def run_to_the_end(run: SmallRun) -> tuple[float, float]:
-    """Seconds until the first new checkpoint, and from there to the end."""
+    """Return seconds until the first new checkpoint, and from there to the end."""
     began, step = time.monotonic(), find_step(run)
     process = start(run)
     wait_for_step(run, process, step)
@@ -121,7 +121,7 @@ def read_result(run: SmallRun) -> tuple[dict, dict, list]:
 
 
 def crash(num_kills: int, num_processes: int, steps: int, folder: Path) -> int:
-    """One run killed up to `num_kills` times; returns how often it was before it was complete."""
+    """Return one run killed up to `num_kills` times; returns how often it was before it was complete."""
     undisturbed = SmallRun(folder / "undisturbed", num_processes, steps)
     disturbed = SmallRun(folder / "disturbed", num_processes, steps)
     starting, training = run_to_the_end(undisturbed)

@@ -20,12 +20,13 @@ from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from neobert_train.accounting import compute_model_size, format_flops
 from neobert_train.distributed import find_device
 from neobert_train.machine.devices import find_peak_flops
+from neobert_train.machine.peak import format_flops
 from neobert_train.modeling import layouts, modeling_neobert
 from neobert_train.modeling.attention import choose_backend
 from neobert_train.modeling.heads import VocabularyProjection
+from neobert_train.models.neobert_cost import NeoBERTCost
 from neobert_train.world import World
 
 PRODUCTS = {"aten::mm", "aten::addmm"}
@@ -71,7 +72,7 @@ def marked_parts(model: nn.Module) -> Iterator[None]:
 
 
 def find_part(event: Any, forward_parts: dict[int, str]) -> str:
-    """The part of the model that an operation belongs to."""
+    """Return the part of the model that an operation belongs to."""
     part, ancestor = "other", event
     while ancestor is not None:
         if ancestor.name.startswith(_MARK):
@@ -154,8 +155,8 @@ def main() -> None:
     seconds, operations = sum_up(list(profiler.events()), device)
     total = sum(map(sum, seconds.values()))
     batch = sample.packed
-    flops = compute_model_size(shape.to_config(), shape.vocab_size).compute_flops(
-        batch.num_tokens, batch.squared_lengths, batch.num_masked
+    flops = NeoBERTCost(shape.to_config(), shape.vocab_size).size.compute_flops(
+        batch.num_tokens, batch.squared_lengths, batch.num_targets
     )
     peak = find_peak_flops(device, dtype)
     print(f"{shape.depth} x {shape.width}, {arguments.precision}, {backend}, "

@@ -63,7 +63,7 @@ def wait_for_steps(output_dir: Path, process: subprocess.Popen) -> None:
 
 
 def list_processes(process: subprocess.Popen, output_dir: Path) -> dict[str, psutil.Process]:
-    """The launcher, its child where that is no rank, and the last rank."""
+    """Return the launcher, its child where that is no rank, and the last rank."""
     launcher = psutil.Process(process.pid)
     ranks = [
         child
@@ -83,7 +83,7 @@ def is_running(process: psutil.Process) -> bool:
 
 
 def try_signal(launcher: str, target: str, name: str, output_dir: Path) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     process = start(launcher, output_dir)
     wait_for_steps(output_dir, process)
     processes = list_processes(process, output_dir)

@@ -87,7 +87,7 @@ class SimulatedTexts(SimulatedRows):
 
 
 def make_files(rows: SimulatedRows, num_rows: int) -> list[Unit]:
-    """Files of uneven sizes that hold all rows."""
+    """Return files of uneven sizes that hold all rows."""
     sizes = np.random.default_rng(0).uniform(0.5, 1.5, NUM_FILES)
     ends = np.round(np.cumsum(sizes) / sizes.sum() * num_rows).astype(int).tolist()
     return [Unit(SimulatedFile(a, b), rows) for a, b in itertools.pairwise([0, *ends])]

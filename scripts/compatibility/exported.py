@@ -10,11 +10,12 @@ from torch import Tensor
 
 from compatibility.given import HUB_NAME
 from neobert_train.config.command_schema import Pooling
-from neobert_train.export.hugging_face import write_model_folder, write_pooling
 from neobert_train.export.onnx import write_onnx
 from neobert_train.export.parity import link_as_cached
+from neobert_train.export.pooling import write_pooling
 from neobert_train.modeling import heads
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
+from neobert_train.models.neobert import NeoBERTEncoder
 from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
@@ -45,7 +46,7 @@ def write_models(folder: Path) -> None:
     model = heads.NeoBERTForMaskedLM(config).eval()
     poolings = {"model": Pooling.none, "mean": Pooling.mean, "cls": Pooling.cls}
     for name, pooling in poolings.items():
-        write_model_folder(folder / name, model, tokenizer, CONTEXT)
+        NeoBERTEncoder(model).write(folder / name, tokenizer, CONTEXT)
         if pooling is not Pooling.none:
             write_pooling(folder / name, config.hidden_size, pooling, CONTEXT)
     write_onnx(folder / "mean", model)
@@ -55,7 +56,7 @@ def write_models(folder: Path) -> None:
     for name, head in HEADS.items():
         tuned = head(config).eval()
         tuned.model.load_state_dict(model.model.state_dict())
-        write_model_folder(folder / name, tuned, tokenizer, CONTEXT)
+        NeoBERTEncoder(tuned).write(folder / name, tokenizer, CONTEXT)
         _rename_architecture(folder / name / "config.json", head.__name__)
         with torch.no_grad():
             output = tuned(*(x[None] if name == "choice" else x for x in inputs))

@@ -20,13 +20,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from neobert_train.config.checks import find_problems, find_range_problems
 from neobert_train.config.command_schema import SCHEMAS
+from neobert_train.config.overrides import CommandLine, iter_help_lines
 from neobert_train.config.store import (
     compose_config,
     describe_config_error,
     find_config_path,
-    find_group_choices,
-    find_override_problems,
-    iter_help_lines,
     normalise_override,
     register_schemas,
     to_typed,
@@ -62,7 +60,7 @@ def main() -> None:
         world = World.from_environment()
         command, arguments = split_command(strip_launcher_arguments(sys.argv[1:]))
         if any(argument in ("--help", "-h") for argument in arguments):
-            print_output(format_help(command))
+            print_output(format_help(command, arguments))
             return
         check_overrides(command, arguments)
         if wants_sweep(arguments):
@@ -111,7 +109,7 @@ def exit_with_input_error(error: InputError, world: World) -> NoReturn:
 
 
 def split_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The command and the rest; without a command, training.
+    """Return the command and the rest; without a command, training.
 
     Raises:
         InputError: a first word that is neither a command nor an override.
@@ -141,8 +139,7 @@ def check_overrides(command: str, arguments: Sequence[str]) -> None:
         if not argument.startswith("-") and previous not in ("--cfg", "-c")
     ]
     sweeps = any(flag in arguments for flag in SWEEP_FLAGS)
-    groups = find_group_choices(command)
-    problems, sound = find_override_problems(command, overrides, groups, sweeps)
+    problems, sound = CommandLine(command, overrides, sweeps).find_problems()
     if problems:
         try:
             config = to_typed(command, compose_config(command, sound))
@@ -153,7 +150,7 @@ def check_overrides(command: str, arguments: Sequence[str]) -> None:
 
 
 def wants_sweep(arguments: Sequence[str]) -> bool:
-    """Whether several runs are asked for, and no launcher or sweeper of Hydra's is to start them."""
+    """Return whether several runs are asked for, and no launcher or sweeper of Hydra's is to start them."""
     if any(argument.startswith(("hydra/", "hydra.")) for argument in arguments):
         return False
     return any(flag in arguments for flag in SWEEP_FLAGS) and not {"--cfg", "-c"} & {*arguments}
@@ -180,7 +177,7 @@ def start_sweep(command: str, arguments: Sequence[str], world: World) -> int:
 def run_with_hydra(command: str, arguments: Sequence[str], world: World) -> None:
     """Compose the configuration, check it, and hand it to the command's `run`."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of ending the process with 1
-    register_schemas()
+    register_schemas(command)
     sys.argv = [sys.argv[0], *(normalise_override(argument) for argument in arguments)]
 
     @hydra.main(config_path=find_config_path(command), config_name=command, version_base=None)
@@ -218,15 +215,19 @@ def load_command(command: str) -> Any:
         return importlib.import_module(f"neobert_train.commands.{command}").run
 
 
-def format_help(command: str) -> str:
-    """What `--help` prints: commands, groups and every setting with its default."""
+def format_help(command: str, arguments: Sequence[str]) -> str:
+    """Return what `--help` prints: commands, groups and every setting with its default.
+
+    The settings are those of the kinds that the arguments choose, as in `--help scheduler=wsd`.
+    """
+    line = CommandLine(command, [argument for argument in arguments if "=" in argument])
     lines = ["python -m neobert_train [COMMAND] [key=value ...]", "", "Commands:"]
     lines += [f"  {name:15} {summary}" for name, summary in COMMAND_SUMMARIES.items()]
-    groups = find_group_choices(command)
-    if groups:
+    if line.groups:
         lines += ["", "Choices (name=choice; experiments with a plus, as in +experiment=smoke):"]
-        lines += [f"  {group}: {', '.join(names)}" for group, names in groups.items()]
-    lines += ["", f"Settings of {command} (key=default):", *iter_help_lines(command)]
+        lines += [f"  {group}: {', '.join(names)}" for group, names in line.groups.items()]
+        lines += ["  --help scheduler=wsd lists the settings that a choice brings with it."]
+    lines += ["", f"Settings of {command} (key=default):", *iter_help_lines(line)]
     lines += [
         "",
         "-m runs every combination of several values, as in -m optimizer.lr=3e-4,6e-4 seed=1,2.",

@@ -48,16 +48,16 @@ class Batch:
         return int(self.cu_seqlens.diff().long().square().sum())
 
     @property
-    def num_masked(self) -> int:
+    def num_targets(self) -> int:
         """Tokens to predict."""
         return self.labels.numel()
 
     def pin_memory(self) -> "Batch":
-        """A copy in page-locked memory, from which transfers to a GPU run asynchronously."""
+        """Return a copy in page-locked memory, from which transfers to a GPU run asynchronously."""
         return self._map(torch.Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on `device`; asynchronous from pinned memory."""
+        """Return the batch on `device`; asynchronous from pinned memory."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _map(self, function: Any) -> "Batch":

@@ -102,7 +102,7 @@ def test_data_that_cannot_be_read(examine, tmp_path, name):
 def test_a_run_directory_that_holds_another_run(examine, finished_run):
     shown = examine(f"output_dir={finished_run}")
     assert shown.problems == []
-    assert any("goes on from step 3" in line for line in shown.lines)
+    assert any("continues from step 3" in line for line in shown.lines)
     (problem,) = examine(f"output_dir={finished_run}", "seed=7").problems
     assert "holds another run; write output_dir=..." in problem
     (problem,) = examine("resume=must").problems

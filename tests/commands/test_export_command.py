@@ -19,11 +19,11 @@ from commands.conftest import run_command
 from neobert_train.commands.export import run
 from neobert_train.config.command_schema import ExportConfig
 from neobert_train.config.saved import load_train_config
-from neobert_train.export import remote_code
 from neobert_train.export.parity import ParityError
-from neobert_train.model_files import load_initial_weights
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
+from neobert_train.models import remote_code
+from neobert_train.models.loading import load_initial_weights
 from neobert_train.world import World
 from support.local_hub import LocalHub
 

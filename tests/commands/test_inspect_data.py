@@ -61,9 +61,9 @@ def test_it_names_documents_sources_fill_and_masked_text(tokenizer, steps, tmp_p
         config, list(iter_lanes(config, units, tokenizer, states, 1)), units, tokenizer
     )
     num_tokens = sum(batch.num_tokens for batch in steps[1])
-    num_masked = sum(batch.num_masked for batch in steps[1])
+    num_targets = sum(batch.num_targets for batch in steps[1])
     assert f"{num_tokens / 4096:.3%}, {num_tokens:,} tokens" in text
-    assert f"{num_masked:,} tokens" in text
+    assert f"{num_targets:,} tokens" in text
     assert f"corpus      {num_tokens:,} tokens (100.00%)" in text
     named = re.findall(r"lane (\d), document (\d+): corpus, .*\.parquet, row \d+", text)
     assert named == [*((str(lane), "1") for lane in range(8)), ("0", "2")]

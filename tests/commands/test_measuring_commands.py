@@ -12,22 +12,20 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from commands.conftest import run_command
-from neobert_train.accounting import (
-    DEVICES,
-    compute_model_size,
-    compute_state_bytes,
-    find_known_device,
-)
 from neobert_train.batch import Batch
 from neobert_train.commands import evaluate
+from neobert_train.config.choices import NeoBERTModelConfig
 from neobert_train.config.command_schema import EvaluateConfig
-from neobert_train.config.schema import ModelConfig
 from neobert_train.data.corpus import open_corpus
 from neobert_train.data.lane.lane import initial_states
 from neobert_train.data.loader import StepLoader
+from neobert_train.machine.peak import DEVICES, find_known_device
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
-from neobert_train.objective import MaskedLanguageModelling
+from neobert_train.models.neobert import NeoBERTEncoder
+from neobert_train.models.neobert_cost import NeoBERTCost
+from neobert_train.models.size import ModelSize, compute_state_bytes
+from neobert_train.objectives.masked_lm import MaskedLM
 
 
 def read_loss(output):
@@ -96,10 +94,10 @@ def test_evaluate_says_what_is_missing(finished_run):
 
 @pytest.mark.parametrize("lengths", [[128], [64, 32, 32], [16, 48, 64]])
 def test_flops_equal_those_that_torch_counts(lengths):
-    shape = ModelConfig(
+    shape = NeoBERTModelConfig(
         hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96
     )
-    size = compute_model_size(shape, vocab_size=200)
+    size = NeoBERTCost(shape, vocab_size=200).size
     model = NeoBERTForMaskedLM(
         NeoBERTConfig(
             hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96,
@@ -114,18 +112,17 @@ def test_flops_equal_those_that_torch_counts(lengths):
         ids, torch.zeros(tokens, dtype=torch.int32), starts, max(lengths), torch.arange(masked),
         ids[:masked], 0, {},
     )  # fmt: skip
-    assert (batch.num_tokens, batch.num_masked) == (tokens, masked)
+    assert (batch.num_tokens, batch.num_targets) == (tokens, masked)
     assert batch.squared_lengths == sum(length**2 for length in lengths)
     # The plain matrix products of attention, which the counter knows on every device.
     with (
         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
     ):
-        loss, _ = MaskedLanguageModelling(model)(batch)
-        loss.backward()
+        MaskedLM(NeoBERTEncoder(model)).compute(batch).loss_sum.backward()
     assert counter.get_total_flops() == size.compute_flops(tokens, batch.squared_lengths, masked)
     if len(lengths) == 1:
-        per_token = size.flops_per_token(attended=tokens, masked_share=masked / tokens)
+        per_token = size.compute_flops_per_token(tokens, target_share=masked / tokens)
         assert per_token * tokens == size.compute_flops(tokens, tokens**2, masked)
 
 
@@ -133,13 +130,13 @@ def test_the_operations_of_a_run_are_those_of_its_documents(finished_run, make_c
     lines = (finished_run / "metrics.jsonl").read_text().splitlines()
     config = make_config()
     loader = StepLoader(config, open_corpus(config, tokenizer), initial_states(range(8)))
-    size = compute_model_size(config.model, tokenizer.vocab_size)
+    size = NeoBERTCost(config.model, tokenizer.vocab_size).size
     for record in map(json.loads, lines):
         batches = loader.next_step()
         bounds = [itertools.pairwise(batch.cu_seqlens.tolist()) for batch in batches]
         squares = sum((end - start) ** 2 for pairs in bounds for start, end in pairs)
         flops = size.compute_flops(
-            sum(b.num_tokens for b in batches), squares, sum(b.num_masked for b in batches)
+            sum(b.num_tokens for b in batches), squares, sum(b.num_targets for b in batches)
         )
         rate = flops / record["train/step_seconds"]
         assert record["train/flops_per_second"] == pytest.approx(rate, rel=1e-9)
@@ -184,7 +181,8 @@ def test_devices_are_known_by_the_names_of_their_drivers(name, key):
     ("stage", "expected"), [(1, 2 + 4 + 12 / 8), (2, 2 + 16 / 8), (3, 18 / 8), (0, 18)]
 )
 def test_bytes_of_training_state_per_parameter(stage, expected):
-    assert compute_state_bytes(1000, stage, num_devices=8, bf16=True) == 1000 * expected
+    size = ModelSize(800, 1000, 8, 1, 20)
+    assert compute_state_bytes(size, 2, stage, num_devices=8, bf16=True) == 1000 * expected
 
 
 def test_the_plan_of_the_base_run():

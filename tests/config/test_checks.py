@@ -1,4 +1,4 @@
-"""Every problem a configuration can have is found, named by its key, and comes with its mend."""
+"""Every problem a configuration can have is found, named by its key, and comes with its fix."""
 
 import re
 
@@ -7,16 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neobert_train.config.checks import find_problems
+from neobert_train.config.choices import ConstantConfig, NeoBERTModelConfig, WSDConfig
 from neobert_train.config.command_schema import EvaluateConfig, ExportConfig
 from neobert_train.config.data_schema import DataConfig, MixtureSourceConfig, SourceKind
 from neobert_train.config.derived import (
     compute_accumulation_steps,
-    compute_decay_end,
-    compute_feed_forward_width,
     compute_num_lanes,
-    find_divisors,
 )
-from neobert_train.config.schema import ModelConfig, Precision, ScheduleName, TrainConfig
+from neobert_train.config.divisors import find_divisors
+from neobert_train.config.schema import Precision, TrainConfig
 from neobert_train.config.setting import Range, iter_settings
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 
@@ -185,7 +184,7 @@ CROSS_SECTION = [
     (
         {"data__mixture": {"a b": MixtureSourceConfig()}},
         "the name 'a b'",
-        "letters, digits, _ and - alone",
+        "letters, digits, _ and - only",
         {"data__mixture": {"a_b": MixtureSourceConfig()}},
     ),
     (
@@ -218,6 +217,16 @@ CROSS_SECTION = [
         "scheduler.warmup_steps=2000",
         "scheduler.warmup_steps=189",
         {"scheduler__warmup_steps": 189},
+    ),
+    (
+        {
+            "scheduler": WSDConfig(decay_start=1000),
+            "trainer__max_steps": 500,
+            "scheduler__warmup_steps": 9,
+        },
+        "scheduler.decay_start=1000",
+        "scheduler.decay_start=400",
+        {"scheduler__decay_start": 400},
     ),
     (
         {"deepspeed__zero_stage": 0, "trainer__precision": Precision.bf16},
@@ -271,7 +280,7 @@ def test_all_contradictions_are_told_at_once():
 
 
 def test_a_constant_rate_and_full_precision_lift_their_limits():
-    config = change(TrainConfig(), trainer__max_steps=2000, scheduler__name=ScheduleName.constant)
+    config = change(TrainConfig(), trainer__max_steps=2000, scheduler=ConstantConfig())
     assert find_problems(config) == []
     config = change(config, trainer__precision=Precision.fp32, deepspeed__zero_stage=0)
     assert find_problems(config) == []
@@ -310,22 +319,22 @@ def test_derived_values_follow_from_the_settings():
     config = TrainConfig()
     assert compute_num_lanes(config) == 32
     assert compute_accumulation_steps(config, 8) == 4
-    assert compute_decay_end(config) == 900_000
-    assert compute_decay_end(change(config, trainer__max_steps=1)) == 1
+    assert config.scheduler.find_decay(config.trainer.max_steps).end == 900_000
+    assert config.scheduler.find_decay(1).end == 1
     assert find_divisors(12) == [1, 2, 3, 4, 6, 12]
     assert find_divisors(1) == [1]
 
 
 @pytest.mark.parametrize("nominal", [1, 12, 100, 128, 1024, 1536, 3072, 4097])
 def test_feed_forward_width_of_the_plan_is_that_of_the_model(nominal):
-    planned = compute_feed_forward_width(ModelConfig(intermediate_size=nominal))
+    planned = NeoBERTModelConfig(intermediate_size=nominal).compute_feed_forward_width()
     assert planned == NeoBERTConfig(intermediate_size=nominal).feed_forward_width
 
 
 def test_model_settings_default_to_the_published_model():
     published = NeoBERTConfig()
-    for setting in iter_settings(ModelConfig()):
-        if setting.key not in ("attention", "compile", "activation_checkpointing"):
+    for setting in iter_settings(NeoBERTModelConfig()):
+        if setting.key not in ("kind", "attention", "compile", "activation_checkpointing"):
             assert getattr(published, setting.key) == setting.value
 
 

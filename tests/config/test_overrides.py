@@ -1,4 +1,4 @@
-"""What users type after the command: every promised override, and every mistake with its mend."""
+"""What users type after the command: every promised override, and every mistake with its fix."""
 
 import itertools
 import os

@@ -278,7 +278,9 @@ def test_evaluation_batches_hold_every_document_once(tokenizer):
     assert found == expected
     for batch in batches:
         assert batch.num_tokens == len(batch.input_ids) <= 128
-        assert batch.num_masked == round(0.2 * (batch.num_tokens - 2 * (len(batch.cu_seqlens) - 1)))
+        assert batch.num_targets == round(
+            0.2 * (batch.num_tokens - 2 * (len(batch.cu_seqlens) - 1))
+        )
 
 
 def test_evaluation_batches_are_alike_each_time_and_masked_by_the_seed(tokenizer):

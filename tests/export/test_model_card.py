@@ -23,7 +23,7 @@ def render(name="org/name", dataset="org/data", mask="[MASK]", **metrics):
     tokenizer = TextTokenizer(Tokenizer(models.WordLevel(vocabulary)), "words", {"mask": mask})
     config.data.source, config.data.dataset = SourceKind.huggingface, dataset
     names = CardNames(name, name)
-    state = replace(TrainingState.begin({}), step=3, tokens=10, masked_tokens=2)
+    state = replace(TrainingState.begin({}), step=3, tokens=10, num_targets=2)
     return render_model_card(names, config, state, tokenizer, metrics)
 
 

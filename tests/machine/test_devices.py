@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from neobert_train.commands.train import settle_precision
 from neobert_train.config.schema import Precision
 from neobert_train.machine import devices
 from neobert_train.machine.devices import (
@@ -20,6 +19,7 @@ from neobert_train.machine.devices import (
     find_peak_flops,
     has_native_bf16,
 )
+from neobert_train.training.assembly import settle_precision
 from neobert_train.world import World
 
 CPU = torch.device("cpu")

@@ -5,11 +5,11 @@ import shutil
 import pytest
 import torch
 
-from neobert_train.model import checkpoint_activations, compile_blocks
 from neobert_train.modeling import layouts
 from neobert_train.modeling.attention import attend
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
+from neobert_train.models.neobert import NeoBERTEncoder
 
 CPU = torch.device("cpu")
 CU_SEQLENS = torch.tensor([0, 5, 6, 40, 64], dtype=torch.int32)
@@ -52,11 +52,11 @@ def test_loss_and_gradients_are_the_same_bit_for_bit(dtype, compiled, attend_cal
     if compiled and not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("no C++ compiler")
     plain, checkpointed = build(dtype), build(dtype)
-    checkpoint_activations(checkpointed)
+    NeoBERTEncoder(checkpointed).checkpoint_activations()
     if compiled:
         torch._dynamo.reset()
-        assert compile_blocks(plain, CPU)
-        assert compile_blocks(checkpointed, CPU)
+        assert NeoBERTEncoder(plain).compile(CPU)
+        assert NeoBERTEncoder(checkpointed).compile(CPU)
     expected_loss, expected = run(plain)
     assert len(attend_calls) == NUM_LAYERS
     loss, gradients = run(checkpointed)
@@ -67,6 +67,6 @@ def test_loss_and_gradients_are_the_same_bit_for_bit(dtype, compiled, attend_cal
 
 def test_an_evaluation_computes_every_block_once(attend_calls):
     model = build(torch.float32)
-    checkpoint_activations(model)
+    NeoBERTEncoder(model).checkpoint_activations()
     run(model.eval())
     assert len(attend_calls) == NUM_LAYERS

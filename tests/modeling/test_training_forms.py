@@ -11,9 +11,10 @@ import torch
 from float64_reference import build_random_model, double_state, predict
 
 from neobert_train.batch import Batch
-from neobert_train.model import checkpoint_activations, compile_blocks, find_compiler_obstacle
 from neobert_train.modeling.attention import BACKENDS, find_obstacle
-from neobert_train.objective import MaskedLanguageModelling
+from neobert_train.models.compilation import find_compiler_obstacle
+from neobert_train.models.neobert import NeoBERTEncoder
+from neobert_train.objectives.masked_lm import MaskedLM
 
 # The lengths at which a CPU changes how it computes attention, documents of one token, and a tail.
 LENGTHS = (1, 130, 7, 1, 40, 16, 129)
@@ -92,10 +93,11 @@ def test_loss_and_every_gradient_are_those_of_the_formulas(
     model.model.attention_backend = backend
     if compiled:
         torch._dynamo.reset()
-        assert compile_blocks(model, place)
+        assert NeoBERTEncoder(model).compile(place)
     if not kept:
-        checkpoint_activations(model)
-    summed, correct = MaskedLanguageModelling(model)(build_batch().to(place))
+        NeoBERTEncoder(model).checkpoint_activations()
+    outcome = MaskedLM(NeoBERTEncoder(model)).compute(build_batch().to(place))
+    summed, correct = outcome.loss_sum, outcome.sums["accuracy"]
     summed.backward()
     tolerance = TOLERANCES[dtype]
     assert abs(summed.double().item() - loss.item()) < tolerance * loss.item()

@@ -6,12 +6,11 @@ import stat
 import pytest
 import torch
 
-from neobert_train.config.schema import ModelConfig
+from neobert_train.config.choices import NeoBERTModelConfig
 from neobert_train.data.lane.lane import initial_states
-from neobert_train.export.hugging_face import write_model_folder
 from neobert_train.files import write_checked_json
-from neobert_train.model import build_model_config
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
+from neobert_train.models.neobert import NeoBERTEncoder, build_network_config
 from neobert_train.run.checkpoint import Checkpoint, TrainingState, save_checkpoint
 from neobert_train.run.directory import RunDirectory
 from neobert_train.run.folders import new_folder, owned_folder
@@ -31,11 +30,11 @@ def test_files_and_folders_have_the_modes_of_others(umask, tmp_path, make_config
     write_checked_json(run.heldout_file, {})
     state = TrainingState.begin(initial_states(range(1)))
     save_checkpoint(run, Checkpoint(state, {"a": torch.zeros(2)}, {}), config, tokenizer)
-    model_config = ModelConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
-    model = NeoBERTForMaskedLM(build_model_config(model_config, tokenizer))
+    model_config = NeoBERTModelConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    model = NeoBERTForMaskedLM(build_network_config(model_config, tokenizer))
     for _ in range(2):  # into a new folder, and into one that is there
         with owned_folder(tmp_path / "export", {}) as draft:
-            write_model_folder(draft, model, tokenizer, 128)
+            NeoBERTEncoder(model).write(draft, tokenizer, 128)
     with new_folder(tmp_path / "tokenizer") as draft:
         tokenizer.save(draft, 512)
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}

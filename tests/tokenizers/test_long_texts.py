@@ -14,9 +14,9 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from neobert_train.data.sources import EMBEDDED_TEXTS
 from neobert_train.errors import InputError
 from neobert_train.tokenizers import long_texts
-from neobert_train.tokenizers.groups import iter_groups
 from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER
 from neobert_train.tokenizers.long_texts import split_text
+from neobert_train.tokenizers.text_tokenizer import iter_groups
 
 # As published with Llama 3: newlines go to the punctuation before them.
 LLAMA_3 = (

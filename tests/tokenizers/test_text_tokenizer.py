@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, BertTokenizer
 
-from neobert_train.data.lane.chunks import split_document
+from neobert_train.data.lane.encoding import split_document
 from neobert_train.data.sources import EMBEDDED_TEXTS
 from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER, load_tokenizer
 from neobert_train.tokenizers.special_tokens import SpecialTokens

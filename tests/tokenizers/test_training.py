@@ -18,7 +18,7 @@ from neobert_train.data.lane.words import build_word_starts
 from neobert_train.data.sources import Record
 from neobert_train.data.training_texts import TrainingTexts, _iter_records
 from neobert_train.errors import InputError
-from neobert_train.model import build_model
+from neobert_train.models.families import build_encoder
 from neobert_train.tokenizers import training
 from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.tokenizers.long_texts import split_text
@@ -365,7 +365,7 @@ def test_bad_records_stop_or_are_left_out_and_counted(tmp_path):
 
 def test_the_model_takes_size_and_padding_from_the_tokenizer(speeches):
     tokenizer = learn(speeches[:10], "wordpiece", "vocab_size=500")
-    model = build_model(make_config("model=neobert_tiny"), tokenizer)
+    model = build_encoder(make_config("model=neobert_tiny"), tokenizer).network
     assert model.config.vocab_size == 500
     assert model.config.pad_token_id == tokenizer.special.pad == 0
     assert model.get_input_embeddings().weight.shape[0] == 500

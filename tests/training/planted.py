@@ -10,16 +10,18 @@ import sys
 import time
 from pathlib import Path
 
-from neobert_train.objective import MaskedLanguageModelling
+from neobert_train.objectives.masked_lm import MaskedLM
+from neobert_train.objectives.objective import Outcome
 
 STEPS = {int(step) for step in os.environ["STEPS"].split(",")}
-forward = MaskedLanguageModelling.forward
+compute = MaskedLM.compute
 latest_step = 0
 
 
-def faulty_forward(self, batch):
-    loss, num_correct = forward(self, batch)
-    if self.training and batch.lane == 1 and batch.lane_state["num_batches"] in STEPS:
+def compute_with_fault(self, batch):
+    outcome = compute(self, batch)
+    loss, training = outcome.loss_sum, self.encoder.network.training
+    if training and batch.lane == 1 and batch.lane_state["num_batches"] in STEPS:
         match os.environ["FAULT"]:
             case "nan":
                 loss = loss * float("nan")
@@ -29,13 +31,13 @@ def faulty_forward(self, batch):
                 time.sleep(1000)
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
-    if not self.training and os.environ["FAULT"] == "die_evaluating" and latest_step in STEPS:
+    if not training and os.environ["FAULT"] == "die_evaluating" and latest_step in STEPS:
         os.kill(os.getpid(), signal.SIGKILL)
-    return loss, num_correct
+    return Outcome(loss, outcome.sums)
 
 
 def note_steps():
-    """Let `faulty_forward` know in an evaluation after which step it is."""
+    """Let `compute_with_fault` know in an evaluation after which step it is."""
     from neobert_train.training.trainer import Trainer
 
     evaluate = Trainer._evaluate
@@ -69,7 +71,7 @@ def tell_checkpoints():
 if __name__ == "__main__":
     from neobert_train.__main__ import main
 
-    MaskedLanguageModelling.forward = faulty_forward
+    MaskedLM.compute = compute_with_fault
     match os.environ["FAULT"]:
         case "die_evaluating":
             note_steps()

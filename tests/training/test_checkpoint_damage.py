@@ -87,7 +87,7 @@ def make(step):
         for number, stream in enumerate(streams)
     }
     state = TrainingState.begin(lanes)
-    state.step, state.tokens, state.masked_tokens, state.updates = step, 2**53 + 1, 2**40, 1
+    state.step, state.tokens, state.num_targets, state.updates = step, 2**53 + 1, 2**40, 1
     return Checkpoint(state, weights, moments)
 
 
@@ -195,8 +195,8 @@ FORGED = {
     "step of another": (put(step=10**9), "lanes.0 is at step 2, the run at 1000000000"),
     "step true": (put(step=True), "step is true: input should be a valid integer"),
     "tokens below 0": (put(tokens=-1), "tokens is -1: input should be greater than or equal to 0"),
-    "fewer tokens than lanes": (put(tokens=8, masked_tokens=1), "tokens of the lanes are 9, more"),
-    "more masked than tokens": (put(masked_tokens=2**53 + 9), "masked_tokens are"),
+    "fewer tokens than lanes": (put(tokens=8, num_targets=1), "tokens of the lanes are 9, more"),
+    "more masked than tokens": (put(num_targets=2**53 + 9), "num_targets are"),
     "more updates than steps": (put(updates=3), "updates are 3, more than 2"),
     "endless number": (put(tokens=10**400), "tokens is 1000"),
     "tokens without end": (put(tokens=2**63 - 1), "tokens is 9223372036854775807: input"),

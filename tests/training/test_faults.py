@@ -123,7 +123,7 @@ def test_a_full_disk_stops_no_training_and_room_lets_checkpoints_be_written(tmp_
     assert "cannot be written to (No space left on device): make room" in at_start
     assert "Traceback" not in done.stdout
     assert "the checkpoint of step 2 cannot be written" in rest
-    assert rest.count("training goes on, and tries again") >= 2
+    assert rest.count("training continues, and tries again") >= 2
     assert "step 60/60" in rest
     assert "at the end" not in rest
     assert rest.splitlines()[-1] == "step-00000060"
@@ -163,7 +163,7 @@ def test_a_folder_that_loses_its_permission_while_the_run_goes_on(tmp_path):
     process.send_signal(signal.SIGINT)
     output = finish(process, code=3)
     assert "cannot be written: [Errno 13] Permission denied" in output
-    assert "training goes on, and tries again" in output
+    assert "training continues, and tries again" in output
     assert "stopped by SIGINT, with the checkpoint of step" in output
     assert_ends_with_a_checkpoint(tmp_path / "run")
 

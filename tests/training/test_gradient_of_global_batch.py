@@ -13,10 +13,10 @@ from neobert_train.data.lane.masking import build_masking
 from neobert_train.data.loader import StepLoader
 from neobert_train.data.sources import build_units
 from neobert_train.distributed import Collectives
-from neobert_train.model import build_model
-from neobert_train.objective import MaskedLanguageModelling
-from neobert_train.optim.adamw import build_optimizer
-from neobert_train.training.engine import build_engine, read_engine_state, step_engine
+from neobert_train.models.families import build_encoder
+from neobert_train.objectives.masked_lm import MaskedLM
+from neobert_train.optim.optimizers import build_optimizer
+from neobert_train.training.engine import Engine
 from neobert_train.world import World
 
 CPU = torch.device("cpu")
@@ -39,9 +39,9 @@ def _one_step_of_batches(config):
 def test_engine_gradient_equals_one_big_float64_batch(make_config, tokenizer, world):
     config = make_config("deepspeed=zero0", "optimizer.max_grad_norm=0.0")
     batches = _one_step_of_batches(config)
-    masked = sum(batch.num_masked for batch in batches)
+    num_targets = sum(batch.num_targets for batch in batches)
 
-    reference = build_model(config, tokenizer).double()
+    reference = build_encoder(config, tokenizer).network.double()
     total = 0.0
     for batch in batches:
         bounds = batch.cu_seqlens.tolist()
@@ -51,23 +51,23 @@ def test_engine_gradient_equals_one_big_float64_batch(make_config, tokenizer, wo
         ]
         chosen = torch.cat(logits)[batch.masked_positions]
         total = total + torch.nn.functional.cross_entropy(chosen, batch.labels, reduction="sum")
-    (total / masked).backward()
+    (total / num_targets).backward()
 
-    objective = MaskedLanguageModelling(build_model(config, tokenizer))
-    engine = build_engine(config, objective, world, CPU)
+    objective = MaskedLM(build_encoder(config, tokenizer))
+    engine = Engine(config, objective, world, CPU)
     for batch in batches:
-        loss, _ = engine(batch)
-        engine.backward(loss / masked, scale_wrt_gas=False)
-        if not engine.is_gradient_accumulation_boundary():
-            step_engine(engine, 0.0)
+        engine.backward(engine.compute(batch).loss_sum / num_targets)
+        if batch is not batches[-1]:
+            engine.step()
+    network = objective.encoder.network
     for (name, parameter), expected in zip(
-        engine.module.model.named_parameters(), reference.parameters(), strict=True
+        network.named_parameters(), reference.parameters(), strict=True
     ):
         assert torch.allclose(parameter.grad.double(), expected.grad, atol=1e-7), name
-    norm = step_engine(engine, 0.0)
+    norm = engine.step()
     exact = torch.sqrt(sum((p.grad**2).sum() for p in reference.parameters()))
     assert abs(norm - float(exact)) < 1e-5
-    assert read_engine_state(engine, 1, keep=False) is None
+    assert engine.read_state(1, keep=False) is None
 
 
 @pytest.mark.parametrize("zero", ["zero0", "zero1", "zero2"])
@@ -76,25 +76,24 @@ def test_an_engine_step_never_waits_for_the_device(
 ):
     """On a GPU each wait would leave it without work."""
     config = make_config(f"deepspeed={zero}")
-    objective = MaskedLanguageModelling(build_model(config, tokenizer))
-    engine = build_engine(config, objective, world, CPU)
+    engine = Engine(config, MaskedLM(build_encoder(config, tokenizer)), world, CPU)
     from deepspeed.accelerator import get_accelerator
 
     waits = []
     monkeypatch.setattr(get_accelerator(), "synchronize", lambda *_: waits.append(1))
     for _ in range(3):
         for batch in _one_step_of_batches(config):
-            loss, _ = engine(batch)
-            engine.backward(loss / 1000, scale_wrt_gas=False)
-            step_engine(engine, 1.0)
+            engine.backward(engine.compute(batch).loss_sum / 1000)
+            engine.step()
     assert waits == []
 
 
 def test_norms_and_biases_are_not_decayed(make_config, tokenizer):
     config = make_config()
-    model = build_model(config, tokenizer)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed, free = build_optimizer(config.optimizer, model).param_groups
+    encoder = build_encoder(config, tokenizer)
+    names = {id(parameter): name for name, parameter in encoder.network.named_parameters()}
+    optimizer = build_optimizer(config.optimizer, encoder.network, encoder.list_roles())
+    decayed, free = optimizer.param_groups
     assert decayed["weight_decay"] == 0.1
     assert free["weight_decay"] == 0.0
     free_names = {names[id(parameter)] for parameter in free["params"]}
@@ -104,20 +103,42 @@ def test_norms_and_biases_are_not_decayed(make_config, tokenizer):
 
 def test_padding_and_document_order_do_not_change_the_sums(make_config, tokenizer):
     config = make_config()
-    objective = MaskedLanguageModelling(build_model(config, tokenizer)).double().eval()
+    objective = MaskedLM(build_encoder(config, tokenizer))
+    network = objective.encoder.network.double().eval()
     masking = build_masking(config.masking, tokenizer)
     documents = [np.arange(2000 + 50 * n, 2000 + 50 * n + n) for n in (5, 30, 9)]
     generator = np.random.Generator(np.random.Philox(key=1))
     batch = collate(documents, 60, tokenizer.special, masking, 0.2, generator)
-    loss, correct = objective(batch)
+    outcome = objective.compute(batch)
     bounds = batch.cu_seqlens.tolist()
     total = 0.0
     for start, stop in reversed(list(itertools.pairwise(bounds))):
         chosen = (batch.masked_positions >= start) & (batch.masked_positions < stop)
-        alone = objective.model(
+        alone = network(
             batch.input_ids[None, start:stop]
         ).logits[0, batch.masked_positions[chosen] - start]  # fmt: skip
         labels = batch.labels[chosen]
         total += torch.nn.functional.cross_entropy(alone, labels, reduction="sum").item()
-    assert abs(loss.item() - total) < 1e-4
-    assert 0 <= correct.item() <= batch.num_masked
+    assert abs(outcome.loss_sum.item() - total) < 1e-4
+    assert 0 <= outcome.sums["accuracy"].item() <= batch.num_targets
+
+
+@pytest.mark.parametrize("zero", ["zero0", "zero1", "zero2"])
+def test_a_role_is_trained_at_its_own_rate(make_config, tokenizer, world, zero):
+    config = make_config(f"deepspeed={zero}", "optimizer.embedding.lr_multiplier=0")
+    encoder = build_encoder(config, tokenizer)
+    before = {name: p.detach().clone() for name, p in encoder.network.named_parameters()}
+    engine = Engine(config, MaskedLM(encoder), world, CPU)
+    engine.set_learning_rate(1)
+    for batch in _one_step_of_batches(config):
+        engine.backward(engine.compute(batch).loss_sum / 1000)
+        engine.step()
+    state = engine.read_state(1, keep=True)
+    changed = {name for name, weight in state.weights.items() if not weight.equal(before[name])}
+    assert changed == before.keys() - {"model.encoder.weight"}
+    # A second engine that continues from this state is at the same place.
+    other = Engine(config, MaskedLM(build_encoder(config, tokenizer)), world, CPU)
+    other.restore(state)
+    again = other.read_state(1, keep=True)
+    assert all(again.weights[name].equal(weight) for name, weight in state.weights.items())
+    assert all(again.moments[name].equal(moment) for name, moment in state.moments.items())

@@ -8,8 +8,7 @@ import pytest
 
 from commands.conftest import run_command
 from neobert_train.errors import InputError
-from neobert_train.export.hugging_face import write_model_folder
-from neobert_train.model import build_model
+from neobert_train.models.families import build_encoder
 from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.training.starting_point import check_resumed_tokenizer
 from support.local_hub import LocalHub
@@ -30,7 +29,7 @@ def hub():
 @pytest.fixture
 def commit(hub, make_config, tokenizer, tmp_path):
     """Of a model and its tokenizer, as an export has them."""
-    write_model_folder(tmp_path / "export", build_model(make_config(), tokenizer), tokenizer, 512)
+    build_encoder(make_config(), tokenizer).write(tmp_path / "export", tokenizer, 512)
     files = {path.name: path.read_bytes() for path in (tmp_path / "export").iterdir()}
     return hub.write("org/name", files, revision="step-00000002")
 

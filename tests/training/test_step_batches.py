@@ -58,7 +58,7 @@ def test_batches_that_come_late_are_waited_for_by_all():
     step = collect_step(load(None, batches), Processes(waits, waits, is_there), lambda: None, None)
     assert step.batches == batches
     assert (step.tokens, step.text_tokens, step.unknown_tokens) == (112, 88, 3)
-    assert (step.masked_tokens, step.squared_lengths) == (24, 980)
+    assert (step.num_targets, step.squared_lengths) == (24, 980)
 
 
 def test_a_stop_is_heard_by_a_process_that_waits_and_by_one_that_does_not():

@@ -98,7 +98,7 @@ def test_going_back_gives_the_weights_of_the_checkpoint_and_the_next_documents(s
     output_dir, settings, _ = skipped
     rewinding = ["divergence.action=rewind", "divergence.max_skipped_steps=2"]
     output = run(tmp_path / "run", *settings, *rewinding, fault="nan", steps="5,6")
-    assert "went back to the weights of step 4; goes on after step 6" in output
+    assert "went back to the weights of step 4; continues after step 6" in output
     assert_equal(load(tmp_path / "run", 8), load(output_dir, 8))
     assert read_metrics(tmp_path / "run")[-1]["train/rewinds"] == 1
 
@@ -150,7 +150,7 @@ def test_when_a_process_hangs_all_end_with_their_stacks(tmp_path):
     )  # fmt: skip
     for rank in (0, 1):
         assert f"rank {rank}: step 3 has taken longer than 8 seconds" in output
-    assert "in faulty_forward" in output
+    assert "in compute_with_fault" in output
     assert "in all_reduce" in output
 
 
@@ -172,7 +172,7 @@ def allow_small_files():
 def test_a_checkpoint_that_cannot_be_written_is_told_and_training_goes_on(tmp_path):
     output = run(tmp_path / "run", limit=allow_small_files, code=2)
     assert "the checkpoint of step 2 cannot be written" in output
-    assert output.count("training goes on, and tries again") >= 3
+    assert output.count("training continues, and tries again") >= 3
     assert "step 8/8" in output
     assert "make room or fix the permissions" in output
     assert "Traceback" not in output

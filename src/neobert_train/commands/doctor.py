@@ -13,10 +13,10 @@ from typing import TypeVar
 
 import torch
 
-from neobert_train.accounting import compute_model_size, format_flops
 from neobert_train.config.checks import find_experiment_problems
 from neobert_train.config.command_schema import DoctorConfig
-from neobert_train.config.derived import compute_num_lanes, find_divisors, resolve_sources
+from neobert_train.config.derived import compute_num_lanes, resolve_sources
+from neobert_train.config.divisors import find_divisors
 from neobert_train.config.schema import Precision
 from neobert_train.data.corpus import list_source_files, open_corpus
 from neobert_train.data.heldout import sample_source
@@ -33,19 +33,18 @@ from neobert_train.machine.devices import (
     has_native_bf16,
 )
 from neobert_train.machine.environment import find_versions
-from neobert_train.machine.memory import (
-    USABLE_MEMORY,
-    estimate_memory,
-    find_largest_micro_batch,
-)
+from neobert_train.machine.peak import format_flops
 from neobert_train.machine.threads import describe_waiting
-from neobert_train.model import DTYPES, decide_compilation, find_compiler_obstacle
 from neobert_train.modeling.attention import (
     BACKENDS,
     choose_backend,
     find_flash_attention,
     find_obstacle,
 )
+from neobert_train.models.compilation import decide_compilation, find_compiler_obstacle
+from neobert_train.models.cost import build_cost
+from neobert_train.models.encoder import DTYPES
+from neobert_train.models.memory import USABLE_MEMORY, estimate_memory, find_largest_micro_batch
 from neobert_train.run.directory import RunDirectory
 from neobert_train.terminal import print_output
 from neobert_train.tokenizers.loading import build_tokenizer
@@ -61,7 +60,6 @@ _LAUNCHERS = ("deepspeed", "torchrun", "srun")
 # A run is more patient; here one short attempt says enough.
 _NETWORK_SECONDS = 10.0
 _SAMPLE_DOCUMENTS = 256
-_BYTES_PER_PARAMETER = 12  # fp32 weight and two moments
 
 
 @dataclass
@@ -71,7 +69,7 @@ class Findings:
     Attributes:
         lines: of the report.
         notes: what does not stop a run, and is good to know.
-        problems: what stops it, each with its mend.
+        problems: what stops it, each with its fix.
     """
 
     lines: list[str] = field(default_factory=list)
@@ -79,11 +77,11 @@ class Findings:
     problems: list[str] = field(default_factory=list)
 
     def tell(self, name: str, text: str) -> None:
-        """A line of the report."""
+        """Add a line to the report."""
         self.lines.append(f"{name:11} {text}")
 
     def attempt(self, function: Callable[[], Result]) -> Result | None:
-        """What a function returns; None when it finds a problem, which is kept."""
+        """Return what a function returns; None when it finds a problem, which is kept."""
         try:
             return function()
         except InputError as error:
@@ -107,7 +105,7 @@ def run(config: DoctorConfig, world: World) -> None:
 
 
 def examine(config: DoctorConfig, world: World) -> Findings:
-    """Everything that can be known in some seconds."""
+    """Examine everything that can be known in some seconds."""
     findings = Findings(problems=find_experiment_problems(config))
     settings_are_sound = not findings.problems
     device = find_device(world)
@@ -171,7 +169,7 @@ def _examine_device(findings: Findings, device: torch.device) -> None:
 def _settle_precision(
     findings: Findings, config: DoctorConfig, device: torch.device
 ) -> DoctorConfig:
-    """The configuration with the precision that a run would train in."""
+    """Return the configuration with the precision that a run would train in."""
     wanted = config.trainer.precision
     chosen = choose_precision(wanted, device, config.deepspeed.zero_stage)
     rates = {name: find_peak_flops(device, dtype) for name, dtype in DTYPES.items()}
@@ -205,7 +203,7 @@ def _examine_kernels(findings: Findings, config: DoctorConfig, device: torch.dev
     use = "a run compiles its blocks" if compiles else "a run does not use it (model.compile)"
     findings.tell("compile", f"torch.compile {obstacle or f'can run; {use}'}")
     if compiles and obstacle:
-        findings.notes.append(f"torch.compile {obstacle}: a run goes on uncompiled")
+        findings.notes.append(f"torch.compile {obstacle}: a run continues uncompiled")
     try:
         parameter = torch.nn.Parameter(torch.ones(8, device=device))
         parameter.grad = torch.ones_like(parameter)
@@ -223,7 +221,7 @@ def _show_release(backend: str, device: torch.device) -> str:
 
 
 def _find_num_processes(config: DoctorConfig) -> int:
-    """As many processes as have a device each and share the lanes evenly."""
+    """Return as many processes as have a device each and share the lanes evenly."""
     num_devices = max(1, torch.cuda.device_count())
     return max(n for n in find_divisors(compute_num_lanes(config)) if n <= num_devices)
 
@@ -253,7 +251,7 @@ def _examine_launch(findings: Findings, config: DoctorConfig) -> None:
 def _examine_run_directory(findings: Findings, config: DoctorConfig) -> None:
     run = RunDirectory(config.output_dir)
     checkpoints = run.list_checkpoints()
-    state = f"goes on from step {checkpoints[-1][0]}" if checkpoints else "a run begins"
+    state = f"continues from step {checkpoints[-1][0]}" if checkpoints else "a run begins"
     findings.tell("output_dir", f"{run.path}: {state}")
     findings.attempt(lambda: check_resume(config, run))
     if (run.lock_file).exists():
@@ -280,7 +278,7 @@ def _examine_hub(findings: Findings, config: DoctorConfig) -> None:
 
 
 def _find_existing_folder(run: RunDirectory) -> Path:
-    """The run directory, or the nearest of those above it that is there."""
+    """Return the run directory, or the nearest of those above it that is there."""
     path = run.path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
@@ -289,8 +287,8 @@ def _examine_disk(findings: Findings, config: DoctorConfig, tokenizer: TextToken
     run, checkpoint = RunDirectory(config.output_dir), config.checkpoint
     folder = _find_existing_folder(run)
     free = shutil.disk_usage(folder).free
-    parameters = compute_model_size(config.model, tokenizer.vocab_size).parameters
-    size = _BYTES_PER_PARAMETER * parameters
+    parameters = build_cost(config.model, tokenizer.vocab_size).size.parameters
+    size = 4 * (1 + len(config.optimizer.moments)) * parameters  # fp32 weight and moments
     # One more is there while it is being written.
     kept = checkpoint.keep_last + checkpoint.keep_best + 1
     needed = max(1, kept - len(run.list_checkpoints())) * size
@@ -327,10 +325,10 @@ def _examine_memory(
         f"fits: batch.micro_batch_tokens={largest}",
     )
     if needed > USABLE_MEMORY * total:
-        mend = (
+        fix = (
             f"batch.micro_batch_tokens={largest}" if largest else "deepspeed=zero3 or fewer layers"
         )
-        findings.notes.append(f"the device's memory may not be enough: write {mend}")
+        findings.notes.append(f"the device's memory may not be enough: write {fix}")
 
 
 def _examine_data(findings: Findings, config: DoctorConfig, tokenizer: TextTokenizer) -> None:

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 import transformers
-from safetensors import SafetensorError
 
 from neobert_train.config.command_schema import EvaluateConfig
 from neobert_train.config.data_schema import (
@@ -24,12 +22,12 @@ from neobert_train.data.sources.files import list_units
 from neobert_train.data.sources.source import BadRecord, Record, Unit
 from neobert_train.distributed import find_device
 from neobert_train.errors import InputError
-from neobert_train.evaluation.masked_lm import MaskedLMResult, evaluate_masked_lm
+from neobert_train.evaluation.heldout import Evaluation, evaluate_objective
 from neobert_train.machine.devices import choose_precision
-from neobert_train.model import DTYPES, build_model, load_into
-from neobert_train.model_files import find_context_length, find_model_folder, read_model_config
-from neobert_train.modeling.heads import NeoBERTForMaskedLM
-from neobert_train.objective import MaskedLanguageModelling
+from neobert_train.models.encoder import DTYPES, Encoder
+from neobert_train.models.families import build_encoder, find_family
+from neobert_train.models.loading import find_context_length, find_model_folder, load_into
+from neobert_train.objectives.masked_lm import MaskedLM
 from neobert_train.run.checkpoint import CONFIG_FILE, TOKENIZER_FOLDER, load_weights
 from neobert_train.run.checkpoint_search import find_checkpoint
 from neobert_train.run.directory import RunDirectory
@@ -69,21 +67,22 @@ def run(config: EvaluateConfig, world: World) -> None:
         raise InputError("the texts hold nothing to evaluate on: all documents are empty")
     device = find_device(world)
     precision = choose_precision(config.precision, device, zero_stage=1)
-    objective = MaskedLanguageModelling(subject.model).eval().to(device, DTYPES[precision])
-    result = evaluate_masked_lm(objective, batches, device)
+    objective = MaskedLM(subject.encoder)
+    subject.encoder.network.eval().to(device, DTYPES[precision])
+    result = evaluate_objective(lambda b: objective.compute(b.to(device)), objective, batches)
     num_tokens = sum(batch.num_tokens for batch in batches)
     print_output(
         format_result(result, config.run_dir or str(config.model), len(documents), num_tokens)
     )
 
 
-def format_result(result: MaskedLMResult, subject: str, num_documents: int, num_tokens: int) -> str:
-    """The result as text."""
+def format_result(result: Evaluation, subject: str, num_documents: int, num_tokens: int) -> str:
+    """Return the result as text."""
     return (
-        f"{subject}: {result.masked_tokens:,} masked of {num_tokens:,} tokens in {num_documents:,} "
+        f"{subject}: {result.num_targets:,} masked of {num_tokens:,} tokens in {num_documents:,} "
         f"documents\n"
         f"  masked_lm loss        {result.loss:.4f} nats\n"
-        f"  masked_lm accuracy    {result.accuracy:.2%}\n"
+        f"  masked_lm accuracy    {result.means['accuracy']:.2%}\n"
         f"  perplexity            {result.perplexity:,.2f}"
     )
 
@@ -93,13 +92,13 @@ class Subject:
     """What is measured, and how it was trained, as far as that is known.
 
     Attributes:
-        model, tokenizer: what is measured.
+        encoder, tokenizer: what is measured.
         context_length: most tokens of a document.
         masking: which tokens were predicted.
         seed: of the run.
     """
 
-    model: NeoBERTForMaskedLM
+    encoder: Encoder
     tokenizer: TextTokenizer
     context_length: int
     masking: MaskingConfig = field(default_factory=MaskingConfig)
@@ -116,36 +115,24 @@ def load_subject(config: EvaluateConfig) -> Subject:
         raise InputError(f"{run_directory.path} holds no checkpoint: check run_dir")
     train_config = load_train_config(checkpoint / CONFIG_FILE)
     tokenizer = load_tokenizer(str(checkpoint / TOKENIZER_FOLDER))
-    model = build_model(train_config, tokenizer)
-    load_into(model, load_weights(checkpoint), str(checkpoint))
+    encoder = build_encoder(train_config, tokenizer)
+    load_into(encoder, load_weights(checkpoint), str(checkpoint))
     context_length = train_config.batch.context_length
-    return Subject(model, tokenizer, context_length, train_config.masking, train_config.seed)
+    return Subject(encoder, tokenizer, context_length, train_config.masking, train_config.seed)
 
 
 def _load_exported(name: str) -> Subject:
     """Return an exported or published model: its safetensors are read, none of its code is run."""
     label = f"model={name}"
     folder = find_model_folder(name, label)
-    config, tokenizer = read_model_config(folder, label), load_tokenizer(name)
-    try:
-        model, info = NeoBERTForMaskedLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{label} cannot be loaded as a NeoBERT: {reason}") from error
-    if info["missing_keys"]:  # they would be random
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise InputError(f"{label} cannot be loaded as a NeoBERT: it has no {missing}")
-    return Subject(model, tokenizer, find_context_length(folder, config))
+    family, tokenizer = find_family(folder, label), load_tokenizer(name)
+    encoder = family.load(folder, label)
+    longest = family.read_config(folder).max_length
+    return Subject(encoder, tokenizer, find_context_length(folder, longest))
 
 
 def load_documents(config: EvaluateConfig, tokenizer: TextTokenizer) -> list[np.ndarray]:
-    """Token ids of the given texts, or of the run's own held-out documents.
+    """Return token ids of the given texts, or of the run's own held-out documents.
 
     Raises:
         InputError: a file or record cannot be read, or the run has no held-out documents.

@@ -8,13 +8,14 @@ from neobert_train.config.command_schema import ExportConfig, ExportFormat, Pool
 from neobert_train.config.saved import load_train_config
 from neobert_train.errors import InputError
 from neobert_train.export.hub import MAIN, push_to_hub
-from neobert_train.export.hugging_face import write_model_folder, write_pooling
 from neobert_train.export.model_card import CardNames, render_model_card
 from neobert_train.export.onnx import write_onnx
 from neobert_train.export.parity import check_parity
+from neobert_train.export.pooling import write_pooling
 from neobert_train.files import hash_file, write_atomically
 from neobert_train.hub import HubError
-from neobert_train.model import build_model, load_into
+from neobert_train.models.families import build_encoder
+from neobert_train.models.loading import load_into
 from neobert_train.run.checkpoint import (
     CONFIG_FILE,
     TOKENIZER_FOLDER,
@@ -54,16 +55,17 @@ def run(config: ExportConfig, world: World) -> None:
     tokenizer = load_tokenizer(str(checkpoint / TOKENIZER_FOLDER))
     state = load_state(checkpoint)
     metrics = find_latest(read_metrics(run_directory.metrics_file), state.step)
-    model = build_model(train_config, tokenizer)
-    load_into(model, load_weights(checkpoint), str(checkpoint))
+    encoder = build_encoder(train_config, tokenizer)
+    load_into(encoder, load_weights(checkpoint), str(checkpoint))
+    network = encoder.network
     with owned_folder(output, _list_unlisted(output, run_directory)) as draft:
         context_length = train_config.batch.context_length
-        write_model_folder(draft, model, tokenizer, context_length)
+        encoder.write(draft, tokenizer, context_length)
         if config.pooling is not Pooling.none:
-            write_pooling(draft, model.config.hidden_size, config.pooling, context_length)
-        difference = check_parity(draft, model)
+            write_pooling(draft, network.config.hidden_size, config.pooling, context_length)
+        difference = check_parity(draft, network)
         if config.format is ExportFormat.onnx:
-            write_onnx(draft, model)
+            write_onnx(draft, network)
         location = config.push_to_hub or str(output)
         title = (config.push_to_hub or run_directory.path.resolve().name).rpartition("/")[2]
         revision = config.revision if config.push_to_hub else None

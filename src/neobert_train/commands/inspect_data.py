@@ -49,7 +49,7 @@ def run(config: InspectDataConfig, world: World) -> None:
 
 
 def find_nearest_states(config: InspectDataConfig) -> tuple[int, dict[int, dict[str, Any]]]:
-    """The state of every lane before a step, and that step: the nearest from which to read on.
+    """Return the state of every lane before a step, and that step: the nearest from which to read on.
 
     That is the newest checkpoint of the run before the step asked for, or the beginning.
     """
@@ -71,12 +71,12 @@ def iter_lanes(
     states: Mapping[int, dict[str, Any]],
     first_step: int,
 ) -> Iterator[LaneBatch]:
-    """What every lane gives to the step, in the order of the lanes."""
+    """Yield what every lane gives to the step, in the order of the lanes."""
     with tqdm(
         total=len(states) * (config.step - first_step + 1),
         desc=f"reading steps {first_step} to {config.step}",
         unit="micro-batch",
-        disable=None if config.logging.progress else True,  # None: on a terminal alone
+        disable=None if config.logging.progress else True,  # None: only on a terminal
         leave=False,
     ) as bar:
         for lane_number in sorted(states):
@@ -95,10 +95,10 @@ def format_step(
     units: Mapping[str, Sequence[Unit]],
     tokenizer: TextTokenizer,
 ) -> str:
-    """The global batch as text."""
+    """Return the global batch as text."""
     names = list(units)
     num_tokens = sum(lane.batch.num_tokens for lane in lanes)
-    num_masked = sum(lane.batch.num_masked for lane in lanes)
+    num_targets = sum(lane.batch.num_targets for lane in lanes)
     chunks = [chunk for lane in lanes for chunk in lane.packed.chunks]
     num_text = sum(lane.batch.num_text for lane in lanes)
     num_unknown = sum(lane.batch.num_unknown for lane in lanes)
@@ -107,7 +107,7 @@ def format_step(
         f"tokens",
         f"  fill        {num_tokens / config.batch.global_batch_tokens:.3%}, {num_tokens:,} tokens "
         f"in {len(chunks):,} documents or parts of one",
-        f"  to predict  {num_masked:,} tokens, {num_masked / max(1, num_text):.2%} of the text",
+        f"  to predict  {num_targets:,} tokens, {num_targets / max(1, num_text):.2%} of the text",
         f"  unknown     {num_unknown:,} tokens, {num_unknown / max(1, num_text):.2%} of the text",
     ]
     for number, name in enumerate(names):
@@ -122,7 +122,7 @@ def format_step(
 
 
 def _iter_in_turns(lanes: Sequence[LaneBatch]) -> Iterator[tuple[LaneBatch, int]]:
-    """The first document of every lane, then the second, and so on."""
+    """Yield the first document of every lane, then the second, and so on."""
     for index in range(max(len(lane.packed.chunks) for lane in lanes)):
         for lane in lanes:
             if index < len(lane.packed.chunks):

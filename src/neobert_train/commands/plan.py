@@ -2,19 +2,16 @@
 
 import statistics
 
-from neobert_train.accounting import (
-    DEVICES,
-    compute_model_size,
-    format_flops,
-)
 from neobert_train.config.command_schema import PlanConfig
 from neobert_train.config.derived import (
     compute_num_lanes,
-    find_divisors,
     wants_compilation,
 )
+from neobert_train.config.divisors import find_divisors
 from neobert_train.errors import InputError
-from neobert_train.machine.memory import (
+from neobert_train.machine.peak import DEVICES, format_flops
+from neobert_train.models.cost import build_cost
+from neobert_train.models.memory import (
     USABLE_MEMORY,
     estimate_memory,
     find_largest_micro_batch,
@@ -36,7 +33,7 @@ def run(config: PlanConfig, world: World) -> None:
 
 
 def format_plan(config: PlanConfig) -> str:
-    """The plan as text; every figure is derived from the configuration."""
+    """Return the plan as text; every figure is derived from the configuration."""
     if config.device not in DEVICES:
         raise InputError(f"device={config.device} is not known: choose among {', '.join(DEVICES)}")
     lanes = compute_num_lanes(config)
@@ -47,12 +44,12 @@ def format_plan(config: PlanConfig) -> str:
         )
     device, batch = DEVICES[config.device], config.batch
     vocab_size = build_tokenizer(config.tokenizer).vocab_size
-    size = compute_model_size(config.model, vocab_size)
+    size = build_cost(config.model, vocab_size).size
     bf16 = plans_bf16(config)
     peak = device.get_flops(bf16)
     rate = statistics.fmean(sample_masking_rates(config))
     # Documents that fill the context are the most expensive ones; shorter ones cost less attention.
-    flops = size.flops_per_token(batch.context_length, rate)
+    flops = size.compute_flops_per_token(batch.context_length, rate)
     tokens = config.trainer.max_steps * batch.global_batch_tokens
     speed = config.mfu * peak / flops
     hours = tokens / (speed * config.num_devices) / 3600

@@ -43,7 +43,7 @@ def run(config: TrainTokenizerConfig, world: World) -> None:
 def format_summary(
     config: TrainTokenizerConfig, texts: TrainingTexts, tokenizer: TextTokenizer
 ) -> str:
-    """What was learnt from what, how texts come out, and what to type next."""
+    """Return what was learnt from what, how texts come out, and what to type next."""
     sample, kind = texts.sample
     bad = f", {texts.num_bad_records:,} bad records left out" if texts.num_bad_records else ""
     lines = [
@@ -74,7 +74,7 @@ def format_summary(
 
 
 def _show_progress(texts: TrainingTexts, config: TrainTokenizerConfig) -> Iterator[str]:
-    """The same texts, with a live counter on a terminal and a line now and then elsewhere."""
+    """Yield the same texts, with a live counter on a terminal and a line now and then elsewhere."""
     if config.logging.progress and sys.stderr.isatty():
         yield from tqdm(texts, desc="reading", unit=" documents", dynamic_ncols=True)
         return

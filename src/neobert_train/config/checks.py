@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from neobert_train.config.choices import CHOICES, SchedulerConfig, WSDConfig
 from neobert_train.config.command_schema import (
     DoctorConfig,
     EvaluateConfig,
@@ -15,14 +16,13 @@ from neobert_train.config.command_schema import (
 )
 from neobert_train.config.data_schema import SourceConfig, SourceKind
 from neobert_train.config.derived import (
-    compute_decay_end,
     compute_num_lanes,
     compute_weights,
-    find_divisors,
     parse_duration,
     resolve_sources,
 )
-from neobert_train.config.schema import ModelConfig, Precision, ScheduleName, TrainConfig
+from neobert_train.config.divisors import find_divisors
+from neobert_train.config.schema import Precision, TrainConfig
 from neobert_train.config.setting import iter_settings
 
 # What fits where somebody means something else.
@@ -38,7 +38,7 @@ _SOURCE_NAME = re.compile(r"[\w-]+")
 
 
 def find_problems(config: Any, world_size: int = 1) -> list[str]:
-    """All problems of a typed configuration, each with its mend; empty when it is sound."""
+    """Return all problems of a typed configuration, each with its fix; empty when it is sound."""
     problems = find_range_problems(config)
     if problems:
         return problems  # the checks below divide by values that must be in range
@@ -54,17 +54,18 @@ def find_problems(config: Any, world_size: int = 1) -> list[str]:
 
 
 def find_experiment_problems(config: TrainConfig, world_size: int = 1) -> list[str]:
-    """The problems of an experiment whose settings are all in range."""
+    """Return the problems of an experiment whose settings are all in range."""
     return [
         *_iter_batch_problems(config, world_size),
         *_iter_model_problems(config),
+        *_iter_choice_problems(config),
         *_iter_data_problems(config),
         *_iter_training_problems(config),
     ]
 
 
 def find_range_problems(config: Any) -> list[str]:
-    """The settings that are out of their own range, whatever the others are."""
+    """Return the settings that are out of their own range, whatever the others are."""
     return list(_iter_range_problems(config))
 
 
@@ -113,31 +114,37 @@ def _iter_batch_problems(config: TrainConfig, world_size: int) -> Iterator[str]:
 
 
 def _iter_model_problems(config: TrainConfig) -> Iterator[str]:
-    model = config.model
-    if model.hidden_size % model.num_attention_heads:
-        yield (
-            f"model.hidden_size={model.hidden_size} is not a multiple of "
-            f"model.num_attention_heads={model.num_attention_heads}: {_offer_heads(model)}"
-        )
-    elif (model.hidden_size // model.num_attention_heads) % 2:
-        yield (
-            f"model.hidden_size / model.num_attention_heads = "
-            f"{model.hidden_size // model.num_attention_heads} is odd, and rotary embeddings turn "
-            f"pairs of channels: {_offer_heads(model)}"
-        )
-    if config.batch.context_length > model.max_length:
+    if config.batch.context_length > config.model.max_length:
         yield (
             f"batch.context_length={config.batch.context_length} exceeds "
-            f"model.max_length={model.max_length}, which the exported model announces: write "
+            f"model.max_length={config.model.max_length}, which the exported model announces: write "
             f"model.max_length={config.batch.context_length}"
         )
 
 
-def _offer_heads(model: ModelConfig) -> str:
-    if model.hidden_size % 2:
-        return f"the width must be even, such as model.hidden_size={model.hidden_size + 1}"
-    heads = ", ".join(map(str, find_divisors(model.hidden_size // 2)))
-    return f"choose model.num_attention_heads among {heads}"
+def _iter_choice_problems(config: TrainConfig) -> Iterator[str]:
+    """Yield what the kinds chosen say of their own settings."""
+    for section in CHOICES:
+        yield from getattr(config, section).iter_problems()
+    yield from _iter_schedule_problems(config.scheduler, config.trainer.max_steps)
+
+
+def _iter_schedule_problems(scheduler: SchedulerConfig, max_steps: int) -> Iterator[str]:
+    warmup_steps, decay = scheduler.warmup_steps, scheduler.find_decay(max_steps)
+    # A short trial may end within the warm-up; what may not happen is a drop from peak to floor.
+    if decay is None or warmup_steps >= max_steps or decay.start < decay.end:
+        return
+    if isinstance(scheduler, WSDConfig) and warmup_steps < decay.start:
+        yield (
+            f"scheduler.decay_start={decay.start} leaves no step for the decay, which ends at "
+            f"trainer.max_steps={max_steps}: write scheduler.decay_start={round(0.8 * max_steps)}"
+        )
+        return
+    yield (
+        f"scheduler.warmup_steps={warmup_steps} leaves no step for the decay, which ends at "
+        f"step {decay.end} ({scheduler.explain_decay()}): write "
+        f"scheduler.warmup_steps={decay.end // 10}"
+    )
 
 
 def _iter_data_problems(config: TrainConfig) -> Iterator[str]:
@@ -150,7 +157,7 @@ def _iter_data_problems(config: TrainConfig) -> Iterator[str]:
             yield f"no source of data.mixture has a weight above 0 from step {step} on: raise one"
     for name, entry in data.mixture.items():
         if not _SOURCE_NAME.fullmatch(name):
-            yield f"data.mixture: the name '{name}' may hold letters, digits, _ and - alone"
+            yield f"data.mixture: the name '{name}' may hold letters, digits, _ and - only"
         if any(step < 1 for step in entry.weight_from):
             yield f"data.mixture.{name}.weight_from holds a step below 1: the first step is 1"
     if config.evaluation.max_tokens and data.heldout_fraction == 0.0:
@@ -215,17 +222,6 @@ def _iter_training_problems(config: TrainConfig) -> Iterator[str]:
                 f"trainer.time_limit={config.trainer.time_limit} is no duration: write "
                 f"trainer.time_limit='23:50:00' (hours:minutes:seconds)"
             )
-    if len(config.optimizer.betas) != 2:
-        yield "optimizer.betas needs two values: write optimizer.betas=[0.9,0.95]"
-    warmup_steps, decay_end = config.scheduler.warmup_steps, compute_decay_end(config)
-    decays = config.scheduler.name is not ScheduleName.constant
-    # A short trial may end within the warm-up; what may not happen is a drop from peak to floor.
-    if decays and decay_end <= warmup_steps < config.trainer.max_steps:
-        yield (
-            f"scheduler.warmup_steps={warmup_steps} leaves no step for the decay, which ends at "
-            f"step {decay_end} (scheduler.decay_fraction x trainer.max_steps): write "
-            f"scheduler.warmup_steps={decay_end // 10}"
-        )
     if config.trainer.precision is Precision.bf16 and config.deepspeed.zero_stage == 0:
         yield (
             "trainer.precision=bf16 needs fp32 master weights, which DeepSpeed keeps from ZeRO 1 "

@@ -117,7 +117,7 @@ def _as_overrides(fields: "tuple[dataclasses.Field[Any], ...]") -> list[tuple[st
     return [
         (
             field.name,
-            Optional[field.type],  # noqa: UP045 - of a type known at run time alone
+            Optional[field.type],  # noqa: UP045 - of a type known only at run time
             dataclasses.field(default=None, metadata=field.metadata),
         )
         for field in fields

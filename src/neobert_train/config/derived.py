@@ -5,7 +5,7 @@ import re
 from typing import Any, TypeVar
 
 from neobert_train.config.data_schema import DataConfig, MaskingConfig, MixtureWeights, SourceConfig
-from neobert_train.config.schema import ModelConfig, TrainConfig
+from neobert_train.config.schema import TrainConfig
 
 Section = TypeVar("Section", SourceConfig, MaskingConfig)
 
@@ -13,28 +13,26 @@ _DURATION = re.compile(r"((?P<d>\d+)-)?((?P<h>\d+):)?(?P<m>\d+):(?P<s>\d+)")
 # What the only source is called where there is no mixture.
 SINGLE_SOURCE = "corpus"
 
-FEED_FORWARD_MULTIPLE = 8
-
 
 def compute_num_lanes(config: TrainConfig) -> int:
-    """Micro-batches of one optimiser step over all processes."""
+    """Return micro-batches of one optimiser step over all processes."""
     return config.batch.global_batch_tokens // config.batch.micro_batch_tokens
 
 
 def compute_accumulation_steps(config: TrainConfig, world_size: int) -> int:
-    """Micro-batches of one optimiser step on each process."""
+    """Return micro-batches of one optimiser step on each process."""
     return compute_num_lanes(config) // world_size
 
 
 def wants_compilation(config: TrainConfig, zero_stage: int, on_gpu: bool) -> bool:
-    """Whether blocks are to be compiled; hooks that ZeRO 3 has inside of them cannot be."""
+    """Return whether blocks are to be compiled; hooks that ZeRO 3 has inside of them cannot be."""
     if zero_stage == 3:
         return False
     return on_gpu if config.model.compile is None else config.model.compile
 
 
 def resolve_sources(data: DataConfig) -> dict[str, SourceConfig]:
-    """The sources by name; what a source of a mixture leaves out is as in the `data` section."""
+    """Return the sources by name; what a source of a mixture leaves out is as in the `data` section."""
     names = [field.name for field in dataclasses.fields(SourceConfig)]
     base = SourceConfig(**{name: getattr(data, name) for name in names})
     if not data.mixture:
@@ -52,7 +50,7 @@ def override(base: Section, overrides: Any) -> Section:
 
 
 def compute_weights(data: DataConfig, step: int) -> list[float]:
-    """The weight of every source at a step, in the order of `resolve_sources`."""
+    """Return the weight of every source at a step, in the order of `resolve_sources`."""
     if not data.mixture:
         return [1.0]
     return [_find_weight(entry, step) for entry in data.mixture.values()]
@@ -64,7 +62,7 @@ def _find_weight(entry: MixtureWeights, step: int) -> float:
 
 
 def compute_masking_rate(config: TrainConfig, step: int) -> float:
-    """The share of tokens to predict at a step: a straight line to `final_rate`, then constant."""
+    """Return the share of tokens to predict at a step: a straight line to `final_rate`, then constant."""
     masking = config.masking
     if masking.final_rate is None:
         return masking.rate
@@ -73,7 +71,7 @@ def compute_masking_rate(config: TrainConfig, step: int) -> float:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `hours:minutes:seconds`, `minutes:seconds` or `days-hours:minutes:seconds`.
+    """Return seconds of `hours:minutes:seconds`, `minutes:seconds` or `days-hours:minutes:seconds`.
 
     Raises:
         ValueError: it is none of them.
@@ -83,19 +81,3 @@ def parse_duration(text: str) -> float:
         raise ValueError(text)
     days, hours, minutes, seconds = (int(match[name] or 0) for name in ("d", "h", "m", "s"))
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
-
-
-def compute_decay_end(config: TrainConfig) -> int:
-    """The step at which the learning rate reaches its floor."""
-    return max(1, round(config.scheduler.decay_fraction * config.trainer.max_steps))
-
-
-def compute_feed_forward_width(model: ModelConfig) -> int:
-    """Inner width of SwiGLU: two thirds of `intermediate_size`, rounded up to a multiple of 8."""
-    width = int(2 * model.intermediate_size / 3)
-    return -(-width // FEED_FORWARD_MULTIPLE) * FEED_FORWARD_MULTIPLE
-
-
-def find_divisors(number: int) -> list[int]:
-    """The divisors of a positive number, ascending."""
-    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

@@ -1,4 +1,4 @@
-"""A configuration as YAML beside a run, and what may change when the run goes on."""
+"""A configuration as YAML beside a run, and what may change when the run continues."""
 
 import dataclasses
 import re
@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from neobert_train.config.checks import find_range_problems
+from neobert_train.config.choices import CHOICES, find_kind
 from neobert_train.config.derived import resolve_sources
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.setting import iter_settings
@@ -20,7 +21,9 @@ from neobert_train.urls import hide_in_values
 _MOST_BYTES = 1 << 24  # hundreds of thousands of paths
 _NOT_ONE = "cannot be read as a configuration"
 # What decides the model and the data of every step. The rest may differ from start to start.
-_IDENTITY = ("seed", "batch.", "data.", "tokenizer.", "masking.", "model.")
+_IDENTITY = (
+    "seed", "batch.", "data.", "tokenizer.", "masking.", "model.", "objective.", "optimizer.kind",
+)  # fmt: skip
 _FREE_WITHIN_IDENTITY = (
     "data.num_workers",
     "data.prefetch_micro_batches",
@@ -32,6 +35,7 @@ _FREE_WITHIN_IDENTITY = (
     "model.compile",
     "model.activation_checkpointing",
 )
+_OF_DECAYS = ("decay_fraction", "final_lr_ratio")
 _NAMES_FILES = (
     "source", "paths", "format", "dataset", "subset", "split", "revision", "data_files",
 )  # fmt: skip
@@ -68,7 +72,7 @@ def load_train_config(path: Path) -> TrainConfig:
         values = _read_yaml(read_text(path, _MOST_BYTES))
         if not values:
             raise ValueError("it holds no settings")
-        config: TrainConfig = parse(TrainConfig, values)
+        config: TrainConfig = parse(TrainConfig, _parse_choices(values))
         for problem in find_range_problems(config):
             raise ValueError(problem)
     except RecursionError as error:
@@ -76,6 +80,33 @@ def load_train_config(path: Path) -> TrainConfig:
     except (DamagedFileError, ValueError, OverflowError) as error:
         raise InputError(f"{path} {_NOT_ONE}: {str(error).splitlines()[0]}") from error
     return config
+
+
+def _parse_choices(values: Any) -> Any:
+    """Return the values with every section that is a choice as the settings of its kind.
+
+    A section without a kind has the default one, and the scheduler that of its `name`, as runs of
+    version 0.1.0 recorded it.
+
+    Raises:
+        ValueError: a kind is not known, or a value is not one of its settings.
+    """
+    if not isinstance(values, dict):
+        return values
+    parsed = dict(values)
+    defaults = TrainConfig()
+    for section in CHOICES.keys() & values.keys():
+        given = values[section]
+        if not isinstance(given, dict):
+            raise ValueError(f"{section} is {given}: it holds no settings")
+        if section == "scheduler" and "name" in given:
+            given = {"kind": given["name"], **given}
+            del given["name"]
+            if given["kind"] == "constant":  # it had these, and used neither
+                given = {key: value for key, value in given.items() if key not in _OF_DECAYS}
+        settings = find_kind(section, given.get("kind", getattr(defaults, section).kind))
+        parsed[section] = parse(settings, given, section)
+    return parsed
 
 
 def _read_yaml(text: str) -> Any:
@@ -138,7 +169,7 @@ for _side in (_Dumper, _Loader):
 
 
 def find_differences(saved: TrainConfig, current: TrainConfig) -> tuple[list[str], list[str]]:
-    """Settings that differ between a run and its continuation.
+    """Return settings that differ between a run and its continuation.
 
     Returns:
         Those that would make it another run (other data order, masks or model), and those that
@@ -148,7 +179,7 @@ def find_differences(saved: TrainConfig, current: TrainConfig) -> tuple[list[str
     notable: list[str] = []
     old = {setting.key: setting.value for setting in iter_settings(saved)}
     new = {setting.key: setting.value for setting in iter_settings(current)}
-    for key in {**old, **new}:  # a source of a mixture may be in one of them alone
+    for key in {**old, **new}:  # a source of a mixture may be in one of them only
         before, now = (hide_in_values(side.get(key)) for side in (old, new))
         if key.startswith(_UNREMARKABLE) or before == now:
             continue

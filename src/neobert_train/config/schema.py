@@ -1,12 +1,23 @@
 """Every setting of a training run: name, type, default, range and one line on what it does.
 
-The defaults are those of NeoBERT's first pre-training phase (arXiv 2502.19587, section 3 and
-table 3); the YAML groups under `configs/` only name deviations from them.
+The model, the objective, the optimizer and the scheduler have the settings of the kind chosen for them,
+which are in `choices`. The defaults are those of NeoBERT's first pre-training phase (arXiv 2502.19587,
+section 3 and table 3); the YAML groups under `configs/` only name deviations from them.
 """
 
 from dataclasses import dataclass
 from enum import Enum
 
+from neobert_train.config.choices import (
+    AdamWConfig,
+    CosineConfig,
+    MaskedLMConfig,
+    ModelConfig,
+    NeoBERTModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    SchedulerConfig,
+)
 from neobert_train.config.data_schema import DataConfig, MaskingConfig, TokenizerConfig
 from neobert_train.config.setting import setting
 
@@ -18,24 +29,6 @@ class Resume(Enum):
     never = "never"
     must = "must"
     changed = "changed"
-
-
-class AttentionBackend(Enum):
-    """Kernel that computes attention within packed documents."""
-
-    auto = "auto"
-    sdpa = "sdpa"
-    flash_attn = "flash_attn"
-    torch_varlen = "torch_varlen"
-    xformers = "xformers"
-
-
-class ScheduleName(Enum):
-    """Shape of the learning rate after the warm-up."""
-
-    cosine = "cosine"
-    linear = "linear"
-    constant = "constant"
 
 
 class Precision(Enum):
@@ -95,69 +88,6 @@ class BatchConfig:
 
 
 @dataclass
-class ModelConfig:
-    """Shape of the encoder, in the names of the published model, and how it computes."""
-
-    hidden_size: int = setting(768, "Width of the residual stream.", at_least=1)
-    num_hidden_layers: int = setting(28, "Transformer blocks.", at_least=1)
-    num_attention_heads: int = setting(12, "Attention heads per block.", at_least=1)
-    intermediate_size: int = setting(
-        3072, "Nominal feed-forward width; SwiGLU uses two thirds of it, rounded up to 8.",
-        at_least=1,
-    )  # fmt: skip
-    max_length: int = setting(
-        4096, "Longest context the exported model announces, in tokens.", at_least=8
-    )
-    norm_eps: float = setting(1e-5, "Epsilon of the RMS norms.", above=0.0)
-    embedding_init_range: float = setting(
-        0.02, "Initial embeddings are uniform within plus or minus this.", above=0.0
-    )
-    decoder_init_range: float = setting(
-        0.02, "Initial linear weights are uniform within plus or minus this.", above=0.0
-    )
-    attention: AttentionBackend = setting(
-        AttentionBackend.auto, "auto, sdpa, flash_attn, torch_varlen or xformers."
-    )
-    compile: bool | None = setting(
-        None, "Compile the blocks with torch.compile (needs a C compiler); null does so on GPUs."
-    )
-    activation_checkpointing: bool = setting(
-        False, "Compute every block again in the backward pass instead of keeping its activations."
-    )
-
-
-@dataclass
-class OptimizerConfig:
-    """AdamW with gradient clipping; norms and biases are not decayed."""
-
-    lr: float = setting(6e-4, "Peak learning rate.", above=0.0)
-    betas: list[float] = setting(
-        lambda: [0.9, 0.95], "Decay rates of the two moments.", at_least=0.0, below=1.0
-    )
-    eps: float = setting(1e-8, "Added to the denominator of the update.", above=0.0)
-    weight_decay: float = setting(0.1, "Decoupled weight decay.", at_least=0.0)
-    max_grad_norm: float = setting(
-        1.0, "Gradients are scaled down to this global norm; 0 is off.", at_least=0.0
-    )
-
-
-@dataclass
-class SchedulerConfig:
-    """Learning rate as a function of the step."""
-
-    name: ScheduleName = setting(ScheduleName.cosine, "cosine, linear or constant after warm-up.")
-    warmup_steps: int = setting(2000, "Steps of linear warm-up from 0 to the peak.", at_least=0)
-    decay_fraction: float = setting(
-        0.9, "Share of trainer.max_steps at which the decay reaches its floor, warm-up included.",
-        above=0.0, at_most=1.0,
-    )  # fmt: skip
-    final_lr_ratio: float = setting(
-        0.1, "Floor of the decay as a share of the peak; it holds to the end.",
-        at_least=0.0, at_most=1.0,
-    )  # fmt: skip
-
-
-@dataclass
 class TrainerConfig:
     """How long to train and what to report."""
 
@@ -202,7 +132,7 @@ class DivergenceConfig:
     )  # fmt: skip
     spike_window: int = setting(100, "Steps that the running median is taken over.", at_least=2)
     on_spike: OnSpike = setting(
-        OnSpike.warn, "warn (looks at logged steps alone), skip the step, or rewind."
+        OnSpike.warn, "warn (looks at logged steps only), skip the step, or rewind."
     )
     max_rewinds: int = setting(5, "Rewinds of one start, after which the run stops.", at_least=0)
 
@@ -295,9 +225,10 @@ class TrainConfig:
     data: DataConfig = setting(DataConfig, "")
     tokenizer: TokenizerConfig = setting(TokenizerConfig, "")
     masking: MaskingConfig = setting(MaskingConfig, "")
-    model: ModelConfig = setting(ModelConfig, "")
-    optimizer: OptimizerConfig = setting(OptimizerConfig, "")
-    scheduler: SchedulerConfig = setting(SchedulerConfig, "")
+    model: ModelConfig = setting(NeoBERTModelConfig, "")
+    objective: ObjectiveConfig = setting(MaskedLMConfig, "")
+    optimizer: OptimizerConfig = setting(AdamWConfig, "")
+    scheduler: SchedulerConfig = setting(CosineConfig, "")
     trainer: TrainerConfig = setting(TrainerConfig, "")
     divergence: DivergenceConfig = setting(DivergenceConfig, "")
     evaluation: EvaluationConfig = setting(EvaluationConfig, "")

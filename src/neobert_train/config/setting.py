@@ -19,7 +19,7 @@ class Range:
     below: float | None = None
 
     def admits(self, value: float) -> bool:
-        """Whether `value` is finite and lies within every bound."""
+        """Return whether `value` is finite and lies within every bound."""
         return (
             math.isfinite(value)
             and (self.at_least is None or value >= self.at_least)
@@ -48,7 +48,7 @@ def setting(
     below: float | None = None,
     entries: type[Any] | None = None,
 ) -> Any:
-    """A dataclass field that a user can set.
+    """Return a dataclass field that a user can set.
 
     Args:
         default: value when nothing is given; a class or function makes a fresh value each time.
@@ -89,7 +89,7 @@ class Setting:
 
 
 def iter_settings(config: Any, prefix: str = "") -> Iterator[Setting]:
-    """Every leaf setting of a config dataclass instance, in the order of definition."""
+    """Yield every leaf setting of a config dataclass instance, in the order of definition."""
     for field in dataclasses.fields(config):
         key, value = f"{prefix}{field.name}", getattr(config, field.name)
         if dataclasses.is_dataclass(value):
@@ -101,17 +101,16 @@ def iter_settings(config: Any, prefix: str = "") -> Iterator[Setting]:
             yield Setting(key, field, value)
 
 
-def iter_default_settings(schema: Any, prefix: str = "") -> Iterator[Setting]:
-    """Every setting that a config class knows, with its default.
+def iter_default_settings(defaults: Any, prefix: str = "") -> Iterator[Setting]:
+    """Yield every setting that a config dataclass knows, with the value it has in `defaults`.
 
     Where the user gives names, `ANY_NAME` stands for them: `data.mixture.NAME.weight`.
     """
-    config = schema()
-    for field in dataclasses.fields(config):
-        key, value = f"{prefix}{field.name}", getattr(config, field.name)
+    for field in dataclasses.fields(defaults):
+        key, value = f"{prefix}{field.name}", getattr(defaults, field.name)
         if dataclasses.is_dataclass(value):
-            yield from iter_default_settings(type(value), prefix=f"{key}.")
+            yield from iter_default_settings(value, prefix=f"{key}.")
         elif field.metadata["entries"]:
-            yield from iter_default_settings(field.metadata["entries"], f"{key}.{ANY_NAME}.")
+            yield from iter_default_settings(field.metadata["entries"](), f"{key}.{ANY_NAME}.")
         else:
             yield Setting(key, field, value)

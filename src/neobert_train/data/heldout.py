@@ -15,9 +15,8 @@ from neobert_train.config.derived import compute_weights, resolve_sources
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.typed import Count, Finite, read_run_json
 from neobert_train.data.lane.admission import Admission, Kind, build_admission
-from neobert_train.data.lane.chunks import split_document
 from neobert_train.data.lane.collate import collate
-from neobert_train.data.lane.encoding import Entry, iter_encoded
+from neobert_train.data.lane.encoding import Entry, iter_encoded, split_document
 from neobert_train.data.lane.masking import build_masking
 from neobert_train.data.lane.packing import pack_all
 from neobert_train.data.lane.randomness import keyed_generator
@@ -160,7 +159,7 @@ def sample_source(
         units: the source.
         admission: which documents are held out, and which belong to the source at all.
         tokenizer: turns texts into ids.
-        max_tokens: held-out tokens to collect; counting token frequencies may go on beyond.
+        max_tokens: held-out tokens to collect; counting token frequencies may continue beyond.
         scan_documents: documents after which to stop in any case.
     """
     sample = SourceSample([], np.zeros(tokenizer.vocab_size, dtype=np.int64))
@@ -202,7 +201,7 @@ def _iter_entries(units: Sequence[Unit], admission: Admission) -> Iterator[Entry
 
 
 def compute_entropy(frequencies: np.ndarray) -> float:
-    """Entropy in nats of the distribution with these frequencies; NaN when there are none."""
+    """Return the entropy in nats of the distribution with these frequencies; NaN when there are none."""
     total = frequencies.sum()
     if total == 0:
         return math.nan
@@ -219,7 +218,7 @@ def build_evaluation_batches(
     max_tokens: int,
     seed: int,
 ) -> list[Batch]:
-    """Documents masked and packed, always alike whatever the number of processes.
+    """Return documents masked and packed, always alike whatever the number of processes.
 
     Args:
         documents: token ids of each, without special tokens; empty ones are passed over.
@@ -247,7 +246,7 @@ def build_evaluation_batches(
         generator = keyed_generator(seed, "evaluation mask", number)
         size = sum(len(chunk) + 2 for chunk in packed)  # nothing needs a constant shape here
         batches.append(collate(packed, size, tokenizer.special, rule, masking.rate, generator))
-    if batches and not any(batch.num_masked for batch in batches):
+    if batches and not any(batch.num_targets for batch in batches):
         num_text = sum(batch.num_text for batch in batches)
         num_unknown = sum(batch.num_unknown for batch in batches)
         raise InputError(

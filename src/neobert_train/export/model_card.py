@@ -9,11 +9,13 @@ from typing import Any
 
 import yaml
 
-from neobert_train.accounting import compute_model_size
 from neobert_train.config.checks import REPOSITORY
+from neobert_train.config.choices import Choice
 from neobert_train.config.data_schema import SourceKind
 from neobert_train.config.schema import TrainConfig
+from neobert_train.config.setting import iter_settings
 from neobert_train.metrics_table import METRICS, format_metric
+from neobert_train.models.cost import build_cost
 from neobert_train.run.checkpoint import TrainingState
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
@@ -124,8 +126,8 @@ def render_model_card(
             "",
             f"# {_escape(names.title)}",
             "",
-            "A [NeoBERT](https://arxiv.org/abs/2502.19587) text encoder pre-trained with "
-            "neobert_train by masked-language modelling.",
+            f"A {config.model.title} text encoder pre-trained with neobert_train by masked-language "
+            "modelling.",
             "",
             *(line for use in _USES for line in _format_use(*use, literals)),
             "## Recipe",
@@ -145,23 +147,32 @@ def _find_dataset(config: TrainConfig) -> str | None:
 
 
 def _describe_recipe(config: TrainConfig, state: TrainingState, vocab_size: int) -> dict[str, str]:
-    size = compute_model_size(config.model, vocab_size)
+    size = build_cost(config.model, vocab_size).size
     return {
         "parameters": f"{size.parameters:,}",
-        "layers x width": f"{config.model.num_hidden_layers} x {config.model.hidden_size}",
+        "layers x width": f"{size.num_layers} x {size.hidden_size}",
         "context": f"{config.batch.context_length:,} tokens",
         "data": _find_dataset(config) or config.data.source.value,
         "tokens trained on": f"{state.tokens:,} in {state.step:,} steps of "
         f"{config.batch.global_batch_tokens:,}",
-        "tokens predicted": f"{state.masked_tokens:,}",
+        "tokens predicted": f"{state.num_targets:,}",
         "masking": f"{config.masking.rate:.0%} of the text tokens, {config.masking.strategy.value}",
-        "optimiser": f"AdamW, peak learning rate {config.optimizer.lr:g}, betas "
-        f"{config.optimizer.betas}, weight decay {config.optimizer.weight_decay:g}, clipping at "
-        f"{config.optimizer.max_grad_norm:g}",
-        "schedule": f"{config.scheduler.name.value}, {config.scheduler.warmup_steps:,} steps of warm-up",
+        "optimiser": _list_settings(config.optimizer),
+        "schedule": _list_settings(config.scheduler),
         "precision": config.trainer.precision.value,
         "seed": str(config.seed),
     }
+
+
+def _list_settings(choice: Choice) -> str:
+    """Return a choice with its settings; of groups of parameters, those that are not the default."""
+    usual = {setting.key: setting.value for setting in iter_settings(type(choice)())}
+    shown = [
+        f"{setting.key.replace('_', ' ')} {setting.value}"
+        for setting in iter_settings(choice)
+        if setting.key != "kind" and ("." not in setting.key or setting.value != usual[setting.key])
+    ]
+    return ", ".join([choice.kind, *shown])
 
 
 def _format_use(introduction: str, code: str, literals: Mapping[str, str]) -> list[str]:

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from neobert_train.errors import InputError
-from neobert_train.modeling.heads import NeoBERTForMaskedLM
-from neobert_train.modeling.modeling_neobert import NeoBERT
 
 ONNX_FILE = Path("onnx") / "model.onnx"
 TOLERANCE = 1e-4
@@ -26,17 +25,17 @@ _TRIED_SHAPES = ((1, 1), (3, 7), (2, 64))
 class _Encoder(nn.Module):
     """The inputs and the output by which runtimes know an encoder."""
 
-    def __init__(self, model: NeoBERT) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Token ids and mask [B, S] to hidden states [B, S, hidden_size]."""
+        """Return the hidden states [B, S, hidden_size] of token ids and mask [B, S]."""
         hidden: Tensor = self.model(input_ids, attention_mask, return_dict=True).last_hidden_state
         return hidden
 
 
-def write_onnx(folder: Path, model: NeoBERTForMaskedLM) -> float:
+def write_onnx(folder: Path, model: PreTrainedModel) -> float:
     """Write `onnx/model.onnx`, for any number of sequences of any length, and try it.
 
     Args:
@@ -55,7 +54,7 @@ def write_onnx(folder: Path, model: NeoBERTForMaskedLM) -> float:
             raise InputError(
                 f"format=onnx needs the package {package}: pip install {' '.join(_PACKAGES)}"
             )
-    encoder = _Encoder(model.model).eval()
+    encoder = _Encoder(model.base_model).eval()
     path = folder / ONNX_FILE
     path.parent.mkdir(exist_ok=True)
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}

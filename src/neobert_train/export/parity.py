@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-
-from neobert_train.modeling.heads import NeoBERTForMaskedLM
+from transformers import PreTrainedModel
 
 TOLERANCE = 1e-5
 _REPOSITORY, _COMMIT = "models--export--model", "0" * 40
@@ -40,7 +39,7 @@ class ParityError(RuntimeError):
     """An export does not load, or does not give the numbers of the model it was made from."""
 
 
-def check_parity(folder: Path, model: NeoBERTForMaskedLM) -> float:
+def check_parity(folder: Path, model: PreTrainedModel) -> float:
     """Compare the logits of an exported folder with the model's own.
 
     transformers loads it from the layout in which its cache keeps a repository of the Hub, where it

@@ -1,1 +1,1 @@
-"""What this machine is and how it is used: devices and their speed, memory, versions, threads."""
+"""What this machine is and how it is used: devices and their speed, versions, threads."""

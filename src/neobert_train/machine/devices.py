@@ -8,12 +8,12 @@ import time
 
 import torch
 
-from neobert_train import accounting
 from neobert_train.config.schema import Precision
+from neobert_train.machine.peak import find_known_device, format_flops
 
 _SECONDS = 0.4
 _LARGEST_SIZE = 2048
-# On a CPU the peak is measured again while a run goes on, for this share of its time at most.
+# On a CPU the peak is measured again during a run, for at most this share of its time.
 _MEASURING_SHARE = 0.005
 # Values of ONEDNN_MAX_CPU_ISA that hide bf16 instructions from the library of matrix products.
 _WITHOUT_BF16 = re.compile(r"SSE41|AVX|AVX2\w*|AVX512_CORE(_VNNI)?", re.IGNORECASE)
@@ -26,7 +26,7 @@ def has_native_bf16(device: torch.device) -> bool:
     less with AVX2, where torch's library of matrix products (oneDNN) has no bf16 at all.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     if platform.machine().lower() not in ("x86_64", "amd64"):
@@ -58,7 +58,7 @@ def describe_slow_bf16(device: torch.device) -> str:
     bf16, fp32 = (measure_matmul_flops(dtype) for dtype in (torch.bfloat16, torch.float32))
     return (
         f"this CPU has no bf16 instructions: matrix products in bf16 run at "
-        f"{accounting.format_flops(bf16)}, {bf16 / fp32:.2g} times as fast as in fp32"
+        f"{format_flops(bf16)}, {bf16 / fp32:.2g} times as fast as in fp32"
     )
 
 
@@ -78,7 +78,7 @@ class PeakMeter:
         self._next_measurement = -math.inf  # on the clock of time.perf_counter
 
     def read(self) -> float | None:
-        """Return the peak; None for a GPU that `accounting.DEVICES` does not know."""
+        """Return the peak; None for a GPU that `peak.DEVICES` does not know."""
         begin = time.perf_counter()
         if begin >= self._next_measurement:
             found = find_peak_flops(self._device, self._dtype)
@@ -89,19 +89,19 @@ class PeakMeter:
 
 
 def find_peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Peak FLOP/s of a device: of a GPU by its data sheet, of a CPU as measured now.
+    """Return peak FLOP/s of a device: of a GPU by its data sheet, of a CPU as measured now.
 
     Returns:
-        None for a GPU that `accounting.DEVICES` does not know.
+        None for a GPU that `peak.DEVICES` does not know.
     """
     if device.type == "cpu":
         return measure_matmul_flops(dtype)
-    entry = accounting.find_known_device(torch.cuda.get_device_name(device))
+    entry = find_known_device(torch.cuda.get_device_name(device))
     return None if entry is None else entry.get_flops(dtype is torch.bfloat16)
 
 
 def measure_matmul_flops(dtype: torch.dtype, seconds: float = _SECONDS) -> float:
-    """FLOP/s of the fastest square matrix product on the CPU, in all threads of this process.
+    """Return the FLOP/s of the fastest square matrix product on the CPU, in all threads of this process.
 
     Sizes are doubled while the time lasts, since small products do not fill the cores and a CPU
     without instructions for a dtype takes seconds for large ones.

@@ -48,7 +48,7 @@ def describe_environment(
 
 
 def find_versions() -> dict[str, str | None]:
-    """Versions of the packages that a run may use; None for those that are not installed."""
+    """Return versions of the packages that a run may use; None for those that are not installed."""
     return {name: _find_version(name) for name in _PACKAGES}
 
 
@@ -65,7 +65,7 @@ _COMPARED = (
 
 
 def find_environment_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two starts of a run, each as `name: old -> new`."""
+    """Return what differs between two starts of a run, each as `name: old -> new`."""
     old, new = _flatten(before), _flatten(now)
     return [
         f"{key}: {old[key]} -> {new[key]}" for key in old if key in new and old[key] != new[key]
@@ -85,7 +85,7 @@ def _find_version(package: str) -> str | None:
 
 
 def _find_git_revision() -> str | None:
-    """The commit of the checkout the package runs from; None for an installed wheel."""
+    """Return the commit of the checkout the package runs from; None for an installed wheel."""
     folder = Path(__file__).resolve().parent
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
     try:

@@ -1,1 +1,1 @@
-"""Which parameters are decayed, and the learning rate as a function of the step."""
+"""How weights are updated: groups of parameters, optimisers, and the learning rate of every step."""

@@ -1,24 +1,13 @@
-"""AdamW with weight decay on matrices only (arXiv 1711.05101)."""
+"""AdamW with decoupled weight decay (arXiv 1711.05101)."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
 
-from neobert_train.config.schema import OptimizerConfig
+from neobert_train.config.choices import AdamWConfig
 
 
-def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.AdamW:
-    """AdamW over all parameters; norms and biases, which have one dimension, are not decayed."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": _with_dimensions(parameters, decayed=True), "weight_decay": config.weight_decay},
-        {"params": _with_dimensions(parameters, decayed=False), "weight_decay": 0.0},
-    ]
+def build_adamw(config: AdamWConfig, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+    """Return torch's fused AdamW over groups of parameters."""
     beta1, beta2 = config.betas
     return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
-
-
-def _with_dimensions(parameters: Iterable[nn.Parameter], decayed: bool) -> list[nn.Parameter]:
-    return [parameter for parameter in parameters if (parameter.dim() >= 2) is decayed]

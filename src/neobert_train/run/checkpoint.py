@@ -44,7 +44,7 @@ CONFIG_FILE = "config.yaml"
 TOKENIZER_FOLDER = "tokenizer"
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 3
-FIRST_MOMENT, SECOND_MOMENT = "exp_avg.", "exp_avg_sq."
+SECOND_MOMENT = "exp_avg_sq."
 
 
 @dataclass
@@ -71,8 +71,8 @@ class TrainingState:
     Attributes:
         step: optimiser steps taken.
         tokens: tokens of documents trained on, padding not counted.
-        masked_tokens: tokens predicted.
-        lanes: lane state by lane, of all lanes; how the data goes on.
+        num_targets: tokens predicted.
+        lanes: lane state by lane, of all lanes; from which the data continues.
         updates: of those steps, the ones that changed the weights; the others were skipped.
         seconds: spent in steps, all starts of the run together.
         heldout_loss: of the evaluation after `step`, in nats; None where there was none.
@@ -81,7 +81,7 @@ class TrainingState:
 
     step: Count
     tokens: Count
-    masked_tokens: Count
+    num_targets: Count
     lanes: dict[int, dict[str, Any]]
     updates: Count
     seconds: Annotated[Finite, Field(ge=0.0)]
@@ -100,8 +100,8 @@ class Checkpoint:
 
     Attributes:
         state: counters and lanes.
-        weights: fp32, by parameter name of `NeoBERTForMaskedLM`.
-        moments: fp32, `exp_avg.NAME` and `exp_avg_sq.NAME`.
+        weights: fp32, by parameter name.
+        moments: fp32, by `MOMENT.PARAMETER`, such as `exp_avg.decoder.weight`.
     """
 
     state: TrainingState
@@ -183,7 +183,7 @@ def prune_checkpoints(run: RunDirectory, keep: CheckpointConfig, newest: int) ->
         run: the run directory.
         keep: which to keep.
         newest: step of the one just written, which always stays. Those of later steps are left alone
-            and count for nothing: the run did not go on from them, since they are damaged.
+            and count for nothing: the run did not continue from them, since they are damaged.
     """
     available = [(step, folder) for step, folder in run.list_checkpoints() if step <= newest]
     kept = {step for step, _ in available[-keep.keep_last :]}
@@ -234,6 +234,8 @@ def read_state(folder: Path) -> TrainingState:
             f"it was written in format {version}; this version of neobert_train reads format "
             f"{FORMAT_VERSION}"
         )
+    if "masked_tokens" in raw:  # its name in version 0.1.0
+        raw["num_targets"] = raw.pop("masked_tokens")
     state: TrainingState = parse(TrainingState, raw)
     problem = _find_problem(state)
     if problem is not None:
@@ -258,7 +260,7 @@ def _find_problem(state: TrainingState) -> str | None:
         trained += sum(stream.tokens for stream in lane.streams.values())
     limits = {
         "the tokens of the lanes": (trained, state.tokens),
-        "masked_tokens": (state.masked_tokens, state.tokens),
+        "num_targets": (state.num_targets, state.tokens),
         "updates": (state.updates, state.step),
         "divergence.skipped_steps": (state.divergence.skipped_steps, state.step),
         "divergence.skipped_in_a_row": (
@@ -273,12 +275,12 @@ def _find_problem(state: TrainingState) -> str | None:
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """The fp32 weights of a checkpoint by parameter name."""
+    """Return the fp32 weights of a checkpoint by parameter name."""
     return _load_tensors(folder / WEIGHTS_FILE)
 
 
 def load_moments(folder: Path) -> dict[str, Tensor]:
-    """The fp32 moments of a checkpoint by `MOMENT.PARAMETER`."""
+    """Return the fp32 moments of a checkpoint by `MOMENT.PARAMETER`."""
     return _load_tensors(folder / MOMENTS_FILE)
 
 

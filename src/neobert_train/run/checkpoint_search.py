@@ -15,10 +15,8 @@ from neobert_train.errors import InputError
 from neobert_train.files import DamagedFileError, hash_file, parse_json, read_text, to_json
 from neobert_train.run.checkpoint import (
     CONFIG_FILE,
-    FIRST_MOMENT,
     MANIFEST_FILE,
     MOMENTS_FILE,
-    SECOND_MOMENT,
     STATE_FILE,
     WEIGHTS_FILE,
     TrainingState,
@@ -115,12 +113,13 @@ def find_damage(folder: Path) -> str | None:
         for name, entry in manifest.files.items():
             _check_file(folder / name, name, entry)
         state = _read_sound_state(folder, manifest.step)
-        num_lanes = compute_num_lanes(load_train_config(folder / CONFIG_FILE))
+        config = load_train_config(folder / CONFIG_FILE)
+        num_lanes = compute_num_lanes(config)
         if len(state.lanes) != num_lanes:
             return (
                 f"{STATE_FILE} has {len(state.lanes)} lanes, and {CONFIG_FILE} asks for {num_lanes}"
             )
-        _check_tensors(folder, state)
+        _check_tensors(folder, state, config.optimizer.moments)
     except (_DamagedError, InputError) as error:
         return str(error)
     return None
@@ -182,17 +181,19 @@ def _read_sound_state(folder: Path, step: int) -> TrainingState:
     return state
 
 
-def _check_tensors(folder: Path, state: TrainingState) -> None:
-    """Look at every number: one that is not finite would be trained on, and exported."""
+def _check_tensors(folder: Path, state: TrainingState, names: Sequence[str]) -> None:
+    """Look at every number: one that is not finite would be trained on, and exported.
+
+    Args:
+        folder: of the checkpoint.
+        state: that it holds.
+        names: of the moments that its optimiser keeps of every parameter.
+    """
     weights = _check_file_of_tensors(folder / WEIGHTS_FILE)
     moments = _check_file_of_tensors(folder / MOMENTS_FILE)
     if not weights:
         raise _DamagedError(f"{WEIGHTS_FILE} holds no weights")
-    expected = {
-        f"{moment}{name}": shape
-        for moment in (FIRST_MOMENT, SECOND_MOMENT)
-        for name, shape in weights.items()
-    }
+    expected = {f"{moment}.{name}": shape for moment in names for name, shape in weights.items()}
     if moments != (expected if state.updates else {}):  # there are none before the first update
         odd = sorted(dict(moments.items() ^ expected.items()) if state.updates else moments)[0]
         raise _DamagedError(f"{MOMENTS_FILE} does not fit {WEIGHTS_FILE} in {odd}")

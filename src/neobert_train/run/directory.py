@@ -122,7 +122,7 @@ class RunDirectory:
         return bool(self.list_checkpoints())
 
     def read_environments(self) -> list[dict[str, Any]]:
-        """Return with what the run was carried out, one entry for each of its starts.
+        """Return the environments of the run, one for each of its starts.
 
         Raises:
             InputError: the file is damaged.
@@ -136,15 +136,15 @@ class RunDirectory:
         return starts
 
     def checkpoint(self, step: int) -> Path:
-        """The folder of the checkpoint after `step` steps."""
+        """Return the folder of the checkpoint after `step` steps."""
         return self.checkpoints / f"step-{step:08d}"
 
     def temporary_checkpoint(self, step: int) -> Path:
-        """Where that checkpoint is put together before it gets its name."""
+        """Return where that checkpoint is put together before it gets its name."""
         return self.checkpoints / f"{TEMPORARY_PREFIX}step-{step:08d}"
 
     def list_checkpoints(self) -> list[tuple[int, Path]]:
-        """Step and folder of every checkpoint that bears its final name, oldest first."""
+        """Return step and folder of every checkpoint that bears its final name, oldest first."""
         if not self.checkpoints.is_dir():
             return []
         matches = map(_STEP_FOLDER.fullmatch, os.listdir(self.checkpoints))

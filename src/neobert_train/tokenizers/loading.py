@@ -20,7 +20,7 @@ _SHIPPED_NAMES = ("bert-base-uncased", "google-bert/bert-base-uncased")
 _TOKENIZER_FILE = "tokenizer.json"
 # Later ones win: both are written by transformers, the first by versions before 5 only.
 _ROLE_FILES = ("special_tokens_map.json", "tokenizer_config.json")
-# A vocabulary alone; what cuts text into its entries is code of transformers.
+# Only a vocabulary; what cuts text into its entries is code of transformers.
 _VOCABULARY_FILES = ("vocab.txt", "vocab.json", "merges.txt", "*.model")
 _KIND_FILES = ("tokenizer_config.json", "config.json")
 _MOST_REASON = 300  # characters of what transformers says, whose messages go over many lines
@@ -98,7 +98,7 @@ def _read_definition(file: Path) -> Tokenizer:
     except Exception as error:  # the Rust library raises plain Exception
         if any(file.match(pattern) for pattern in _VOCABULARY_FILES):
             raise InputError(
-                f"{file} is a vocabulary alone: write tokenizer.path={file.parent}, whose other "
+                f"{file} is only a vocabulary: write tokenizer.path={file.parent}, whose other "
                 f"files say how text is cut into its entries"
             ) from error
         raise InputError(f"{file} cannot be read as a tokenizer.json: {error}") from error

@@ -5,22 +5,27 @@ import hashlib
 import json
 import logging
 import multiprocessing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from neobert_train.errors import InputError
-from neobert_train.tokenizers.groups import iter_groups
 from neobert_train.tokenizers.long_texts import split_text
 from neobert_train.tokenizers.special_tokens import SpecialTokens, find_model_unk, find_spellings
 from neobert_train.tokenizers.spelled_tokens import build_without_special, is_reachable
 from neobert_train.world import World
 
 logger = logging.getLogger(__name__)
+
+Entry = TypeVar("Entry")
+
+# Of one call to the library: enough to amortise its overhead, within bounded memory.
+MOST_ENTRIES = 64
+ENOUGH_CHARACTERS = 1 << 20
 
 # Of transformers; any version makes it from `tokenizer.json`.
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
@@ -163,11 +168,11 @@ class TextTokenizer:
         raise AssertionError("the texts were encoded one by one, and not together")
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens spelled out."""
+        """Return the text of token ids, special tokens spelled out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def get_vocabulary(self) -> dict[str, int]:
-        """Id of every token by its spelling, special tokens included."""
+        """Return the id of every token by its spelling, special tokens included."""
         return dict(self._tokenizer.get_vocab(with_added_tokens=True))
 
     def gives_same_ids_as(self, other: "TextTokenizer") -> bool:
@@ -183,7 +188,7 @@ class TextTokenizer:
         )
 
     def to_json(self) -> str:
-        """Text of its `tokenizer.json`."""
+        """Return the text of its `tokenizer.json`."""
         return str(self._tokenizer.to_str())
 
     def save(self, folder: Path, max_length: int) -> None:
@@ -209,7 +214,7 @@ class TextTokenizer:
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
     def _frame_documents(self) -> TemplateProcessing:
-        """[CLS] before and [SEP] behind, as documents are in training whatever the file says."""
+        """Put [CLS] before and [SEP] behind, as in training, whatever the file says."""
         cls, sep = self.spellings["cls"], self.spellings["sep"]
         return TemplateProcessing(
             single=f"{cls} $A {sep}",
@@ -246,3 +251,35 @@ def _warn_once(message: str) -> None:
     """Warn in the main process of a run, and in no process that it starts."""
     if multiprocessing.parent_process() is None and World.from_environment().is_main:
         logger.warning("%s", message)
+
+
+def iter_groups(
+    entries: Iterable[Entry],
+    count_characters: Callable[[Entry], int],
+    enough: int = ENOUGH_CHARACTERS,
+    first: int = MOST_ENTRIES,
+) -> Iterator[list[Entry]]:
+    """Yield entries in groups of up to 64, none empty; an error comes after what was read before it.
+
+    Args:
+        entries: in order; none is read beyond a group before the group is given.
+        count_characters: of an entry.
+        enough: characters with which a group ends, whatever its number of entries.
+        first: entries of the first group; the next ones double.
+    """
+    group: list[Entry] = []
+    characters, most_entries = 0, first
+    try:
+        for entry in entries:
+            group.append(entry)
+            characters += count_characters(entry)
+            if len(group) == most_entries or characters >= enough:
+                yield group
+                group, characters = [], 0
+                most_entries = min(2 * most_entries, MOST_ENTRIES)
+    except (InputError, OSError):
+        if group:
+            yield group
+        raise
+    if group:
+        yield group

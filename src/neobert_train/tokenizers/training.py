@@ -170,7 +170,7 @@ def _cut_words(words: Mapping[str, int]) -> dict[str, int]:
 
 
 def _leave_out_characters(words: Mapping[str, int], config: TrainTokenizerConfig) -> dict[str, int]:
-    """The words without those that hold characters for which the vocabulary has no room."""
+    """Return the words without those that hold characters for which the vocabulary has no room."""
     entries: dict[str, set[str]] = {}  # of each character: itself, and inside a word with prefix
     counts: Counter[str] = Counter()
     is_wordpiece = config.algorithm is TokenizerAlgorithm.wordpiece
@@ -223,7 +223,8 @@ def _train_bpe(words: Mapping[str, int], config: TrainTokenizerConfig) -> models
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    return _feed(Tokenizer(models.BPE()), trainer, words).model
+    model: models.Model = _feed(Tokenizer(models.BPE()), trainer, words).model
+    return model
 
 
 def _train_unigram(words: Mapping[str, int], config: TrainTokenizerConfig) -> models.Model:
@@ -240,7 +241,7 @@ def _train_unigram(words: Mapping[str, int], config: TrainTokenizerConfig) -> mo
 
 
 def _settle_scores(pieces: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
-    """Pieces in the order of their scores, without what differs from one training to the next."""
+    """Sort pieces by their scores, without what differs from one training to the next."""
     lowest = min((score for _, score in pieces), default=0.0)
     # The library brings back pruned characters with scores that rise in the order of a hash table.
     brought_back = lowest + _PENALTY_STEP * sum(len(piece) == 1 for piece, _ in pieces)
@@ -290,7 +291,7 @@ class TokenRates:
 
 
 def measure_tokenizer(tokenizer: TextTokenizer, texts: Sequence[str]) -> TokenRates:
-    """Rates over all texts together."""
+    """Return the rates over all texts together."""
     encoded = tokenizer.encode(texts)
     num_tokens = sum(len(ids) for ids in encoded)
     num_unknown = sum(map(tokenizer.special.count_unknown, encoded))

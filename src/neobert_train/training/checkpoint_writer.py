@@ -16,7 +16,7 @@ from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 
 class CheckpointWriter:
-    """Writes what it is given while training goes on.
+    """Writes what it is given while training continues.
 
     Args:
         run: the run directory.

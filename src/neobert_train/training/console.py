@@ -114,7 +114,7 @@ class Console:
 
 
 def format_duration(seconds: float) -> str:
-    """Such as `1:02:03` or `2:05`."""
+    """Return seconds as `1:02:03` or `2:05`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class DivergedError(RuntimeError):
-    """Training has gone wrong in a way that the configuration does not mend."""
+    """Training has gone wrong in a way that the configuration does not fix."""
 
 
 class SpikeDetector:
@@ -38,7 +38,7 @@ class SpikeDetector:
         self._losses = losses
 
     def is_spike(self, loss: float) -> bool:
-        """Whether a loss stands out. It is not counted among those to compare with if it does."""
+        """Return whether a loss stands out. It is not counted among those to compare with if it does."""
         full = len(self._losses) >= self._window
         if self._factor and full and loss > self._factor * self.median:
             return True
@@ -78,29 +78,29 @@ class Guard:
         )
         self._spike: float | None = None
 
-    def must_skip(self, losses: Sequence[torch.Tensor], masked_tokens: int) -> bool:
-        """Whether a step has to be skipped for its loss, which is known before its update.
+    def must_skip(self, losses: Sequence[torch.Tensor], num_targets: int) -> bool:
+        """Return whether a step has to be skipped for its loss, which is known before its update.
 
         Args:
             losses: summed loss of each micro-batch of this process.
-            masked_tokens: of the global batch.
+            num_targets: of the global batch.
         """
         self._spike = None
         if not self._config.spike_factor or self._config.on_spike is OnSpike.warn:
             return False
-        loss = reduce_loss(self._collectives, losses, masked_tokens)
+        loss = reduce_loss(self._collectives, losses, num_targets)
         if math.isfinite(loss) and self._spikes.is_spike(loss):
             self._spike = loss
         return self._spike is not None
 
     def note_update(self) -> None:
-        """The weights were updated."""
+        """Take into account that the weights were updated."""
         self._state.skipped_in_a_row = 0
 
     def note_skipped(
         self, step: int, batches: Sequence[Batch], losses: Sequence[torch.Tensor]
     ) -> bool:
-        """A step was skipped: warn, and write its documents down.
+        """Take into account that a step was skipped: warn, and write its documents down.
 
         Returns:
             Whether to go back to the last checkpoint.
@@ -183,26 +183,26 @@ class Guard:
 
 
 def reduce_loss(
-    collectives: Collectives, losses: Sequence[torch.Tensor], masked_tokens: int
+    collectives: Collectives, losses: Sequence[torch.Tensor], num_targets: int
 ) -> float:
-    """Mean loss of the global batch, in nats per masked token.
+    """Return the mean loss of the global batch, in nats per target.
 
     Args:
         collectives: of the processes that share the batch.
         losses: summed loss of each micro-batch of this process.
-        masked_tokens: of the global batch.
+        num_targets: of the global batch.
     """
     (loss_sum,) = collectives.sum_floats([sum(float(loss) for loss in losses)])
-    return loss_sum / max(1, masked_tokens)
+    return loss_sum / max(1, num_targets)
 
 
 def _describe_micro_batch(batch: Batch, loss: float, tokenizer: TextTokenizer) -> dict[str, Any]:
-    """What a micro-batch held, as JSON."""
+    """Return what a micro-batch held, as JSON."""
     ids = batch.input_ids.clone()
     ids[batch.masked_positions] = batch.labels
     bounds = itertools.pairwise(batch.cu_seqlens.tolist())
     return {
         "lane": batch.lane,
-        "loss": str(loss / max(1, batch.num_masked)),  # JSON knows no NaN or infinity
+        "loss": str(loss / max(1, batch.num_targets)),  # JSON knows no NaN or infinity
         "documents": [tokenizer.decode(ids[start + 1 : end - 1].tolist()) for start, end in bounds],
     }

@@ -18,13 +18,13 @@ logger = logging.getLogger(__name__)
 def share_sample(
     config: TrainConfig, run: RunDirectory, start: StartingPoint, collectives: Collectives
 ) -> CorpusSample:
-    """The held-out documents that the main process finds; raises InputError on every process."""
+    """Return the held-out documents that the main process finds; raises InputError on every process."""
     found = collectives.on_main(lambda: find_sample(config, run, start).to_dict())
     return CorpusSample(**found)
 
 
 def find_sample(config: TrainConfig, run: RunDirectory, start: StartingPoint) -> CorpusSample:
-    """The held-out documents; looked for when a run begins, and kept in its directory.
+    """Return the held-out documents; looked for when a run begins, and kept in its directory.
 
     Raises:
         InputError: evaluation is asked for and no document is held out, or the tokenizer knows
@@ -67,7 +67,7 @@ def check_unknown_shares(sample: CorpusSample, tokenizer: TextTokenizer) -> None
 def build_heldout_batches(
     config: TrainConfig, sample: CorpusSample, tokenizer: TextTokenizer
 ) -> list[Batch]:
-    """The held-out documents as batches, the same at every evaluation of the run."""
+    """Return the held-out documents as batches, the same at every evaluation of the run."""
     return build_evaluation_batches(
         sample.heldout,
         tokenizer,

@@ -83,7 +83,7 @@ def _is_not_finite(value: Any) -> bool:
 
 
 def start_wandb(config: TrainConfig, folder: Path, begun: str) -> Any:
-    """A W&B run, offline when there is no login or network; None when it cannot be had at all.
+    """Return a W&B run, offline when there is no login or network; None when it cannot be had at all.
 
     Args:
         config: of the run.

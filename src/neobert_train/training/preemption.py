@@ -86,7 +86,7 @@ class StopRequest:
 
 
 def _find_launchers(launcher: int) -> list[tuple[psutil.Process, int]]:
-    """Processes with the parents that they must keep: this one, and one that `deepspeed` started.
+    """Return processes with the parents that they must keep: this one, and one that `deepspeed` started.
 
     `deepspeed` has a second launcher start the processes of a host, and hands no signal on to it.
     """
@@ -102,6 +102,6 @@ def _find_launchers(launcher: int) -> list[tuple[psutil.Process, int]]:
 
 def _is_orphan(process: psutil.Process, parent: int) -> bool:
     try:
-        return process.ppid() != parent
+        return bool(process.ppid() != parent)
     except psutil.NoSuchProcess:
         return True

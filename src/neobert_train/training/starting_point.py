@@ -28,9 +28,8 @@ from neobert_train.data.lane.lane import initial_states
 from neobert_train.data.sources import Unit
 from neobert_train.distributed import Collectives
 from neobert_train.errors import InputError
-from neobert_train.model import build_model_config
-from neobert_train.model_files import load_initial_weights, pin_model
-from neobert_train.modeling.heads import NeoBERTForMaskedLM
+from neobert_train.models.families import build_encoder
+from neobert_train.models.loading import load_initial_weights, pin_model
 from neobert_train.run.checkpoint import (
     TOKENIZER_FOLDER,
     TrainingState,
@@ -149,11 +148,18 @@ def check_resume(config: TrainConfig, run: RunDirectory) -> bool:
     for _ in read_metrics(run.metrics_file):
         pass  # raises where a line is damaged
     if run.config_file.exists():
-        fatal, notable = find_differences(load_train_config(run.config_file), config)
+        saved = load_train_config(run.config_file)
+        if saved.optimizer.kind != config.optimizer.kind:
+            raise InputError(
+                f"{run.path} was trained with optimizer={saved.optimizer.kind}, whose state means "
+                f"nothing to optimizer={config.optimizer.kind}: write output_dir=... and "
+                f"{to_shell('init_from', str(run.path))} to train its weights further"
+            )
+        fatal, notable = find_differences(saved, config)
         if fatal and config.resume is not Resume.changed:
             raise InputError(
                 f"{run.path} holds another run; write output_dir=... to start a new one, or give "
-                f"the settings it was started with (resume=changed goes on with these):\n  "
+                f"the settings it was started with (resume=changed continues with these):\n  "
                 + "\n  ".join(fatal)
             )
         for difference in fatal + notable:
@@ -224,14 +230,14 @@ def check_source_files(
 
 
 def find_resume_point(config: TrainConfig, run: RunDirectory, tokenizer: TextTokenizer) -> Path:
-    """The newest sound checkpoint that is one of this run.
+    """Return the newest sound checkpoint that is one of this run.
 
     Raises:
         InputError: there is none.
     """
     with torch.device("meta"):
-        model = NeoBERTForMaskedLM(build_model_config(config.model, tokenizer))
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        network = build_encoder(config, tokenizer).network
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
     def is_same_run(config_file: Path) -> bool:
         same = not find_differences(load_train_config(config_file), config)[0]
@@ -284,7 +290,7 @@ def load_state_and_weights(
 
 
 def check_lanes(config: TrainConfig, state: TrainingState, checkpoint: Path) -> None:
-    """Raises InputError when the places in the data are not those of the configured data."""
+    """Raise InputError when the places in the data are not those of the configured data."""
     num_lanes, names = compute_num_lanes(config), set(resolve_sources(config.data))
     read = {name for lane in state.lanes.values() for name in lane["streams"]}
     if len(state.lanes) != num_lanes or read - names:

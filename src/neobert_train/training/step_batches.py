@@ -27,7 +27,7 @@ class StepBatches:
         tokens: tokens of documents in the global batch.
         text_tokens: those without the [CLS] and [SEP] around each document.
         unknown_tokens: those of the text that are [UNK].
-        masked_tokens: masked tokens in the global batch.
+        num_targets: tokens of the global batch to predict.
         squared_lengths: sum of the squared lengths of its documents.
         wait_seconds: how long this process waited for its own batches.
     """
@@ -36,7 +36,7 @@ class StepBatches:
     tokens: int
     text_tokens: int
     unknown_tokens: int
-    masked_tokens: int
+    num_targets: int
     squared_lengths: int
     wait_seconds: float
 
@@ -76,12 +76,12 @@ def collect_step(
             )
         reason = find_reason_to_stop()
         own = batches or []
-        tokens, text, unknown, masked, squares, failures, stops, missing = collectives.sum(
+        tokens, text, unknown, targets, squares, failures, stops, missing = collectives.sum(
             [
                 sum(batch.num_tokens for batch in own),
                 sum(batch.num_text for batch in own),
                 sum(batch.num_unknown for batch in own),
-                sum(batch.num_masked for batch in own),
+                sum(batch.num_targets for batch in own),
                 sum(batch.squared_lengths for batch in own),
                 failure is not None,
                 reason is not None,
@@ -95,4 +95,4 @@ def collect_step(
             reasons = collectives.gather(reason)
             raise StoppedError(next(reason for reason in reasons if reason))
         if not missing:
-            return StepBatches(own, tokens, text, unknown, masked, squares, waited)
+            return StepBatches(own, tokens, text, unknown, targets, squares, waited)

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from neobert_train.accounting import ModelSize
 from neobert_train.config.derived import compute_num_lanes, resolve_sources
 from neobert_train.config.schema import TrainConfig
 from neobert_train.data.lane.lane import SourceProgress, sum_progress
 from neobert_train.data.lane.targets import MOST_UNKNOWN, describe_unknown
 from neobert_train.distributed import Collectives
 from neobert_train.machine.devices import PeakMeter
-from neobert_train.optim.schedule import compute_learning_rate
+from neobert_train.models.size import ModelSize
+from neobert_train.optim.schedules import compute_learning_rate
 from neobert_train.run.checkpoint import TrainingState
 from neobert_train.training.divergence import reduce_loss
 from neobert_train.training.step_batches import StepBatches
@@ -29,15 +29,15 @@ class StepResult:
 
     Attributes:
         data: what it trained on.
-        losses: summed cross-entropy of each of this process's micro-batches, on the device.
-        num_correct: right predictions of this process, on the device.
+        losses: summed loss of each of this process's micro-batches, on the device.
+        sums: the objective's other sums over them by name, on the device.
         seconds: duration of the step, data included.
         grad_norm: of the global batch, before clipping; NaN where the weights were not updated.
     """
 
     data: StepBatches
     losses: list[Tensor]
-    num_correct: Tensor
+    sums: dict[str, Tensor]
     seconds: float
     grad_norm: float
 
@@ -76,18 +76,21 @@ class StepMeter:
         """
         steps, self._steps = self._steps, []
         latest, num_steps = steps[-1], len(steps)
-        loss, accuracy = self._reduce(latest)
         seconds = sum(step.seconds for step in steps)
         tokens = sum(step.data.tokens for step in steps)
         return {
-            "train/loss": loss,
-            "train/accuracy": accuracy,
-            "train/learning_rate": compute_learning_rate(self.config, state.step),
+            **self._reduce(latest),
+            "train/learning_rate": compute_learning_rate(
+                self.config.scheduler,
+                state.step,
+                self.config.trainer.max_steps,
+                self.config.optimizer.lr,
+            ),
             "train/grad_norm": latest.grad_norm,
             "train/skipped_steps": state.divergence.skipped_steps,
             "train/rewinds": state.divergence.rewinds,
             "train/tokens": state.tokens,
-            "train/masked_tokens": state.masked_tokens,
+            "train/masked_tokens": state.num_targets,
             "train/tokens_per_second": tokens / seconds,
             **self._measure_work(steps, seconds),
             "train/step_seconds": seconds / num_steps,
@@ -101,8 +104,8 @@ class StepMeter:
         """Count the operations that the documents need, per second and as a share of the peak."""
         tokens = sum(step.data.tokens for step in steps)
         squares = sum(step.data.squared_lengths for step in steps)
-        masked = sum(step.data.masked_tokens for step in steps)
-        rate = self.size.compute_flops(tokens, squares, masked) / seconds
+        targets = sum(step.data.num_targets for step in steps)
+        rate = self.size.compute_flops(tokens, squares, targets) / seconds
         work = {"train/flops_per_second": rate}
         own = self.peak.read()
         (peak,) = self.collectives.sum_floats([math.nan if own is None else own])
@@ -143,9 +146,19 @@ class StepMeter:
             record[f"data/{name}/share"] = progress.tokens / max(1, total.tokens)
         return record
 
-    def _reduce(self, result: StepResult) -> tuple[float, float]:
-        """Return loss and accuracy of the global batch."""
-        (num_correct,) = self.collectives.sum([int(result.num_correct)])
-        masked = result.data.masked_tokens
-        loss = reduce_loss(self.collectives, result.losses, masked)
-        return loss, num_correct / max(1, masked)
+    def _reduce(self, result: StepResult) -> dict[str, float]:
+        """Return the loss and the other means of the global batch."""
+        num_targets = result.data.num_targets
+        sums = self.collectives.sum_floats([float(value) for value in result.sums.values()])
+        means = {
+            f"train/{name}": value / max(1, num_targets)
+            for name, value in zip(result.sums, sums, strict=True)
+        }
+        return {"train/loss": reduce_loss(self.collectives, result.losses, num_targets), **means}
+
+    def _find_learning_rate(self, step: int) -> float:
+        """Return the rate of parameters whose `lr_multiplier` is 1."""
+        config = self.config
+        return compute_learning_rate(
+            config.scheduler, step, config.trainer.max_steps, config.optimizer.lr
+        )

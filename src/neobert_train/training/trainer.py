@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from neobert_train.batch import Batch
 from neobert_train.config.schema import (
@@ -21,8 +21,7 @@ from neobert_train.data.lane.targets import describe_no_targets
 from neobert_train.data.loader import StepLoader
 from neobert_train.distributed import Collectives
 from neobert_train.errors import InputError
-from neobert_train.evaluation.masked_lm import MaskedLMResult, evaluate_masked_lm
-from neobert_train.optim.schedule import compute_learning_rate
+from neobert_train.evaluation.heldout import Evaluation, evaluate_objective
 from neobert_train.run.checkpoint import (
     Checkpoint,
     TrainingState,
@@ -35,13 +34,7 @@ from neobert_train.run.directory import RunDirectory
 from neobert_train.training.checkpoint_writer import CheckpointWriter
 from neobert_train.training.console import Console
 from neobert_train.training.divergence import DivergedError, Guard
-from neobert_train.training.engine import (
-    EngineState,
-    read_engine_state,
-    restore_engine,
-    set_learning_rate,
-    step_engine,
-)
+from neobert_train.training.engine import Engine, EngineState
 from neobert_train.training.metrics_log import MetricsLog
 from neobert_train.training.preemption import StopRequest
 from neobert_train.training.step_batches import StepBatches, StoppedError, collect_step
@@ -57,7 +50,7 @@ class Trainer:
 
     Attributes:
         config: of the run.
-        engine: the DeepSpeed engine around the objective.
+        engine: trains the objective.
         loader: the batches of this process.
         collectives: sums over processes.
         state: how far the run has come; of `lanes`, those this process serves.
@@ -74,7 +67,7 @@ class Trainer:
     """
 
     config: TrainConfig
-    engine: Any
+    engine: Engine
     loader: StepLoader
     collectives: Collectives
     state: TrainingState
@@ -88,7 +81,7 @@ class Trainer:
     watchdog: Watchdog
     stop: StopRequest
     begins: bool
-    latest_evaluation: MaskedLMResult | None = None
+    latest_evaluation: Evaluation | None = None
     _saved_step: int | None = field(default=None, init=False)
     _slowest_step: float = field(default=0.0, init=False)
     _collect_seconds: float = field(default=0.0, init=False)
@@ -138,7 +131,7 @@ class Trainer:
         start = time.perf_counter()
         data = self._collect_batches()
         self._begin(f"step {self.state.step + 1}")
-        losses, num_correct, grad_norm = self._forward_backward(data.batches, data.masked_tokens)
+        losses, sums, grad_norm = self._forward_backward(data.batches, data.num_targets)
         self.state.step += 1
         if math.isfinite(grad_norm):
             self.state.updates += 1
@@ -146,7 +139,7 @@ class Trainer:
         elif self.guard.note_skipped(self.state.step, data.batches, losses):
             self._rewind()
         self.state.tokens += data.tokens
-        self.state.masked_tokens += data.masked_tokens
+        self.state.num_targets += data.num_targets
         self.state.lanes.update({batch.lane: batch.lane_state for batch in data.batches})
         # All processes count the seconds of the main one, so that they end together.
         (milliseconds,) = self.collectives.broadcast([round(1000 * (time.perf_counter() - start))])
@@ -154,7 +147,7 @@ class Trainer:
         self.state.seconds += seconds
         # A wait for data hears a request to stop at once.
         self._slowest_step = max(0.9 * self._slowest_step, seconds - data.wait_seconds)
-        result = StepResult(data, losses, num_correct, seconds, grad_norm)
+        result = StepResult(data, losses, sums, seconds, grad_norm)
         self.meter.add(result)
         return result
 
@@ -165,7 +158,7 @@ class Trainer:
         patience = self.config.trainer.step_timeout_seconds
         try:
             data = collect_step(self.loader, self.collectives, self._find_reason_to_stop, patience)
-            if not data.masked_tokens:
+            if not data.num_targets:
                 raise InputError(
                     describe_no_targets(
                         data.text_tokens,
@@ -181,7 +174,7 @@ class Trainer:
 
     def _warn_of_failed_writes(self) -> None:
         if self.writer is not None and self.writer.failure:
-            logger.warning("%s; training goes on, and tries again", self.writer.failure)
+            logger.warning("%s; training continues, and tries again", self.writer.failure)
 
     def _begin(self, what: str) -> None:
         self.watchdog.begin(what)
@@ -203,37 +196,38 @@ class Trainer:
         return self.stop.reason
 
     def _forward_backward(
-        self, batches: Sequence[Batch], masked_tokens: int
-    ) -> tuple[list[torch.Tensor], torch.Tensor, float]:
+        self, batches: Sequence[Batch], num_targets: int
+    ) -> tuple[list[Tensor], dict[str, Tensor], float]:
         """Accumulate the gradient of the mean loss over the global batch, and step.
 
-        DeepSpeed averages gradients over processes; times their number over the masked tokens of
-        all, the sum over micro-batches is the gradient of one big batch.
+        DeepSpeed averages gradients over processes; times their number over the targets of all, the
+        sum over micro-batches is the gradient of one big batch.
 
         Returns:
-            The summed loss of each micro-batch, right predictions, and the gradient's norm. A norm
-            that is not finite says that the weights were not updated.
+            The summed loss of each micro-batch, the objective's other sums over them, and the
+            gradient's norm. A norm that is not finite says that the weights were not updated.
         """
-        engine = self.engine
-        set_learning_rate(engine, compute_learning_rate(self.config, self.state.step + 1))
-        scale = self.collectives.world.world_size / max(1, masked_tokens)
-        losses: list[torch.Tensor] = []
-        num_correct = torch.zeros((), device=engine.device, dtype=torch.int64)
+        self.engine.set_learning_rate(self.state.step + 1)
+        scale = self.collectives.world.world_size / max(1, num_targets)
+        losses: list[Tensor] = []
+        sums: dict[str, Tensor] = {}
         grad_norm = math.nan
         for index, batch in enumerate(batches):
-            loss, correct = engine(batch.to(engine.device))
-            losses.append(loss.detach())
-            num_correct += correct
+            outcome = self.engine.compute(batch)
+            losses.append(outcome.loss_sum.detach())
+            for name, value in outcome.sums.items():
+                sums[name] = sums[name] + value if name in sums else value
+            loss = outcome.loss_sum
             is_last = index == len(batches) - 1
-            if is_last and self.guard.must_skip(losses, masked_tokens):
+            if is_last and self.guard.must_skip(losses, num_targets):
                 # A gradient that is not finite is what every ZeRO stage skips by itself.
                 loss = loss * math.nan
-            engine.backward(loss * scale, scale_wrt_gas=False)
-            grad_norm = step_engine(engine, self.config.optimizer.max_grad_norm)
-        return losses, num_correct, grad_norm
+            self.engine.backward(loss * scale)
+            grad_norm = self.engine.step()
+        return losses, sums, grad_norm
 
     def _rewind(self) -> None:
-        """Go on with the weights and moments of the last sound checkpoint, and the next documents.
+        """Continue with the weights and moments of the last sound checkpoint, and the next documents.
 
         Raises:
             DivergedError: there is none.
@@ -246,11 +240,11 @@ class Trainer:
         if checkpoint is None or state is None or not state.updates:
             raise DivergedError("the run diverges, and has no trained checkpoint to go back to")
         weights, moments = load_weights(checkpoint), load_moments(checkpoint)
-        restore_engine(self.engine, EngineState(weights, moments, state.updates))
+        self.engine.restore(EngineState(weights, moments, state.updates))
         self.state.updates = state.updates
         if self.collectives.world.is_main:
             logger.warning(
-                "went back to the weights of step %d; goes on after step %d with the documents that "
+                "went back to the weights of step %d; continues after step %d with the documents that "
                 "follow", state.step, self.state.step,
             )  # fmt: skip
 
@@ -260,13 +254,12 @@ class Trainer:
         self._begin(f"the evaluation after step {self.state.step}")
         started = time.perf_counter()
         world = self.collectives.world
-        self.engine.eval()
-        self.latest_evaluation = evaluate_masked_lm(
-            self.engine,
+        self.engine.train(False)
+        self.latest_evaluation = evaluate_objective(
+            self.engine.compute,
+            self.engine.objective,
             self.evaluation_batches,
-            self.engine.device,
-            world.rank,
-            world.world_size,
+            (world.rank, world.world_size),
             self.collectives.sum_floats,
         )
         self.engine.train()
@@ -275,7 +268,7 @@ class Trainer:
         self.state.heldout_loss = evaluation.loss
         self.console.say(
             f"step {self.state.step}: held-out loss {evaluation.loss:.4f}, "
-            f"accuracy {evaluation.accuracy:.1%}"
+            + ", ".join(f"{name} {mean:.1%}" for name, mean in evaluation.means.items())
         )
         return evaluation.to_metrics()
 
@@ -292,9 +285,9 @@ class Trainer:
         lanes: dict[int, dict[str, Any]] = {}
         for part in self.collectives.gather(self.state.lanes):
             lanes.update({int(lane): state for lane, state in part.items()})
-        model = read_engine_state(self.engine, self.state.updates, keep=self.writer is not None)
+        model = self.engine.read_state(self.state.updates, keep=self.writer is not None)
         if self.writer is not None and model is not None:
-            # Training goes on while it is written.
+            # Training continues while it is written.
             divergence = copy.deepcopy(self.state.divergence)
             state = replace(self.state, lanes=lanes, divergence=divergence)
             self.writer.write(Checkpoint(state, model.weights, model.moments))
@@ -302,7 +295,7 @@ class Trainer:
 
 
 def is_complete(trainer: TrainerConfig, state: TrainingState) -> bool:
-    """Whether a run has come to the end of its steps, tokens or seconds."""
+    """Return whether a run has come to the end of its steps, tokens or seconds."""
     return (
         state.step >= trainer.max_steps
         or (trainer.max_tokens is not None and state.tokens >= trainer.max_tokens)

@@ -31,7 +31,7 @@ class Watchdog:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def begin(self, what: str) -> None:
-        """What was watched is done, and `what` begins."""
+        """Watch `what` from now on, in place of what was watched before."""
         self._what, self._since = what, time.monotonic()
         if self._timeout is not None:
             faulthandler.dump_traceback_later(self._timeout + _GRACE_SECONDS, exit=True)

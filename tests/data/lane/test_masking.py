@@ -172,7 +172,7 @@ def test_a_batch_holds_documents_positions_and_padding_apart(masking_of, tokeniz
     assert batch.cu_seqlens.tolist() == [0, 7, 10, 21]
     assert batch.position_ids.tolist() == [*range(7), *range(3), *range(11), *[0] * 9]
     assert batch.input_ids[21:].tolist() == [PAD] * 9
-    assert (batch.max_seqlen, batch.num_tokens, batch.num_masked) == (11, 21, 6)
+    assert (batch.max_seqlen, batch.num_tokens, batch.num_targets) == (11, 21, 6)
     assert (batch.lane, batch.lane_state) == (3, {"a": 1})
     restored = batch.input_ids.clone()
     restored[batch.masked_positions] = batch.labels
@@ -185,7 +185,7 @@ def test_max_seqlen_covers_a_padding_longer_than_every_document(masking_of, toke
     chunk = np.array([2000])
     batch = collate([chunk], 16, tokenizer.special, masking_of(), 0.2, keyed_generator(0))
     assert batch.max_seqlen == 13
-    assert batch.num_masked == 0
+    assert batch.num_targets == 0
 
 
 @settings(deadline=None, max_examples=200)

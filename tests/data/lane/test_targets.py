@@ -73,7 +73,7 @@ def test_held_out_text_without_anything_to_predict_is_refused_with_the_reason(to
         build_batches(tokenizer, ["a b c"], rate=0.1)
     with pytest.raises(InputError, match=r"masking\.unit=word and span choose whole words"):
         build_batches(tokenizer, ["supercalifragilistic"], unit=MaskingUnit.word)
-    assert build_batches(tokenizer, ["a b c", make_thai(0)], rate=0.5)[0].num_masked == 2
+    assert build_batches(tokenizer, ["a b c", make_thai(0)], rate=0.5)[0].num_targets == 2
     assert build_batches(tokenizer, []) == []
 
 

@@ -1,7 +1,7 @@
 """The way of a batch, from the order of the documents of one lane to its masked tensors.
 
 order.py       which units a lane reads, and its documents shuffled within a window
-streams.py     the documents of one source: admission.py, encoding.py, chunks.py
+streams.py     the documents of one source: admission.py, encoding.py
 mixture.py     which source the next chunk comes from
 packing.py     which chunks fill a micro-batch
 masking.py     which tokens are predicted, whole words or spans of them by words.py

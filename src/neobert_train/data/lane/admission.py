@@ -36,7 +36,7 @@ class Admission:
     heldout_fraction: float = 0.0
 
     def classify(self, record: AnyRecord) -> Kind:
-        """What a record counts as as long as its tokens are not known."""
+        """Return what a record counts as before its tokens are known."""
         if isinstance(record, BadRecord):
             return Kind.bad
         if isinstance(record, TokenizedRecord):
@@ -50,7 +50,7 @@ class Admission:
         return Kind.heldout if self._is_heldout(record) else Kind.document
 
     def classify_tokens(self, num_tokens: int) -> Kind:
-        """What a document with this many tokens counts as, if it is not held out."""
+        """Return what a document with this many tokens counts as, if it is not held out."""
         if num_tokens == 0:
             return Kind.empty
         admitted = _lies_within(num_tokens, self.min_tokens, self.max_tokens)
@@ -78,9 +78,9 @@ def _lies_within(number: int, least: int, most: int | None) -> bool:
 
 
 def is_heldout(text: str, fraction: float) -> bool:
-    """Whether a document belongs to the held-out share.
+    """Return whether a document belongs to the held-out share.
 
-    The text alone decides, so a copy of a held-out document is held out as well, on every run,
+    Only the text decides, so a copy of a held-out document is held out as well, on every run,
     rank, epoch and file layout.
 
     Args:
@@ -91,13 +91,13 @@ def is_heldout(text: str, fraction: float) -> bool:
 
 
 def compute_heldout_key(text: str) -> int:
-    """A hash of a text in [0, 2^64); the documents with the lowest keys are held out."""
+    """Return a hash of a text in [0, 2^64); the documents with the lowest keys are held out."""
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8, person=b"heldout").digest()
     return int.from_bytes(digest, "big")
 
 
 def build_admission(config: DataConfig, source: SourceConfig) -> Admission:
-    """The rule of a source of the configuration."""
+    """Return the rule of a source of the configuration."""
     return Admission(
         source.min_characters,
         source.max_characters,

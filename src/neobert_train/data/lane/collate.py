@@ -21,7 +21,7 @@ def collate(
     lane: int = 0,
     lane_state: dict[str, Any] | None = None,
 ) -> Batch:
-    """One masked micro-batch of exactly `micro_batch_tokens` tokens.
+    """Return one masked micro-batch of exactly `micro_batch_tokens` tokens.
 
     Args:
         chunks: token ids of each document, [length - 2] integers, without [CLS] and [SEP].

@@ -1,4 +1,7 @@
-"""The records of a source as token ids: the stage that training, evaluation and `prepare` share."""
+"""The records of a source as token ids, in chunks that fit the context.
+
+Training, the look for held-out documents and `prepare` share this stage.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,8 +12,13 @@ import numpy as np
 from neobert_train.data.lane.admission import Kind
 from neobert_train.data.sources import AnyRecord, Record, TokenizedRecord, Unit
 from neobert_train.errors import InputError
-from neobert_train.tokenizers.groups import ENOUGH_CHARACTERS, MOST_ENTRIES, iter_groups
-from neobert_train.tokenizers.text_tokenizer import EncodingError, TextTokenizer
+from neobert_train.tokenizers.text_tokenizer import (
+    ENOUGH_CHARACTERS,
+    MOST_ENTRIES,
+    EncodingError,
+    TextTokenizer,
+    iter_groups,
+)
 
 Document = Record | TokenizedRecord
 
@@ -73,6 +81,17 @@ def encode_documents(
         place = texts[error.index][1]
         raise InputError(f"{name_document(*documents[place])}: {error}") from error
     return [r.ids if isinstance(r, TokenizedRecord) else next(encoded) for r, _ in documents]
+
+
+def split_document(ids: np.ndarray, context_length: int) -> list[np.ndarray]:
+    """Return a document as parts that fit the context together with [CLS] and [SEP].
+
+    Args:
+        ids: [num_tokens] integers, without special tokens.
+        context_length: most tokens of a part, the two special ones included.
+    """
+    length = context_length - 2
+    return [ids[start : start + length] for start in range(0, len(ids), length)]
 
 
 def count_characters(record: AnyRecord) -> int:

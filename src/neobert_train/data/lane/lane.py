@@ -35,7 +35,7 @@ from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 @dataclass(frozen=True, slots=True)
 class LaneState:
-    """Where a lane goes on.
+    """Where a lane continues.
 
     Attributes:
         num_batches: batches given so far; the steps that the run has taken.
@@ -51,7 +51,7 @@ class LaneState:
     streams: dict[str, StreamState] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, from which `parse` makes it again; some hundred bytes for each source."""
+        """Return as JSON, from which `parse` makes it again; some hundred bytes for each source."""
         return {
             "num_batches": self.num_batches,
             "credits": list(self.credits),
@@ -110,7 +110,7 @@ class Lane:
         self._masking = build_masking(config.masking, tokenizer)
 
     def iter_batches(self, state: LaneState) -> Iterator[Batch]:
-        """The batches from `state` on; each carries the state after it.
+        """Yield the batches from `state` on; each carries the state after it.
 
         Raises:
             InputError: a bad record under the policy `stop`, a source without documents, or the end
@@ -120,7 +120,7 @@ class Lane:
             yield self.mask(packed)
 
     def mask(self, packed: PackedChunks) -> Batch:
-        """The batch of packed chunks; which tokens are masked is a function of lane and step."""
+        """Return the batch of packed chunks; which tokens are masked is a function of lane and step."""
         config = self._config
         return collate(
             [chunk.ids for chunk in packed.chunks],
@@ -134,7 +134,7 @@ class Lane:
         )
 
     def iter_packed(self, state: LaneState) -> Iterator[PackedChunks]:
-        """The micro-batches from `state` on, not masked; errors as those of `iter_batches`."""
+        """Yield the micro-batches from `state` on, not masked; errors as those of `iter_batches`."""
         config = self._config
         streams = self._open_streams(state)
         # A single source needs no mixing, and its packer is that of drawing micro-batches.
@@ -273,7 +273,7 @@ class _MicroBatchMixer:
 
 
 def initial_states(lanes: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """The states of lanes that have given nothing yet."""
+    """Return the states of lanes that have given nothing yet."""
     return {lane: LaneState().to_dict() for lane in lanes}
 
 
@@ -296,7 +296,7 @@ class SourceProgress:
 
 
 def sum_progress(states: Iterable[dict[str, Any]], name: str) -> SourceProgress:
-    """The progress of a source over the states of several lanes."""
+    """Return the progress of a source over the states of several lanes."""
     totals = [0] * 6
     for state in states:
         if name in state["streams"]:

@@ -76,7 +76,7 @@ class Masking:
     def _choose_units(
         self, ids: np.ndarray, is_text: np.ndarray, target: int, generator: np.random.Generator
     ) -> np.ndarray:
-        """Positions of the tokens of random words or spans, [M] int64 in no order."""
+        """Return positions of the tokens of random words or spans, [M] int64 in no order."""
         assert self.words is not None
         starts = np.flatnonzero(self.words.find(ids))
         if self.unit is MaskingUnit.span:
@@ -94,7 +94,8 @@ class Masking:
             taken = np.where(lengths <= room, lengths, 0)
         # The positions start, start + 1, ... of each unit, one unit after the other.
         begins = np.cumsum(taken) - taken
-        return np.arange(taken.sum()) + np.repeat(starts - begins, taken)
+        positions: np.ndarray = np.arange(taken.sum()) + np.repeat(starts - begins, taken)
+        return positions
 
     def _replace(self, labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         replaced = np.full_like(labels, self.mask_id)
@@ -108,7 +109,7 @@ class Masking:
 def _find_span_starts(
     is_text: np.ndarray, mean_words: float, generator: np.random.Generator
 ) -> np.ndarray:
-    """The words that begin a span, [num_spans] int64 ascending.
+    """Return the words that begin a span, [num_spans] int64 ascending.
 
     The whole text is divided, since a geometric length is a coin toss at every word: no span then
     overlaps another, and each word is as likely as any other to be in one that is drawn.
@@ -131,7 +132,7 @@ def _find_span_starts(
 
 
 def build_masking(config: MaskingConfig, tokenizer: TextTokenizer) -> Masking:
-    """The configured masking rule for a tokenizer's vocabulary.
+    """Return the configured masking rule for a tokenizer's vocabulary.
 
     Raises:
         InputError: words are asked for that the tokenizer does not tell.

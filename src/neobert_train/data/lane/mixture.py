@@ -25,7 +25,7 @@ class Mixture:
         self.weights = list(weights)
 
     def choose(self, exhausted: Sequence[bool]) -> int | None:
-        """The source to draw from; None where all that have a weight are exhausted."""
+        """Return the source to draw from; None where all that have a weight are exhausted."""
         best = None
         for source, credit in enumerate(self.credits):
             usable = self.weights[source] > 0.0 and not exhausted[source]
@@ -47,7 +47,7 @@ class Mixture:
 def draw_initial_credits(
     seed: int, lane: int, weights: Sequence[float], scale: float
 ) -> list[float]:
-    """Credits with which a lane begins, as if it had been running for a while.
+    """Return the credits with which a lane begins, as if it had been running for a while.
 
     They differ from lane to lane, so that a rare source does not come in all lanes at once.
 

@@ -4,7 +4,7 @@ In every epoch the units of the source are permuted and dealt to the lanes in tu
 lanes of one epoch together read every record once. A lane reads a few of its units at a time, and
 a new one whenever one ends. What it reads from them in turn makes up a *window*, which is permuted
 as a whole: neighbours in the stream come from different places of the source. When a lane comes to
-the end of its units it goes on with the next epoch by itself; no lane waits for another.
+the end of its units it continues with the next epoch by itself; no lane waits for another.
 
     unit 17  |####......|  --.
     unit  3  |##########|  ----> window of `shuffle_window` records --> permuted --> stream
@@ -24,7 +24,7 @@ from neobert_train.data.sources import END_OF_UNIT, AnyRecord, Unit
 from neobert_train.errors import InputError
 
 # An epoch leaves a lane without records when a source has fewer of them than lanes, in the worst
-# case all but one in `num_lanes`. This often in a row that chance is nil (e^-100).
+# case all but one in `num_lanes`. After this many in a row chance is ruled out (p < e^-100).
 _MOST_EMPTY_EPOCHS_PER_LANE = 100
 
 
@@ -57,7 +57,7 @@ class Position:
     offset: int = 0
 
     def to_list(self) -> list[Any]:
-        """As JSON."""
+        """Return as JSON."""
         window = self.window
         open_units = [list(unit) for unit in window.open_units]
         return [window.epoch, window.number, window.num_begun, open_units, self.offset]
@@ -115,7 +115,7 @@ class LaneOrder:
     max_epochs: int | None = None
 
     def deal(self, epoch: int) -> Sequence[int]:
-        """The units of this lane in an epoch, in reading order."""
+        """Return the units of this lane in an epoch, in reading order."""
         # With fewer units than lanes the empty slots are dealt as well, so that every lane gets its
         # turn in some epoch.
         num_slots = max(len(self.units), self.num_lanes)
@@ -124,7 +124,7 @@ class LaneOrder:
         return [unit for unit in dealt if unit < len(self.units)]
 
     def shuffle(self, start: WindowStart, length: int) -> list[int]:
-        """The order in which the records of a window are given out."""
+        """Return the order in which the records of a window are given out."""
         key = (self.seed, self.name, "window", self.lane, start.epoch, start.number)
         order: list[int] = keyed_generator(*key).permutation(length).tolist()
         return order
@@ -133,7 +133,7 @@ class LaneOrder:
 def iter_lane_records(
     order: LaneOrder, start: Position
 ) -> Iterator[tuple[AnyRecord, int, Position]]:
-    """The stream of a lane's records, each with its unit and its own position.
+    """Yield the stream of a lane's records, each with its unit and its own position.
 
     `iter_lane_records(order, position)` gives the very records that a stream from the beginning
     gives from that position on. It reads one window again, and nothing else. The stream is endless
@@ -145,7 +145,7 @@ def iter_lane_records(
     first = start.offset
     for window in iter_windows(order, start.window):
         for offset in range(first, len(window.records)):
-            # Shuffled at the first record alone, so that a window costs one generator.
+            # Shuffled only at the first record, so that a window costs one generator.
             if offset == first:
                 shuffled = order.shuffle(window.start, len(window.records))
             index = shuffled[offset]
@@ -154,7 +154,7 @@ def iter_lane_records(
 
 
 def iter_windows(order: LaneOrder, start: WindowStart) -> Iterator[Window]:
-    """The windows of a lane from `start` on, epoch after epoch; none is empty.
+    """Yield the windows of a lane from `start` on, epoch after epoch; none is empty.
 
     Raises:
         InputError: the lane finds no record at all.
@@ -183,7 +183,7 @@ class _UnitReader:
             self._records = order.units[unit].iter_records(cursor)
 
     def take(self, count: int) -> list[AnyRecord]:
-        """The next `count` records; fewer only at the end of the unit."""
+        """Return the next `count` records; fewer only at the end of the unit."""
         records = list(itertools.islice(self._records, count))
         if records:
             self.cursor = records[-1].next_cursor
@@ -191,7 +191,7 @@ class _UnitReader:
 
 
 def _iter_epoch(order: LaneOrder, start: WindowStart) -> Iterator[Window]:
-    """The windows of one epoch from `start` on."""
+    """Yield the windows of one epoch from `start` on."""
     deal = order.deal(start.epoch)
     num_open = min(order.shuffle_units, order.shuffle_window)
     share = -(-order.shuffle_window // num_open)

@@ -40,7 +40,7 @@ class Packer(Generic[Item]):
     pending: list[Item] = field(default_factory=list)
 
     def pack(self) -> list[Item]:
-        """The chunks of the next micro-batch, in the order of the stream; none at its end."""
+        """Return the chunks of the next micro-batch, in the order of the stream; none at its end."""
         num_prefix = self._fill()
         if not self.pending:
             return []
@@ -76,7 +76,7 @@ class Packer(Generic[Item]):
 
 
 def choose_subset(lengths: list[int], target: int) -> list[int]:
-    """Indices whose lengths sum to the largest possible total of at most `target`.
+    """Return indices whose lengths sum to the largest possible total of at most `target`.
 
     Among the subsets with that total the one with the earliest indices is taken. Sets of reachable
     sums are bits of Python integers, so a length costs one shift and one or.
@@ -97,7 +97,7 @@ def choose_subset(lengths: list[int], target: int) -> list[int]:
 
 
 def pack_all(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """A finite list packed by best fit of decreasing lengths.
+    """Return a finite list packed by best fit of decreasing lengths.
 
     Args:
         lengths: tokens of each item, at most `capacity`.

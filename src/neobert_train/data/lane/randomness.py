@@ -6,7 +6,7 @@ import numpy as np
 
 
 def keyed_generator(*key: int | str) -> np.random.Generator:
-    """A counter-based generator (Philox 4x64) whose numbers depend on `key` alone.
+    """Return a counter-based generator (Philox 4x64) whose numbers depend only on `key`.
 
     The key is hashed, so keys that differ in one place give independent streams.
     """

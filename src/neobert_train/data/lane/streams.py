@@ -10,8 +10,7 @@ from pydantic import PlainValidator
 from neobert_train.config.data_schema import BadRecordPolicy
 from neobert_train.config.typed import Count
 from neobert_train.data.lane.admission import Admission, Kind, refuse_bad_record
-from neobert_train.data.lane.chunks import split_document
-from neobert_train.data.lane.encoding import Entry, iter_encoded
+from neobert_train.data.lane.encoding import Entry, iter_encoded, split_document
 from neobert_train.data.lane.order import LaneOrder, Position, iter_lane_records
 from neobert_train.data.sources import Record, TokenizedRecord
 from neobert_train.errors import InputError
@@ -56,7 +55,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class StreamState:
-    """Where the stream of a source goes on: at its oldest chunk that is not packed yet.
+    """Where the stream of a source continues: at its oldest chunk that is not packed yet.
 
     Attributes:
         position: of the document with that chunk; of the last document read, where none is pending.
@@ -79,7 +78,7 @@ class StreamState:
     exhausted: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, from which `parse` makes it again."""
+        """Return as JSON, from which `parse` makes it again."""
         return {
             "position": self.position.to_list(),
             "chunk": self.chunk,
@@ -118,7 +117,7 @@ class SourceStream:
         tokenizer: of the texts.
         context_length: most tokens of a chunk, [CLS] and [SEP] included.
         source: number of the source.
-        state: where to go on.
+        state: from which to continue.
     """
 
     def __init__(
@@ -151,7 +150,7 @@ class SourceStream:
         self._num_read = state.num_read
 
     def read(self) -> Chunk | None:
-        """The next chunk; None once the source is exhausted.
+        """Return the next chunk; None once the source is exhausted.
 
         Raises:
             InputError: a bad record under the policy `stop`, or a source without documents.
@@ -170,7 +169,7 @@ class SourceStream:
         return chunk
 
     def find_state(self, pending: Sequence[Chunk]) -> StreamState:
-        """The state in which `pending` (ascending) is what was read and is not packed."""
+        """Return the resume state, given the chunks read but not yet packed (ascending)."""
         (position, chunk), origin = self._last, self._num_read
         if pending:
             oldest = pending[0]

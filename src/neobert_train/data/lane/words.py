@@ -1,6 +1,6 @@
 """Where words begin among the tokens of a text.
 
-A vocabulary entry says by its spelling alone what it may follow within a word, so two tables of one
+A vocabulary entry says by its spelling what it may follow within a word, so two tables of one
 byte per entry answer for a whole micro-batch at once.
 """
 
@@ -17,7 +17,7 @@ from tokenizers import decoders
 from neobert_train.errors import InputError
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
-# What a token begins or ends with, as bits; a word goes on where both sides share one.
+# What a token begins or ends with, as bits; a word continues where both sides share one.
 _LETTER, _PUNCTUATION, _SPACE = 1, 2, 4
 _NONE, _ANY = 0, _LETTER | _PUNCTUATION | _SPACE
 
@@ -27,7 +27,7 @@ class WordStarts:
     """Where the words of one vocabulary begin.
 
     Attributes:
-        continues: [vocab_size] uint8, the kinds of ending that a token goes on after; 0 for one
+        continues: [vocab_size] uint8, the kinds of ending that a token continues; 0 for one
             that always begins a word.
         ends: [vocab_size] uint8, the kinds of ending that a token is; 0 for one that always ends
             its word.
@@ -37,7 +37,7 @@ class WordStarts:
     ends: np.ndarray
 
     def find(self, ids: np.ndarray) -> np.ndarray:
-        """Whether each token begins a word, [T] bool; a special token is a word by itself.
+        """Return whether each token begins a word, [T] bool; a special token is a word by itself.
 
         Args:
             ids: [T] int64.
@@ -49,7 +49,7 @@ class WordStarts:
 
 @functools.lru_cache(maxsize=1)  # every lane asks for the same tokenizer
 def build_word_starts(tokenizer: TextTokenizer) -> WordStarts:
-    """The word boundaries of a tokenizer's vocabulary.
+    """Return the word boundaries of a tokenizer's vocabulary.
 
     With a continuation prefix (WordPiece: `##ing`) every token without it begins a word. With a
     space marker (byte-level BPE: `Ġword`, SentencePiece: `▁word`) a word begins at a marker, at
@@ -76,7 +76,7 @@ def build_word_starts(tokenizer: TextTokenizer) -> WordStarts:
 
 
 def _find_spelling(definition: dict[str, Any], tokenizer: TextTokenizer) -> Callable[[str], str]:
-    """What turns a token into its text, the marker of a new word into a space."""
+    """Return what turns a token into its text, the marker of a new word into a space."""
     stages = [definition[key] for key in ("normalizer", "pre_tokenizer", "decoder")]
     byte_level, byte_fallback = decoders.ByteLevel(), decoders.ByteFallback()
     if '"ByteLevel"' in json.dumps(stages):
@@ -101,8 +101,8 @@ def _find_spelling(definition: dict[str, Any], tokenizer: TextTokenizer) -> Call
 
 
 def _classify(text: str) -> tuple[int, int]:
-    """What a token goes on after, and what it ends as."""
-    if not text.strip(" "):  # the marker alone belongs to the word after it
+    """Return what a token continues, and what it ends as."""
+    if not text.strip(" "):  # a marker by itself belongs to the word after it
         return _NONE, _ANY
     return (_NONE if text[0] == " " else _find_class(text[0])), _find_class(text[-1])
 

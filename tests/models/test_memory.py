@@ -15,18 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from commands.conftest import run_command
-from neobert_train import accounting
-from neobert_train.accounting import compute_kept_bytes, estimate_activation_bytes
 from neobert_train.batch import Batch
+from neobert_train.config.choices import NeoBERTModelConfig
 from neobert_train.config.command_schema import PlanConfig
-from neobert_train.config.schema import ModelConfig
 from neobert_train.config.store import compose_config, to_typed
-from neobert_train.machine.memory import estimate_memory, find_largest_micro_batch
-from neobert_train.model import checkpoint_activations, compile_blocks
 from neobert_train.modeling import attention, cross_entropy
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
-from neobert_train.objective import MaskedLanguageModelling
+from neobert_train.models import neobert_cost
+from neobert_train.models.memory import estimate_memory, find_largest_micro_batch
+from neobert_train.models.neobert import NeoBERTEncoder
+from neobert_train.models.neobert_cost import NeoBERTCost
+from neobert_train.objectives.masked_lm import MaskedLM
 
 VOCAB_SIZE = 1000
 
@@ -76,9 +76,12 @@ def gpu_kernels(packed_kernel, monkeypatch):
     monkeypatch.setattr(nn.RMSNorm, "forward", apply_fused_norm)
 
 
-def measure_kept_bytes(module: nn.Module, batch: Batch) -> int:
+def measure_kept_bytes(encoder: NeoBERTEncoder, batch: Batch) -> int:
     """Bytes of all storages that a forward pass keeps, parameters and the batch not counted."""
-    given = [*module.parameters(), *(x for x in vars(batch).values() if isinstance(x, Tensor))]
+    given = [
+        *encoder.network.parameters(),
+        *(x for x in vars(batch).values() if isinstance(x, Tensor)),
+    ]
     known = {tensor.untyped_storage().data_ptr() for tensor in given}
     kept: dict[int, Tensor] = {}
 
@@ -89,7 +92,7 @@ def measure_kept_bytes(module: nn.Module, batch: Batch) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        module(batch)
+        MaskedLM(encoder).compute(batch)
     return sum(x.untyped_storage().nbytes() for place, x in kept.items() if place not in known)
 
 
@@ -110,12 +113,14 @@ def test_the_tensors_that_a_micro_batch_keeps(gpu_kernels, tokens, masked, layer
     shape = {"num_hidden_layers": layers, "hidden_size": 256, "intermediate_size": 1024}
     shape["num_attention_heads"] = 4
     model = NeoBERTForMaskedLM(NeoBERTConfig(**shape, vocab_size=VOCAB_SIZE))
-    objective = MaskedLanguageModelling(model.bfloat16() if bf16 else model)
-    measured = measure_kept_bytes(objective, build_batch(tokens, masked))
-    expected = compute_kept_bytes(ModelConfig(**shape), VOCAB_SIZE, tokens, masked, bf16, False)
+    encoder = NeoBERTEncoder(model.bfloat16() if bf16 else model)
+    measured = measure_kept_bytes(encoder, build_batch(tokens, masked))
+    expected = NeoBERTCost(NeoBERTModelConfig(**shape), VOCAB_SIZE).compute_kept_bytes(
+        tokens, masked, bf16, False
+    )
     assert measured == expected
-    estimate = estimate_activation_bytes(
-        ModelConfig(**shape), VOCAB_SIZE, tokens, masked / tokens, bf16, False
+    estimate = NeoBERTCost(NeoBERTModelConfig(**shape), VOCAB_SIZE).estimate_activation_bytes(
+        tokens, masked / tokens, bf16, False
     )
     assert expected < estimate < 1.4 * expected
 
@@ -128,14 +133,16 @@ def test_the_tensors_that_a_compiled_micro_batch_keeps(packed_kernel, monkeypatc
     shape = {"num_hidden_layers": 3, "hidden_size": 256, "intermediate_size": 1024}
     shape["num_attention_heads"] = 4
     model = NeoBERTForMaskedLM(NeoBERTConfig(**shape, vocab_size=VOCAB_SIZE))
-    assert compile_blocks(model, torch.device("cpu"))
+    assert NeoBERTEncoder(model).compile(torch.device("cpu"))
     last_norm = model.model.layer_norm  # which is not compiled
     monkeypatch.setattr(last_norm, "forward", partial(apply_fused_norm, last_norm))
-    objective = MaskedLanguageModelling(model.bfloat16() if bf16 else model)
+    encoder = NeoBERTEncoder(model.bfloat16() if bf16 else model)
     batch = build_batch(tokens, masked)
-    objective(batch)
-    expected = compute_kept_bytes(ModelConfig(**shape), VOCAB_SIZE, tokens, masked, bf16, True)
-    assert measure_kept_bytes(objective, batch) == expected
+    MaskedLM(encoder).compute(batch)
+    expected = NeoBERTCost(NeoBERTModelConfig(**shape), VOCAB_SIZE).compute_kept_bytes(
+        tokens, masked, bf16, True
+    )
+    assert measure_kept_bytes(encoder, batch) == expected
 
 
 @pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "fp32"])
@@ -144,29 +151,25 @@ def test_activation_checkpointing_keeps_the_inputs_of_blocks(gpu_kernels, bf16):
     shape = {"num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 1024}
     shape["num_attention_heads"] = 4
     model = NeoBERTForMaskedLM(NeoBERTConfig(**shape, vocab_size=VOCAB_SIZE)).train()
-    checkpoint_activations(model)
-    objective = MaskedLanguageModelling(model.bfloat16() if bf16 else model)
+    NeoBERTEncoder(model).checkpoint_activations()
+    encoder = NeoBERTEncoder(model.bfloat16() if bf16 else model)
     batch = build_batch(tokens, masked)
-    measured = measure_kept_bytes(objective, batch)
-    sizes = [
-        ModelConfig(**shape, activation_checkpointing=recomputed) for recomputed in (True, False)
+    measured = measure_kept_bytes(encoder, batch)
+    costs = [
+        NeoBERTCost(NeoBERTModelConfig(**shape, activation_checkpointing=recomputed), VOCAB_SIZE)
+        for recomputed in (True, False)
     ]
-    kept, kept_without = (
-        compute_kept_bytes(size, VOCAB_SIZE, tokens, masked, bf16, False) for size in sizes
-    )
+    kept, kept_without = (cost.compute_kept_bytes(tokens, masked, bf16, False) for cost in costs)
     assert kept == measured
     assert kept < kept_without / 3
-    peaks = [
-        estimate_activation_bytes(size, VOCAB_SIZE, tokens, masked / tokens, bf16, False)
-        for size in sizes
-    ]
-    block = tokens * sum(accounting.list_block_tensors(sizes[0], bf16, False).values())
+    peaks = [cost.estimate_activation_bytes(tokens, masked / tokens, bf16, False) for cost in costs]
+    block = tokens * sum(costs[0].list_block_tensors(bf16, False).values())
     assert peaks[0] - kept == pytest.approx(peaks[1] - kept_without + block)
 
 
 def test_the_plan_knows_the_chunks_of_the_loss():
-    assert accounting.LOSS_CHUNK_ROWS == cross_entropy.CHUNK_ROWS
-    assert accounting.LOSS_BLOCK_ROWS == cross_entropy.BLOCK_ROWS
+    assert neobert_cost.LOSS_CHUNK_ROWS == cross_entropy.CHUNK_ROWS
+    assert neobert_cost.LOSS_BLOCK_ROWS == cross_entropy.BLOCK_ROWS
 
 
 def compose(*overrides: str) -> PlanConfig:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from neobert_train.model import compile_blocks
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
+from neobert_train.models.neobert import NeoBERTEncoder
 
 CPU = torch.device("cpu")
 CU_SEQLENS = torch.tensor([0, 5, 6, 40, 64], dtype=torch.int32)
@@ -43,7 +43,7 @@ def test_all_blocks_share_two_graphs_without_breaks_and_give_the_same_numbers():
     torch._dynamo.reset()
     counters.clear()
     plain, compiled = build(), build()
-    assert compile_blocks(compiled, CPU)
+    assert NeoBERTEncoder(compiled).compile(CPU)
     for seed in range(3):
         loss, gradients = run(compiled, seed)
         expected_loss, expected_gradients = run(plain, seed)
@@ -59,7 +59,7 @@ def test_without_a_compiler_a_warning_says_so_and_nothing_is_compiled(monkeypatc
     monkeypatch.setattr(shutil, "which", lambda name: None)
     model = build()
     with caplog.at_level(logging.WARNING):
-        assert not compile_blocks(model, CPU)
+        assert not NeoBERTEncoder(model).compile(CPU)
     assert "needs a C++ compiler" in caplog.text
     assert "_torchdynamo" not in str(vars(model.model.transformer_encoder[0]))
     run(model, 0)
@@ -68,14 +68,14 @@ def test_without_a_compiler_a_warning_says_so_and_nothing_is_compiled(monkeypatc
 STEP = """
 import torch
 
-from neobert_train.model import compile_blocks
+from neobert_train.models.neobert import NeoBERTEncoder
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
 
 torch.manual_seed(0)
 shape = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
 model = NeoBERTForMaskedLM(NeoBERTConfig(**shape, vocab_size=100))
-assert compile_blocks(model, torch.device("cpu"))
+assert NeoBERTEncoder(model).compile(torch.device("cpu"))
 ids = torch.arange(37)[None]
 print(float(model(ids, labels=ids).loss))
 """

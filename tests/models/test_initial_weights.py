@@ -9,17 +9,17 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertForMaskedLM
 
 from neobert_train.commands import evaluate
-from neobert_train.config.schema import ModelConfig
+from neobert_train.config.choices import NeoBERTModelConfig
 from neobert_train.errors import InputError
-from neobert_train.export.hugging_face import write_model_folder
-from neobert_train.model_files import (
+from neobert_train.modeling.configuration_neobert import NeoBERTConfig
+from neobert_train.modeling.heads import NeoBERTForMaskedLM
+from neobert_train.models.families import find_family
+from neobert_train.models.loading import (
     find_model_folder,
     load_folder_weights,
     load_initial_weights,
-    read_model_config,
 )
-from neobert_train.modeling.configuration_neobert import NeoBERTConfig
-from neobert_train.modeling.heads import NeoBERTForMaskedLM
+from neobert_train.models.neobert import NeoBERTEncoder
 
 SHAPE = {
     "hidden_size": 32,
@@ -35,12 +35,12 @@ def exported(tokenizer, tmp_path_factory):
     torch.manual_seed(0)
     model = NeoBERTForMaskedLM(NeoBERTConfig(**SHAPE))
     folder = tmp_path_factory.mktemp("exported") / "model"
-    write_model_folder(folder, model, tokenizer, 512)
+    NeoBERTEncoder(model).write(folder, tokenizer, 512)
     return str(folder), model.state_dict()
 
 
 def load(origin, vocab_size=30_522, **shape):
-    return load_initial_weights(str(origin), ModelConfig(**{**SHAPE, **shape}), vocab_size)
+    return load_initial_weights(str(origin), NeoBERTModelConfig(**{**SHAPE, **shape}), vocab_size)
 
 
 def test_an_exported_folder_gives_its_weights(exported):
@@ -129,7 +129,7 @@ def test_half_precision_is_read_as_fp32(tmp_path):
 def test_evaluation_takes_no_random_weights_for_those_of_a_model(exported, tmp_path):
     folder, weights = exported
     subject = evaluate._load_exported(folder)
-    assert torch.equal(subject.model.decoder.weight, weights["decoder.weight"])
+    assert torch.equal(subject.encoder.network.decoder.weight, weights["decoder.weight"])
     assert subject.context_length == 512  # that of its tokenizer; its max_length is 4096
     shutil.copytree(folder, tmp_path / "broken")
     kept = {name: tensor.clone() for name, tensor in weights.items() if name != "decoder.bias"}
@@ -162,5 +162,5 @@ def test_the_published_configuration_is_one_of_a_neobert(tmp_path):
         "norm_eps": 1e-5, "num_attention_heads": 12, "torch_dtype": "float32",
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(published))
-    config = read_model_config(tmp_path, "here")
+    config = find_family(tmp_path, "here").read_config(tmp_path)
     assert (config.num_hidden_layers, config.max_length, config.vocab_size) == (28, 4096, 30_522)

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.dynamic_module_utils import get_imports
 
-from neobert_train.export.hugging_face import write_model_folder
-from neobert_train.export.remote_code import AUTO_MAP, join_modules
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
+from neobert_train.models.neobert import NeoBERTEncoder
+from neobert_train.models.remote_code import AUTO_MAP, join_modules
 
 # Packages that a user of the model may not have.
 ABSENT = ("neobert_train", "xformers", "flash_attn", "deepspeed", "hydra", "datasets")
@@ -32,7 +32,7 @@ def exported(tmp_path_factory, tokenizer):
         decoder_init_range=0.3,
     )  # fmt: skip
     model = NeoBERTForMaskedLM(config).eval()
-    write_model_folder(root / "folder", model, tokenizer, 512)
+    NeoBERTEncoder(model).write(root / "folder", tokenizer, 512)
     repository, commit = root / "hub" / "models--org--name", "0" * 40
     snapshot = repository / "snapshots" / commit
     for folder in (repository / "refs", repository / "blobs", snapshot):

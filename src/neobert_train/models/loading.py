@@ -1,6 +1,5 @@
 """Weights of a run, an exported folder or a model on the Hub, to start from or to measure."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from neobert_train.config.choices import ModelConfig
 from neobert_train.config.saved import load_train_config
-from neobert_train.config.schema import ModelConfig
 from neobert_train.errors import InputError
 from neobert_train.files import DamagedFileError, parse_json, read_text
 from neobert_train.hub import HubError, download_files, pin_revision
-from neobert_train.modeling.configuration_neobert import NeoBERTConfig
+from neobert_train.models.encoder import Encoder
+from neobert_train.models.families import FAMILIES, find_family
 from neobert_train.run.checkpoint import CONFIG_FILE, load_weights
 from neobert_train.run.checkpoint_search import find_checkpoint
 from neobert_train.run.directory import RunDirectory
@@ -28,10 +28,6 @@ _OTHER_WEIGHTS = {
     "pytorch_model.bin": "pytorch_model.bin is a pickle, which is not read: load it with "
     "transformers, and write it with save_pretrained(FOLDER)",
 }
-# With other values than they were trained with, weights that fit compute something else.
-_SHAPE = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "norm_eps",
-)  # fmt: skip
 
 
 def load_initial_weights(origin: str, model: ModelConfig, vocab_size: int) -> dict[str, Tensor]:
@@ -45,20 +41,49 @@ def load_initial_weights(origin: str, model: ModelConfig, vocab_size: int) -> di
     Raises:
         InputError: there are none, or they are those of another model.
     """
-    label, run = f"init_from={origin}", RunDirectory(origin)
+    label, run, family = f"init_from={origin}", RunDirectory(origin), FAMILIES[type(model)]
+    config: Any
     if run.list_checkpoints():
         checkpoint = find_checkpoint(run)
         assert checkpoint is not None
-        saved = load_train_config(checkpoint / CONFIG_FILE).model
-        shape = {key: getattr(saved, key) for key in _SHAPE}
-        weights = load_weights(checkpoint)
+        config, weights = (
+            load_train_config(checkpoint / CONFIG_FILE).model,
+            load_weights(checkpoint),
+        )
+        found = FAMILIES[type(config)]
     else:
         folder = find_model_folder(origin, label)
-        config, weights = read_model_config(folder, label), load_folder_weights(folder, label)
-        shape = {key: getattr(config, key) for key in _SHAPE}
-    _check_shape(label, shape, model)
-    _check_vocabulary(label, weights, vocab_size)
+        found = find_family(folder, label)
+        config, weights = found.read_config(folder), load_folder_weights(folder, label)
+    if found is not family:
+        raise InputError(f"{label} holds a {found.name}, and model.kind={model.kind} is another")
+    _check_shape(label, config, model)
+    _check_vocabulary(label, weights.get(family.embedding), vocab_size)
     return weights
+
+
+def load_into(encoder: Encoder, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Copy weights into an encoder that has exactly these.
+
+    Raises:
+        InputError: names, shapes and numbers of tensors that do not fit.
+    """
+    expected = encoder.network.state_dict()
+    problems = [f"{name} is missing" for name in expected if name not in weights]
+    problems += [f"{name} is not in the model" for name in weights if name not in expected]
+    problems += [
+        f"{name} has the shape {list(weights[name].shape)}, the model {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if problems:
+        shown = "\n  ".join(problems[:5])
+        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise InputError(
+            f"the weights of {origin} do not fit the model; set model.* as it was trained:"
+            f"\n  {shown}{more}"
+        )
+    encoder.network.load_state_dict(dict(weights))
 
 
 def find_model_folder(name: str, label: str) -> Path:
@@ -93,56 +118,19 @@ def pin_model(name: str, label: str) -> str | None:
     return pin_revision(name, find_model_folder(name, label))
 
 
-def read_model_config(folder: Path, label: str) -> NeoBERTConfig:
-    """Return the configuration of a NeoBERT.
-
-    Raises:
-        InputError: the folder holds none, or that of another architecture.
-    """
-    file = folder / _CONFIG_FILE
-    if not file.is_file():
-        raise InputError(
-            f"{label} holds neither checkpoints of a run nor the config.json of a model: name a run "
-            f"directory, an exported folder or a Hub model"
-        )
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        architecture = _find_architecture(values)
-        if architecture is None:
-            return NeoBERTConfig.from_dict(values)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(
-            f"{file} cannot be read as the config.json of a NeoBERT: {error}"
-        ) from error
-    raise InputError(
-        f"{label} holds a {architecture}, as its config.json says, and what is trained here is a "
-        f"NeoBERT: name a run directory, an exported folder, or a Hub model such as "
-        f"chandar-lab/NeoBERT"
-    )
-
-
-def find_context_length(folder: Path, config: NeoBERTConfig) -> int:
+def find_context_length(folder: Path, longest: int) -> int:
     """Return how many tokens of a text a model was trained with, as far as its files say.
 
-    The tokenizer of an export is cut to that; `max_length` is what the model can take.
+    Args:
+        folder: of the model; the tokenizer of an export is cut to that length.
+        longest: what the model can take.
     """
     try:
         values = parse_json(read_text(folder / _TOKENIZER_FILE))
     except (FileNotFoundError, DamagedFileError):
-        return config.max_length
+        return longest
     length = values.get("model_max_length") if isinstance(values, dict) else None
-    return (
-        min(length, config.max_length) if type(length) is int and length > 0 else config.max_length
-    )
-
-
-def _find_architecture(values: Mapping[str, Any]) -> str | None:
-    """Return what a model is that is no NeoBERT; None for a NeoBERT."""
-    if values.get("model_type") == NeoBERTConfig.model_type:
-        return None
-    kind = str(values.get("model_type", "model of a kind that is not named"))
-    classes = values.get("architectures")
-    return f"{classes[0]} (model_type {kind})" if isinstance(classes, list) and classes else kind
+    return min(length, longest) if type(length) is int and length > 0 else longest
 
 
 def load_folder_weights(folder: Path, label: str) -> dict[str, Tensor]:
@@ -163,17 +151,17 @@ def load_folder_weights(folder: Path, label: str) -> dict[str, Tensor]:
         raise InputError(f"{file} cannot be read: {error}") from error
 
 
-def _check_shape(label: str, shape: Mapping[str, Any], model: ModelConfig) -> None:
-    """Raises InputError, with the settings to write, for weights of another shape."""
+def _check_shape(label: str, config: Any, model: ModelConfig) -> None:
+    """Raise InputError, with the settings to write, for weights of another shape."""
+    shape = {key: getattr(config, key) for key in model.shape}
     other = {key: value for key, value in shape.items() if value != getattr(model, key)}
     if other:
         settings = " ".join(f"model.{key}={value}" for key, value in other.items())
         raise InputError(f"the weights of {label} are those of another model: write {settings}")
 
 
-def _check_vocabulary(label: str, weights: Mapping[str, Tensor], vocab_size: int) -> None:
-    """Raises InputError for weights of another number of token ids."""
-    embedding = weights.get("model.encoder.weight")
+def _check_vocabulary(label: str, embedding: Tensor | None, vocab_size: int) -> None:
+    """Raise InputError for weights of another number of token ids."""
     if embedding is not None and len(embedding) != vocab_size:
         raise InputError(
             f"the weights of {label} are for {len(embedding):,} token ids, and the tokenizer has "

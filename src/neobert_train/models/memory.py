@@ -1,12 +1,10 @@
 """The memory that an experiment takes on a GPU, estimated without one; imports no torch."""
 
-from neobert_train.accounting import (
-    compute_model_size,
-    compute_state_bytes,
-    estimate_activation_bytes,
-)
-from neobert_train.config.derived import compute_masking_rate, find_divisors, wants_compilation
+from neobert_train.config.derived import compute_masking_rate, wants_compilation
+from neobert_train.config.divisors import find_divisors
 from neobert_train.config.schema import Precision, TrainConfig
+from neobert_train.models.cost import build_cost
+from neobert_train.models.size import compute_state_bytes
 
 # The rest is for the driver, for kernels' own needs, and for what lies between tensors.
 USABLE_MEMORY = 0.95
@@ -25,11 +23,11 @@ def estimate_memory(
     """Return the bytes of state and of activations on one GPU, for micro-batches of so many tokens."""
     bf16 = plans_bf16(config)
     compiled = wants_compilation(config, zero_stage, on_gpu=True)
-    parameters = compute_model_size(config.model, vocab_size).parameters
-    masked_share = max(sample_masking_rates(config))
+    cost, num_moments = build_cost(config.model, vocab_size), len(config.optimizer.moments)
+    target_share = max(sample_masking_rates(config))
     return (
-        compute_state_bytes(parameters, zero_stage, num_devices, bf16),
-        estimate_activation_bytes(config.model, vocab_size, tokens, masked_share, bf16, compiled),
+        compute_state_bytes(cost.size, num_moments, zero_stage, num_devices, bf16),
+        cost.estimate_activation_bytes(tokens, target_share, bf16, compiled),
     )
 
 

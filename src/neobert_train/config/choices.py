@@ -1,0 +1,362 @@
+"""The four choices that make a recipe: model, objective, optimizer and scheduler.
+
+Each kind is a dataclass of its own with its own settings. A new kind is such a dataclass and a line of
+`CHOICES`; `SECTION=KIND` then chooses it, and a saved configuration records it as `SECTION.kind`.
+
+The defaults are those of NeoBERT's first pre-training phase (arXiv 2502.19587, section 3 and table 3).
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+from neobert_train.config.divisors import find_divisors
+from neobert_train.config.setting import setting
+
+FEED_FORWARD_MULTIPLE = 8
+
+
+@dataclass
+class Choice:
+    """A section whose settings depend on the kind that is chosen for it."""
+
+    kind: str = setting("", "What SECTION=KIND chooses.")
+
+    def iter_problems(self) -> Iterator[str]:
+        """Yield what is wrong with settings that are all in range."""
+        yield from ()
+
+
+def _kind(name: str, section: str) -> Any:
+    return setting(name, f"What {section}=KIND has chosen.")
+
+
+class AttentionBackend(Enum):
+    """Kernel that computes attention within packed documents."""
+
+    auto = "auto"
+    sdpa = "sdpa"
+    flash_attn = "flash_attn"
+    torch_varlen = "torch_varlen"
+    xformers = "xformers"
+
+
+@dataclass
+class ModelConfig(Choice):
+    """The encoder: how it computes.
+
+    Attributes:
+        title: of its architecture, as a model card writes it.
+        shape: names of the settings that weights from elsewhere have to agree with.
+    """
+
+    title: ClassVar[str] = ""
+    shape: ClassVar[tuple[str, ...]] = ()
+    max_length: int = setting(
+        4096, "Longest context the exported model announces, in tokens.", at_least=8
+    )
+    attention: AttentionBackend = setting(
+        AttentionBackend.auto, "auto, sdpa, flash_attn, torch_varlen or xformers."
+    )
+    compile: bool | None = setting(
+        None, "Compile the blocks with torch.compile (needs a C compiler); null does so on GPUs."
+    )
+    activation_checkpointing: bool = setting(
+        False, "Compute every block again in the backward pass instead of keeping its activations."
+    )
+
+
+@dataclass
+class NeoBERTModelConfig(ModelConfig):
+    """NeoBERT (arXiv 2502.19587): its shape, in the names of the published model."""
+
+    title: ClassVar[str] = "[NeoBERT](https://arxiv.org/abs/2502.19587)"
+    shape: ClassVar[tuple[str, ...]] = (
+        "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "norm_eps",
+    )  # fmt: skip
+    kind: str = _kind("neobert", "model")
+    hidden_size: int = setting(768, "Width of the residual stream.", at_least=1)
+    num_hidden_layers: int = setting(28, "Transformer blocks.", at_least=1)
+    num_attention_heads: int = setting(12, "Attention heads per block.", at_least=1)
+    intermediate_size: int = setting(
+        3072, "Nominal feed-forward width; SwiGLU uses two thirds of it, rounded up to 8.",
+        at_least=1,
+    )  # fmt: skip
+    norm_eps: float = setting(1e-5, "Epsilon of the RMS norms.", above=0.0)
+    embedding_init_range: float = setting(
+        0.02, "Initial embeddings are uniform within plus or minus this.", above=0.0
+    )
+    decoder_init_range: float = setting(
+        0.02, "Initial linear weights are uniform within plus or minus this.", above=0.0
+    )
+
+    def compute_feed_forward_width(self) -> int:
+        """Return SwiGLU's inner width: two thirds of `intermediate_size`, rounded up to 8."""
+        width = int(2 * self.intermediate_size / 3)
+        return -(-width // FEED_FORWARD_MULTIPLE) * FEED_FORWARD_MULTIPLE
+
+    def iter_problems(self) -> Iterator[str]:
+        """Yield why the width cannot be divided among the heads."""
+        head_size, rest = divmod(self.hidden_size, self.num_attention_heads)
+        if rest:
+            yield (
+                f"model.hidden_size={self.hidden_size} is not a multiple of "
+                f"model.num_attention_heads={self.num_attention_heads}: {self._offer_heads()}"
+            )
+        elif head_size % 2:
+            yield (
+                f"model.hidden_size / model.num_attention_heads = {head_size} is odd, and rotary "
+                f"embeddings turn pairs of channels: {self._offer_heads()}"
+            )
+
+    def _offer_heads(self) -> str:
+        if self.hidden_size % 2:
+            return f"the width must be even, such as model.hidden_size={self.hidden_size + 1}"
+        heads = ", ".join(map(str, find_divisors(self.hidden_size // 2)))
+        return f"choose model.num_attention_heads among {heads}"
+
+
+@dataclass
+class ObjectiveConfig(Choice):
+    """What the encoder is trained to do."""
+
+
+@dataclass
+class MaskedLMConfig(ObjectiveConfig):
+    """Predict masked tokens; the `masking` section says which."""
+
+    kind: str = _kind("masked_lm", "objective")
+
+
+class Role(Enum):
+    """What a parameter is for; `optimizer.ROLE` says how those of a role are trained.
+
+    embedding: the table of token embeddings, and of positions.
+    hidden_matrix: a matrix of a block.
+    vector: a bias, or the scale of a norm.
+    head: the matrix that scores the vocabulary.
+    """
+
+    embedding = "embedding"
+    hidden_matrix = "hidden_matrix"
+    vector = "vector"
+    head = "head"
+
+
+@dataclass
+class GroupConfig:
+    """How the parameters of one role differ from the others."""
+
+    lr_multiplier: float = setting(
+        1.0, "The learning rate of these parameters is optimizer.lr times this.", at_least=0.0
+    )
+    weight_decay: float | None = setting(
+        None, "Their decoupled weight decay; optimizer.weight_decay by default.", at_least=0.0
+    )
+
+
+def _undecayed() -> GroupConfig:
+    return GroupConfig(weight_decay=0.0)
+
+
+@dataclass
+class OptimizerConfig(Choice):
+    """What every optimiser has: a learning rate, decay and clipping, and groups of parameters.
+
+    Attributes:
+        moments: names of the tensors that it keeps of a parameter, each of the parameter's shape: keys
+            of its torch `state`, and of `optimizer.safetensors`.
+    """
+
+    moments: ClassVar[tuple[str, ...]] = ()
+    lr: float = setting(6e-4, "Peak learning rate.", above=0.0)
+    weight_decay: float = setting(0.1, "Decoupled weight decay.", at_least=0.0)
+    max_grad_norm: float = setting(
+        1.0, "Gradients are scaled down to this global norm; 0 is off.", at_least=0.0
+    )
+    embedding: GroupConfig = setting(GroupConfig, "")
+    hidden_matrix: GroupConfig = setting(GroupConfig, "")
+    head: GroupConfig = setting(GroupConfig, "")
+    vector: GroupConfig = setting(_undecayed, "")
+
+
+@dataclass
+class AdamWConfig(OptimizerConfig):
+    """AdamW (arXiv 1711.05101); norms and biases are not decayed."""
+
+    moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+    kind: str = _kind("adamw", "optimizer")
+    betas: list[float] = setting(
+        lambda: [0.9, 0.95], "Decay rates of the two moments.", at_least=0.0, below=1.0
+    )
+    eps: float = setting(1e-8, "Added to the denominator of the update.", above=0.0)
+
+    def iter_problems(self) -> Iterator[str]:
+        """Yield why the betas are not two."""
+        if len(self.betas) != 2:
+            yield "optimizer.betas needs two values: write optimizer.betas=[0.9,0.95]"
+
+
+@dataclass(frozen=True)
+class Decay:
+    """The last step at the peak, the first at the floor, and the floor as a share of the peak."""
+
+    start: int
+    end: int
+    floor: float
+
+
+@dataclass
+class SchedulerConfig(Choice):
+    """The learning rate of a step as a share of its peak."""
+
+    warmup_steps: int = setting(2000, "Steps of linear warm-up from 0 to the peak.", at_least=0)
+
+    def find_decay(self, max_steps: int) -> Decay | None:
+        """Return where a run of `max_steps` decays; None without a decay."""
+        return None
+
+    def explain_decay(self) -> str:
+        """Return, in the words of the settings, where the decay ends."""
+        return "trainer.max_steps"
+
+
+@dataclass
+class ConstantConfig(SchedulerConfig):
+    """The peak throughout; NeoBERT's second phase."""
+
+    kind: str = _kind("constant", "scheduler")
+    warmup_steps: int = setting(0, "Steps of linear warm-up from 0 to the peak.", at_least=0)
+
+
+@dataclass
+class DecayConfig(SchedulerConfig):
+    """A decay from the end of the warm-up to a floor, which holds to the end."""
+
+    decay_fraction: float = setting(
+        0.9, "Share of trainer.max_steps at which the decay reaches its floor, warm-up included.",
+        above=0.0, at_most=1.0,
+    )  # fmt: skip
+    final_lr_ratio: float = setting(
+        0.1, "Floor of the decay as a share of the peak; it holds to the end.",
+        at_least=0.0, at_most=1.0,
+    )  # fmt: skip
+
+    def find_decay(self, max_steps: int) -> Decay | None:
+        """Return the decay between the end of the warm-up and the step of `decay_fraction`."""
+        end = max(1, round(self.decay_fraction * max_steps))
+        return Decay(self.warmup_steps, end, self.final_lr_ratio)
+
+    def explain_decay(self) -> str:
+        """Return, in the words of the settings, where the decay ends."""
+        return "scheduler.decay_fraction x trainer.max_steps"
+
+
+@dataclass
+class CosineConfig(DecayConfig):
+    """Linear warm-up, half a cosine to 10 % of the peak at 90 % of the steps, then constant."""
+
+    kind: str = _kind("cosine", "scheduler")
+
+
+@dataclass
+class LinearConfig(DecayConfig):
+    """Linear warm-up, then a straight line to the floor: to zero at the last step."""
+
+    kind: str = _kind("linear", "scheduler")
+    decay_fraction: float = setting(
+        1.0, "Share of trainer.max_steps at which the decay reaches its floor, warm-up included.",
+        above=0.0, at_most=1.0,
+    )  # fmt: skip
+    final_lr_ratio: float = setting(
+        0.0, "Floor of the decay as a share of the peak; it holds to the end.",
+        at_least=0.0, at_most=1.0,
+    )  # fmt: skip
+
+
+class DecayShape(Enum):
+    """How the learning rate of warm-up, stable, decay falls at the end."""
+
+    linear = "linear"
+    one_minus_sqrt = "one_minus_sqrt"
+
+
+@dataclass
+class WSDConfig(SchedulerConfig):
+    """Warm-up, stable, decay: the peak until `decay_start`, and then a short fall to the floor.
+
+    One long run at the peak gives a trained model at any step: continue a copy of its run directory
+    with `scheduler.decay_start` and `trainer.max_steps` set (arXiv 2404.06395; the shape
+    `one_minus_sqrt` is from arXiv 2405.18392).
+    """
+
+    kind: str = _kind("wsd", "scheduler")
+    decay_start: int | None = setting(
+        None, "Last step at the peak; the fall ends at trainer.max_steps. 80 % of it by default.",
+        at_least=0,
+    )  # fmt: skip
+    final_lr_ratio: float = setting(
+        0.0, "Floor of the decay as a share of the peak.", at_least=0.0, at_most=1.0
+    )
+    decay_shape: DecayShape = setting(
+        DecayShape.one_minus_sqrt, "linear, or one_minus_sqrt, which falls fast at first."
+    )
+
+    def find_decay(self, max_steps: int) -> Decay | None:
+        """Return the decay between `decay_start`, or the warm-up's end, and the last step."""
+        start = round(0.8 * max_steps) if self.decay_start is None else self.decay_start
+        return Decay(max(start, self.warmup_steps), max_steps, self.final_lr_ratio)
+
+
+CHOICES: dict[str, dict[str, type[Choice]]] = {
+    "model": {"neobert": NeoBERTModelConfig},
+    "objective": {"masked_lm": MaskedLMConfig},
+    "optimizer": {"adamw": AdamWConfig},
+    "scheduler": {
+        "constant": ConstantConfig,
+        "cosine": CosineConfig,
+        "linear": LinearConfig,
+        "wsd": WSDConfig,
+    },
+}
+
+
+def list_chosen_sections(schema: type[Any]) -> list[str]:
+    """Return the sections of a command's schema that are choices."""
+    defaults = schema()
+    return [
+        field.name
+        for field in dataclasses.fields(schema)
+        if isinstance(getattr(defaults, field.name), Choice)
+    ]
+
+
+def build_defaults(schema: type[Any], kinds: Mapping[str, str]) -> Any:
+    """Return a command's settings with the defaults of the kinds that are chosen.
+
+    Args:
+        schema: of the command.
+        kinds: by section; a section that is left out has its default kind.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    config = schema()
+    for section in list_chosen_sections(schema):
+        if section in kinds:
+            setattr(config, section, find_kind(section, kinds[section])())
+    return config
+
+
+def find_kind(section: str, kind: Any) -> type[Choice]:
+    """Return the class of the settings of a kind.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    if not isinstance(kind, str) or kind not in CHOICES[section]:
+        known = ", ".join(CHOICES[section])
+        raise ValueError(f"{section}.kind is {kind}: it must be one of {known}")
+    return CHOICES[section][kind]

@@ -1,0 +1,39 @@
+"""What makes an exported folder a model of sentence-transformers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from neobert_train.config.command_schema import Pooling
+
+
+def write_pooling(folder: Path, width: int, pooling: Pooling, context_length: int) -> None:
+    """Make the folder a model of sentence-transformers, which embeds texts.
+
+    Without these files `SentenceTransformer` takes the mean over tokens by itself, and `SparseEncoder`
+    builds SPLADE on the vocabulary; with them it builds another model.
+
+    Args:
+        folder: of the export.
+        width: of the hidden states.
+        pooling: what makes one vector of those of the tokens.
+        context_length: tokens after which texts are cut.
+    """
+    package = "sentence_transformers.models"
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": f"{package}.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{package}.Pooling"},
+    ]
+    settings = {
+        "word_embedding_dimension": width,
+        "pooling_mode_mean_tokens": pooling is Pooling.mean,
+        "pooling_mode_cls_token": pooling is Pooling.cls,
+    }
+    _write_json(folder / "modules.json", modules)
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": context_length})
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    _write_json(folder / "1_Pooling" / "config.json", settings)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Encoders behind one protocol; nothing outside names a network. `plan` reads the costs without torch."""

@@ -1,0 +1,37 @@
+"""Parameters in groups that are trained alike, by their role."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from neobert_train.config.choices import GroupConfig, OptimizerConfig, Role
+
+
+def build_groups(
+    config: OptimizerConfig, network: nn.Module, roles: Mapping[str, Role]
+) -> list[dict[str, Any]]:
+    """Return the trainable parameters as groups of a torch optimiser.
+
+    Parameters that are trained alike share a group; vectors always have their own, so that the order in
+    which ZeRO adds up the groups' norms does not depend on the settings. `base_lr` is the peak learning
+    rate of a group, of which the schedule gives `lr`.
+
+    Args:
+        config: the learning rate and decay of each role.
+        network: whose parameters they are.
+        roles: of every parameter by its name.
+    """
+    groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        settings: GroupConfig = getattr(config, roles[name].value)
+        lr, decay = config.lr * settings.lr_multiplier, settings.weight_decay
+        decay = config.weight_decay if decay is None else decay
+        group = groups.setdefault(
+            (lr, decay, roles[name] is Role.vector),
+            {"params": [], "lr": lr, "base_lr": lr, "weight_decay": decay},
+        )
+        group["params"].append(parameter)
+    return list(groups.values())

@@ -1,0 +1,31 @@
+"""The optimiser that a configuration names."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from neobert_train.config.choices import AdamWConfig, OptimizerConfig, Role
+from neobert_train.optim.adamw import build_adamw
+from neobert_train.optim.groups import build_groups
+
+# Each takes its own settings and the groups of parameters.
+BUILDERS: dict[
+    type[OptimizerConfig], Callable[[Any, list[dict[str, Any]]], torch.optim.Optimizer]
+] = {
+    AdamWConfig: build_adamw,
+}
+
+
+def build_optimizer(
+    config: OptimizerConfig, network: nn.Module, roles: Mapping[str, Role]
+) -> torch.optim.Optimizer:
+    """Return the optimiser over all trainable parameters of a network.
+
+    Args:
+        config: its kind and settings.
+        network: whose parameters it updates.
+        roles: of every parameter by its name.
+    """
+    return BUILDERS[type(config)](config, build_groups(config, network, roles))

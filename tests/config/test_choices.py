@@ -1,0 +1,185 @@
+"""Sections that are a choice have the settings of the kind chosen, wherever settings are known."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from neobert_train.__main__ import format_help
+from neobert_train.config.choices import CHOICES, AdamWConfig, OptimizerConfig, WSDConfig
+from neobert_train.config.command_schema import SCHEMAS
+from neobert_train.config.overrides import CommandLine
+from neobert_train.config.saved import dump_config, find_differences, load_train_config
+from neobert_train.config.setting import setting
+from neobert_train.config.store import compose_config, to_typed
+from neobert_train.errors import InputError
+
+KINDS = [(section, kind) for section, kinds in CHOICES.items() for kind in kinds]
+
+
+@dataclasses.dataclass
+class SGDConfig(OptimizerConfig):
+    """A second optimiser, whose settings are not those of AdamW."""
+
+    kind: str = setting("sgd", "What optimizer=KIND has chosen.")
+    momentum: float = setting(
+        0.9, "Share of the last update that is kept.", at_least=0.0, below=1.0
+    )
+
+
+@pytest.fixture
+def sgd(monkeypatch):
+    monkeypatch.setitem(CHOICES["optimizer"], "sgd", SGDConfig)
+
+
+def compose(*overrides):
+    return to_typed("train", compose_config("train", ["+experiment=smoke", *overrides]))
+
+
+def find_problems(*overrides, sweeps=False):
+    return CommandLine("train", ["+experiment=smoke", *overrides], sweeps).find_problems()[0]
+
+
+@pytest.mark.parametrize(("section", "kind"), KINDS)
+def test_the_name_of_a_kind_is_its_default_kind(section, kind):
+    assert CHOICES[section][kind]().kind == kind
+
+
+@pytest.mark.parametrize(("section", "kind"), KINDS)
+def test_a_saved_kind_comes_back_as_its_class(tmp_path, section, kind):
+    config = compose(f"{section}={kind}")
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config))
+    assert f"kind: {kind}" in path.read_text()
+    loaded = load_train_config(path)
+    assert loaded == config
+    assert type(getattr(loaded, section)) is CHOICES[section][kind]
+
+
+def test_a_kind_brings_its_own_settings(sgd):
+    config = compose("optimizer=sgd", "optimizer.momentum=0.5", "optimizer.lr=0.1")
+    assert config.optimizer == SGDConfig(momentum=0.5, lr=0.1)
+    assert find_problems("optimizer=sgd", "optimizer.momentum=0.5") == []
+    assert "optimizer.momentum=0.9" in format_help("train", ["--help", "optimizer=sgd"])
+    assert "optimizer.betas" not in format_help("train", ["optimizer=sgd"])
+    assert "optimizer.betas=[0.9,0.95]" in format_help("train", ["--help"])
+
+
+def test_a_setting_of_another_kind_is_named_with_it(sgd):
+    (problem,) = find_problems("optimizer.momentum=0.5")
+    assert problem == "optimizer.momentum belongs to optimizer=sgd, and another optimizer is chosen"
+    (problem,) = find_problems("optimizer=sgd", "optimizer.betas=[0.9,0.99]")
+    assert "optimizer.betas belongs to optimizer=adamw" in problem
+    (problem,) = find_problems("optimizer=sgd", "optimizer.momentun=0.5")
+    assert "did you mean optimizer.momentum?" in problem
+    (problem,) = find_problems("optimizer=sgd", "optimizer.momentum=high")
+    assert "with a number" in problem
+    (problem,) = find_problems("scheduler=constant", "scheduler.final_lr_ratio=0.5")
+    assert "belongs to scheduler=cosine, scheduler=linear, scheduler=wsd" in problem
+
+
+def test_a_sweep_over_kinds_names_the_kind_that_lacks_a_setting(sgd):
+    swept = ("optimizer=adamw,sgd", "optimizer.momentum=0.5,0.9")
+    (problem,) = find_problems(*swept, sweeps=True)
+    assert problem.endswith("(in optimizer=adamw)")
+    assert find_problems("optimizer=adamw,sgd", "optimizer.lr=0.1,0.2", sweeps=True) == []
+
+
+def test_a_kind_is_not_set_by_itself(sgd):
+    (problem,) = find_problems("optimizer.kind=sgd")
+    assert "write optimizer=adamw or sgd" in problem
+    with pytest.raises(
+        InputError, match=r"optimizer\.kind is newton: it must be one of adamw, sgd"
+    ):
+        compose("optimizer.kind=newton")
+
+
+def test_a_key_that_no_kind_has_does_not_pass_with_a_plus():
+    with pytest.raises(InputError, match="decay_fraction"):
+        compose("scheduler=constant", "+scheduler.decay_fraction=0.5")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_commands_without_groups_see_no_choice(command):
+    """`model=FOLDER` is a setting of evaluate."""
+    assert CommandLine(command, []).groups == {}
+    if command == "evaluate":
+        compose_config("train", [])
+        assert to_typed(command, compose_config(command, ["model=a/b"])).model == "a/b"
+
+
+@pytest.mark.parametrize("section", CHOICES)
+def test_the_shape_and_moments_of_every_kind_are_named(section):
+    for settings in CHOICES[section].values():
+        names = {field.name for field in dataclasses.fields(settings)}
+        assert set(getattr(settings, "shape", ())) <= names
+        if section == "optimizer":
+            assert settings.moments
+
+
+OLD = """
+seed: 3
+model: {hidden_size: 32}
+optimizer: {lr: 0.001, betas: [0.9, 0.98], eps: 1.0e-08, weight_decay: 0.1, max_grad_norm: 1.0}
+scheduler: {name: NAME, warmup_steps: 7, decay_fraction: 0.5, final_lr_ratio: 0.25}
+"""
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
+def test_a_configuration_of_version_0_1_0_is_read(tmp_path, name):
+    path = tmp_path / "config.yaml"
+    path.write_text(OLD.replace("NAME", name))
+    config = load_train_config(path)
+    assert type(config.scheduler) is CHOICES["scheduler"][name]
+    assert config.scheduler.warmup_steps == 7
+    if name != "constant":
+        assert (config.scheduler.decay_fraction, config.scheduler.final_lr_ratio) == (0.5, 0.25)
+    assert config.optimizer == AdamWConfig(lr=0.001, betas=[0.9, 0.98])
+    assert (config.model.kind, config.model.hidden_size) == ("neobert", 32)
+    assert config.objective.kind == "masked_lm"
+
+
+WRONG = {
+    "optimizer: {kind: newton}": "optimizer.kind is newton: it must be one of adamw",
+    "scheduler: {kind: wsd, decay_fraction: 0.5}": "scheduler.decay_fraction is not known",
+    "optimizer: {kind: adamw, momentum: 1}": "optimizer.momentum is not known",
+    "optimizer: 3": "optimizer is 3: it holds no settings",
+    "scheduler: {kind: wsd, decay_start: -1}": "scheduler.decay_start=-1 is out of range",
+    "optimizer: {kind: [1]}": "optimizer.kind",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_saved_setting_that_its_kind_does_not_have_is_named(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as raised:
+        load_train_config(path)
+    assert WRONG[text] in str(raised.value)
+
+
+def test_the_kind_of_optimizer_and_the_objective_make_another_run(sgd):
+    before = compose()
+    fatal, _ = find_differences(before, compose("optimizer=sgd"))
+    assert fatal == ["optimizer.kind: adamw -> sgd"]
+    fatal, notable = find_differences(before, compose("scheduler=wsd"))
+    assert fatal == []
+    assert "scheduler.kind: cosine -> wsd" in notable
+
+
+def test_the_settings_of_a_kind_are_shown_without_torch():
+    script = (
+        "import sys; from neobert_train.__main__ import main\n"
+        "sys.argv[1:] = ['scheduler=wsd', '--cfg', 'job']; main(); assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "decay_shape: one_minus_sqrt" in done.stdout
+
+
+def test_every_command_over_an_experiment_has_the_choices():
+    for command in ("train", "plan", "doctor", "inspect_data"):
+        config = to_typed(command, compose_config(command, ["scheduler=wsd"]))
+        assert type(config) is SCHEMAS[command]
+        assert config.scheduler == WSDConfig()
