@@ -34,21 +34,21 @@ class Collectives:
         self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
 
     def sum(self, values: Sequence[int]) -> list[int]:
-        """Element-wise sum over all processes, exact."""
+        """Return element-wise sum over all processes, exact."""
         return self._reduce(torch.tensor(values, dtype=torch.int64)).tolist()
 
     def sum_floats(self, values: Sequence[float]) -> list[float]:
-        """Element-wise sum over all processes in float64."""
+        """Return element-wise sum over all processes in float64."""
         return self._reduce(torch.tensor(values, dtype=torch.float64)).tolist()
 
     def broadcast(self, values: Sequence[int]) -> list[int]:
-        """The values of the main process."""
+        """Return the values of the main process."""
         tensor = torch.tensor(values, dtype=torch.int64)
         dist.broadcast(tensor, src=0, group=self._group)
         return tensor.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """One JSON value of each process, by rank, on every process."""
+        """Return one JSON value of each process, by rank, on every process."""
         data = _encode(value)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world.world_size)]
         dist.all_gather(sizes, torch.tensor([data.numel()]), group=self._group)
@@ -69,6 +69,7 @@ class Collectives:
         if not self.world.is_main:
             outcome = torch.empty(size, dtype=torch.uint8)
         dist.broadcast(outcome, src=0, group=self._group)
+        result: Result
         result, error = _decode(outcome)
         if error is not None:
             raise InputError(error)
@@ -80,6 +81,7 @@ class Collectives:
         Raises:
             InputError: it raised one somewhere; on every process, with all distinct messages.
         """
+        result: Result
         result, error = _try(function)
         errors = [str(message) for message in self.gather(error) if message is not None]
         if errors:
@@ -101,7 +103,7 @@ class Collectives:
 
 
 def _find_store() -> tuple[Any, int, int]:
-    """Where processes leave their addresses for each other, the rank of this one, and their number."""
+    """Return where processes leave their addresses for each other, the rank of this one, and their number."""
     if "MASTER_ADDR" not in os.environ:  # no launcher: one process, which needs no port
         return dist.HashStore(), 0, 1  # type: ignore[attr-defined]
     rendezvous = dist.rendezvous("env://", timeout=_TIMEOUT)  # type: ignore[attr-defined]
@@ -112,7 +114,7 @@ def _find_store() -> tuple[Any, int, int]:
 
 
 def _agree_on_start(store: Any, rank: int, world_size: int) -> str:
-    """A name that the processes of one start share, and under which no earlier start left anything.
+    """Return a name that the processes of one start share, and under which no earlier start left anything.
 
     torchrun keeps its store when it starts processes again, and with it the addresses of those that
     died, which the new ones would try to reach (seen in torch 2.13).
@@ -154,7 +156,7 @@ def _try(function: Callable[[], Any]) -> tuple[Any, str | None]:
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
-    """Whether a collective failed because another process is gone."""
+    """Return whether a collective failed because another process is gone."""
     text = str(error)
     return any(sign in text for sign in ("Connection closed", "Connection reset", "Broken pipe"))
 
@@ -173,7 +175,7 @@ def _keep_freed_memory() -> None:
 
 
 def find_device(world: World) -> torch.device:
-    """The accelerator of this process, or its share of the CPU's cores."""
+    """Return the accelerator of this process, or its share of the CPU's cores."""
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)
         return torch.device("cuda", world.local_rank)

@@ -1,4 +1,4 @@
-"""What a user can be told: errors with a mend, and the exit codes of the program."""
+"""What a user is told: errors with their fix, and the exit codes of the program."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ class InputError(Exception):
 
     @classmethod
     def from_problems(cls, problems: Sequence[str]) -> "InputError":
-        """One error that lists every problem found."""
+        """Return one error that lists every problem found."""
         if len(problems) == 1:
             return cls(problems[0])
         lines = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, 1))

@@ -50,7 +50,7 @@ class Job:
 
 
 def plan_sweep(command: str, arguments: Sequence[str]) -> list[Job]:
-    """The jobs of a sweep, all checked, none of them in the run directory of another.
+    """Return the jobs of a sweep, all checked, none of them in the run directory of another.
 
     Runs that would share one get its name with what is their own behind it.
 

@@ -23,7 +23,7 @@ class World:
 
     @classmethod
     def from_environment(cls) -> "World":
-        """The world that `deepspeed` or `torchrun` announce; a single process without them.
+        """Return the world that `deepspeed` or `torchrun` announce; a single process without them.
 
         Raises:
             InputError: a variable of the launcher holds something else than a sensible number.
@@ -46,7 +46,7 @@ class World:
         return self.rank == 0
 
     def lanes(self, num_lanes: int) -> list[int]:
-        """The lanes this process serves: those with `lane % world_size == rank`."""
+        """Return the lanes this process serves: those with `lane % world_size == rank`."""
         return list(range(self.rank, num_lanes, self.world_size))
 
 

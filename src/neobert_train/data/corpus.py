@@ -51,7 +51,7 @@ SourceFiles = dict[str, list[Annotated[SourceFile, PlainValidator(SourceFile.fro
 
 
 def open_corpus(config: TrainConfig, tokenizer: TextTokenizer) -> Mapping[str, Sequence[Unit]]:
-    """The units of every configured source, by its name.
+    """Return the units of every configured source, by its name.
 
     Raises:
         InputError: a source, or the prepared folder, cannot be read.

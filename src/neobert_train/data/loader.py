@@ -62,7 +62,7 @@ class LaneReaders:
     states: dict[int, dict[str, Any]]
 
     def iter_batches(self) -> Iterator[Batch]:
-        """One batch of each lane, again and again."""
+        """Yield one batch of each lane, again and again."""
         allow_many_open_files()
         tokenizer = build_tokenizer(self.config.tokenizer)
         streams = [
@@ -108,7 +108,7 @@ class StepLoader:
         self._end_workers = weakref.finalize(self, _end, workers, self._collector)
 
     def next_step(self) -> list[Batch]:
-        """One batch of every lane of this process, in the order of the lanes.
+        """Return one batch of every lane of this process, in the order of the lanes.
 
         Raises:
             InputError: the source cannot be read on.
@@ -119,7 +119,7 @@ class StepLoader:
         return batches
 
     def poll_step(self, timeout: float) -> list[Batch] | None:
-        """What `next_step` gives; None if it is not there after `timeout` seconds.
+        """Return what `next_step` gives; None if it is not there after `timeout` seconds.
 
         Without worker processes the batches are made here, and take as long as they take.
         """
@@ -152,7 +152,7 @@ class _Collector:
         self._thread.start()
 
     def take(self, timeout: float) -> list[Batch] | None:
-        """The next step; None if it is not there after `timeout` seconds.
+        """Return the next step; None if it is not there after `timeout` seconds.
 
         Raises:
             InputError, WorkerError: what went wrong with it.
@@ -183,7 +183,7 @@ class _Collector:
 class Worker:
     """A process that reads lanes ahead and hands their batches over through a pipe.
 
-    The training process holds the reading end alone, and the worker the writing end alone, so that
+    The training process holds only the reading end, and the worker only the writing end, so that
     each notices at once when the other is gone.
     """
 
@@ -196,7 +196,7 @@ class Worker:
         sender.close()
 
     def iter_batches(self) -> Iterator[Batch]:
-        """The batches as they come.
+        """Yield the batches as they come.
 
         Raises:
             InputError, WorkerError: what ended the worker.
@@ -228,7 +228,7 @@ def _end(workers: Sequence[Worker], collector: _Collector | None) -> None:
 
 
 def _serve(readers: LaneReaders, prefetch: int, sender: Connection) -> None:
-    """The worker process: one thread reads and tokenises, this one hands over."""
+    """Return the worker process: one thread reads and tokenises, this one hands over."""
     begin_worker()
     # Locks that libraries make here then leave nothing to clean up when this process is killed.
     multiprocessing.set_start_method("fork", force=True)

@@ -33,14 +33,14 @@ class TrainingTexts:
     """
 
     def __init__(self, config: TrainTokenizerConfig) -> None:
-        """Raises InputError when the source cannot be read."""
+        """Raise InputError when the source cannot be read."""
         self._config = config
         self._units = _build_source_units(config)
         self.num_documents = self.num_characters = self.num_bad_records = self.num_heldout = 0
         self._heldout, self._first = _Sample(), _Sample()
 
     def __iter__(self) -> Iterator[str]:
-        """Up to `max_documents` texts.
+        """Yield up to `max_documents` texts.
 
         Raises:
             InputError: a bad record under the policy `stop`.
@@ -77,7 +77,7 @@ class TrainingTexts:
 
 
 def _build_source_units(config: TrainTokenizerConfig) -> list[Unit]:
-    """The units of all sources of a mixture together, whatever their weights.
+    """Return the units of all sources of a mixture together, whatever their weights.
 
     Sources that differ in the lengths of the documents they take are read once, without a limit.
     """
@@ -89,7 +89,7 @@ def _build_source_units(config: TrainTokenizerConfig) -> list[Unit]:
 
 
 def _iter_records(units: Sequence[Unit], seed: int, num_open: int) -> Iterator[AnyRecord]:
-    """All records, from `num_open` units in turn, so that a part of them is no part of the files."""
+    """Yield all records, round-robin over `num_open` units, so a truncated read is not biased to few."""
     order = keyed_generator(seed, "tokenizer").permutation(len(units))
     waiting = (units[unit].iter_records(0) for unit in order)
     turn = deque(itertools.islice(waiting, num_open))

@@ -23,7 +23,7 @@ def start_workers() -> Iterator[None]:
 
 
 def begin_worker() -> None:
-    """Prepare a spawned process: its parent alone stops it, and it ends soon after its parent."""
+    """Prepare a spawned process: only its parent stops it, and it ends soon after its parent."""
     ignore_stop_signals()
     protect_streams()
     show_warnings()

@@ -25,7 +25,7 @@ HALF_PRECISION = (torch.bfloat16, torch.float16)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents, backend: str) -> Tensor:
-    """Softmax attention of every document to itself, scaled by 1 / sqrt(head size).
+    """Return the softmax attention of every document to itself, scaled by 1 / sqrt(head size).
 
     Args:
         q, k, v: [T, num_heads, head_size].
@@ -39,7 +39,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents, backend: str) 
 
 
 def _attend_sdpa(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
-    """Without a mask or padding, on any device in any dtype: document by document, and on a CPU
+    """Attend without mask or padding, on any device in any dtype: document by document, and on a CPU
     short ones together.
     """
     if q.device.type == "cpu" and q.dtype in LONGEST_BATCHED:
@@ -104,7 +104,8 @@ def _call_flash_attn(module: Any, q: Tensor, k: Tensor, v: Tensor, documents: Do
         max_seqlen_k=documents.max_seqlen,
     )
     # Some releases give the log-sums of the scores as well.
-    return output[0] if isinstance(output, tuple) else output
+    attended: Tensor = output[0] if isinstance(output, tuple) else output
+    return attended
 
 
 @lru_cache(maxsize=8)
@@ -156,7 +157,7 @@ class Backend:
 
     Attributes:
         function: as `attend`, without the backend's name.
-        load: imports what it needs for a device, or raises; None for torch alone.
+        load: imports what it needs for a device, or raises; None for torch itself.
         needs_cuda: whether it runs on NVIDIA GPUs in half precision only.
     """
 
@@ -175,7 +176,7 @@ BACKENDS = {
 
 
 def find_obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why a backend cannot run on this device with this dtype; None when it can."""
+    """Return why a backend cannot run on this device with this dtype; None when it can."""
     backend = BACKENDS[name]
     if backend.needs_cuda and device.type != "cuda":
         return f"it runs on CUDA devices only, and this is {device.type}"

@@ -27,7 +27,7 @@ _PAIRS_IN_CACHE = 1 << 19
 
 
 def attend_on_cpu(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
-    """`attend` for the dtypes of `LONGEST_BATCHED`.
+    """Return what `attend` does, for the dtypes of `LONGEST_BATCHED`.
 
     In bf16 the scores of batched documents are rounded to bf16 before the softmax; the output is
     then off by half a percent (norm of the error, scores up to 5) to one percent (up to 20).
@@ -35,7 +35,8 @@ def attend_on_cpu(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tens
     longest = LONGEST_BATCHED[q.dtype]
     plan = documents.derive(longest, lambda bounds: plan_documents(bounds, longest))
     if torch.is_grad_enabled():
-        return _PackedAttention.apply(q, k, v, plan)
+        output: Tensor = _PackedAttention.apply(q, k, v, plan)
+        return output
     return _attend(q, k, v, plan, kept=None)
 
 
@@ -57,7 +58,7 @@ class Group:
     length: int
 
     def gather(self, x: Tensor) -> Tensor:
-        """[T, heads, size] to [num_documents * heads, length, size], contiguous and never a view."""
+        """Bring [T, heads, size] to [num_documents * heads, length, size], contiguous and never a view."""
         return self._stack(x).clone(memory_format=torch.contiguous_format).flatten(0, 1)
 
     def view(self, x: Tensor) -> Tensor:
@@ -65,7 +66,8 @@ class Group:
         return self._stack(x).flatten(0, 1)
 
     def _stack(self, x: Tensor) -> Tensor:
-        return x[self.rows].unflatten(0, (self.num_documents, self.length)).transpose(1, 2)
+        stacked: Tensor = x[self.rows].unflatten(0, (self.num_documents, self.length))
+        return stacked.transpose(1, 2)
 
     def mask(self, scores: Tensor) -> None:
         """Set the scores [num_documents * heads, length, length] of padded keys to -inf."""
@@ -80,7 +82,7 @@ class Group:
         by_document.masked_fill_(self.padding[:, None, :, None], 0.0)
 
     def scatter(self, stacked: Tensor, target: Tensor) -> None:
-        """The inverse of `gather`, into `target` [T, heads, size]; padding is left out."""
+        """Return the inverse of `gather`, into `target` [T, heads, size]; padding is left out."""
         by_document = stacked.unflatten(0, (self.num_documents, target.shape[1]))
         if isinstance(self.rows, slice):
             self._stack(target).copy_(by_document)
@@ -212,7 +214,7 @@ class _PackedAttention(torch.autograd.Function):
 
 
 def _iter_heads(group: Group, num_heads: int) -> Iterator[slice]:
-    """The heads of all documents of a group, so many at a time as fit into the cache."""
+    """Yield the heads of all documents of a group, so many at a time as fit into the cache."""
     total = group.num_documents * num_heads
     width = max(1, _PAIRS_IN_CACHE // group.length**2)
     if group.padding is not None:  # whole documents, for the mask
@@ -221,10 +223,14 @@ def _iter_heads(group: Group, num_heads: int) -> Iterator[slice]:
 
 
 def _flash_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False)
+    kept: tuple[Tensor, Tensor]
+    kept = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False)
+    return kept
 
 
 def _flash_backward(grad: Tensor, *saved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+    gradients: tuple[Tensor, Tensor, Tensor]
+    gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         grad, *saved, 0.0, False
     )
+    return gradients

@@ -17,7 +17,7 @@ _BLOCK_ROWS_ON_CPU = 8
 def sum_cross_entropy(
     hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Summed loss of predicting `labels` from `hidden`, with the gradient computed on the way.
+    """Return the summed loss of predicting `labels` from `hidden`; computes the gradient on the way.
 
     The gradient of the scores, softmax minus one-hot, is known as soon as the scores are; so each
     chunk's part of the gradients is taken at once and its scores are dropped.
@@ -31,7 +31,8 @@ def sum_cross_entropy(
     Returns:
         The summed cross-entropy (nats, float32) and the number of labels whose score is the largest.
     """
-    return _SumCrossEntropy.apply(hidden, weight, bias, labels)
+    sums: tuple[Tensor, Tensor] = _SumCrossEntropy.apply(hidden, weight, bias, labels)
+    return sums
 
 
 class _SumCrossEntropy(torch.autograd.Function):

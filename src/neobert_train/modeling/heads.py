@@ -22,7 +22,7 @@ class VocabularyProjection(nn.Linear):
     """Hidden states to scores of the vocabulary, or straight to the loss of given labels."""
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Any:
-        """Scores [..., vocab_size]; with labels what `sum_cross_entropy` gives of [M, hidden]."""
+        """Return scores [..., vocab_size]; with labels what `sum_cross_entropy` gives of [M, hidden]."""
         if labels is None:
             return super().forward(hidden)
         return sum_cross_entropy(hidden, self.weight, self.bias, labels)
@@ -104,7 +104,7 @@ class ClassificationHead(nn.Linear):
         self.dropout = nn.Dropout(config.classifier_dropout)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[B, hidden_size] to scores [B, num_labels]."""
+        """Return scores [B, num_labels] of [B, hidden_size]."""
         hidden = torch.tanh(self.dense(self.dropout(hidden)))
         return super().forward(self.dropout(hidden))
 

@@ -102,7 +102,7 @@ class PaddedLayout:
             shape: of the ids in the call; [T] and [1, T] are one row.
             position_ids: [B or 1, S] integers.
             allowed: [B, 1, 1 or S, S], boolean, or numbers to add to the scores; None for all.
-            is_token: [B, S] boolean, False at padding; None for tokens alone.
+            is_token: [B, S] boolean, False at padding; None for tokens only.
             is_eager: whether to compute probabilities by themselves and not by torch's kernel.
         """
         self._shape, self.position_ids, self._is_token = shape, position_ids, is_token
@@ -136,7 +136,7 @@ class PaddedLayout:
         return weights
 
     def _build_bias(self, dtype: torch.dtype) -> Tensor | None:
-        """Return what to add to the scores; finite, so that a row of padding alone gives no NaN."""
+        """Return what to add to the scores; finite, so that a row of nothing but padding gives no NaN."""
         if self._allowed is None:
             return None
         if self._allowed.dtype is not torch.bool:
@@ -161,7 +161,7 @@ def build_packed_layout(
     Args:
         shape: of the ids, [B, S]; [T] or [1, T] where `documents` are given.
         device: of the hidden states.
-        attention_mask: [B, S], nonzero at tokens; None for tokens alone.
+        attention_mask: [B, S], nonzero at tokens; None for tokens only.
         position_ids: of this shape, or [1, S]; counted from the start of every document when absent.
             Without a mask, rows that count from 0 several times hold several documents.
         documents: of a call that is packed already.

@@ -64,7 +64,8 @@ def _is_traced() -> bool:
 def normalise(x: Tensor, norm: nn.RMSNorm) -> Tensor:
     """Compute what `norm(x)` gives in fewer steps where x is float32; x stays as it is."""
     if x.dtype is not torch.float32 or norm.eps is None:
-        return norm(x)
+        normalised: Tensor = norm(x)
+        return normalised
     scale = (x * x).mean(-1, keepdim=True).add_(norm.eps).rsqrt_()
     return (x * scale).mul_(norm.weight)
 
@@ -78,9 +79,10 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(width, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., hidden_size] to the same shape."""
+        """Return [..., hidden_size] of the same shape."""
         gate, value = self.w12(x).chunk(2, dim=-1)
-        return self.w3(F.silu(gate) * value)
+        output: Tensor = self.w3(F.silu(gate) * value)
+        return output
 
     def infer(self, x: Tensor) -> Tensor:
         """Compute the same of [T, hidden_size] as two narrower products, in place and in pieces."""
@@ -105,7 +107,7 @@ class EncoderBlock(nn.Module):
         self.ffn_norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
 
     def forward(self, x: Tensor, turns: Tensor, layout: Layout) -> Tensor:
-        """[..., hidden_size] to the same shape, in the form of the layout."""
+        """Return [..., hidden_size] of the same shape, in the form of the layout."""
         q, k, v = self.project(x, turns)
         return self.combine(x, layout.attend(q, k, v))
 
@@ -125,7 +127,7 @@ class EncoderBlock(nn.Module):
         return self.turn(self.qkv(self.attention_norm(x)), turns)
 
     def turn(self, heads: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Part what `qkv` gives: q, k and v of head 0, then of head 1, ..., and turn q and k."""
+        """Split what `qkv` gives into q, k and v of head 0, then of head 1, ..., and turn q and k."""
         heads = heads.unflatten(-1, (self.num_heads, 3, -1))
         q, k = rotate(heads[..., :2, :], turns).unbind(-2)
         return q, k, heads[..., 2, :]
@@ -133,7 +135,8 @@ class EncoderBlock(nn.Module):
     def combine(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add what was attended to, and then the feed-forward layer, to the residual stream."""
         x = x + self.wo(attended.flatten(-2))
-        return x + self.ffn(self.ffn_norm(x))
+        output: Tensor = x + self.ffn(self.ffn_norm(x))
+        return output
 
 
 class NeoBERTPreTrainedModel(PreTrainedModel):

@@ -43,7 +43,7 @@ def write_report(run: RunDirectory) -> None:
 
 
 def render_report(run: RunDirectory) -> str:
-    """The report as HTML with the plots inline."""
+    """Return the report as HTML with the plots inline."""
     records = list(read_metrics(run.metrics_file))
     entropy = read_unigram_entropy(run)
     figures = dict.fromkeys(metric.figure for metric in METRICS.values() if metric.figure)

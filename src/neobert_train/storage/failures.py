@@ -1,4 +1,4 @@
-"""Failures of reading remote files: which of them pass, and what is said of those that do not.
+"""Classify read failures as transient or permanent, and describe the permanent ones.
 
 The messages hold no credentials: no user names, passwords, query strings of signed URLs.
 """
@@ -64,7 +64,7 @@ class BrokenAnswerError(Exception):
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may well succeed later."""
+    """Return whether the same request may well succeed later."""
     status = _find_status(error)
     if status is not None:
         return status in (408, 425, 429) or status >= 500
@@ -87,14 +87,14 @@ def _lacks_credentials(error: BaseException) -> bool:
 
 
 def iter_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what it was raised from, and so on."""
+    """Yield the error, what it was raised from, and so on."""
     while error is not None:
         yield error
         error = error.__cause__
 
 
 def _find_status(error: BaseException) -> int | None:
-    """The HTTP status behind an error of aiohttp, httpx, requests, botocore or gcsfs."""
+    """Return the HTTP status behind an error of aiohttp, httpx, requests, botocore or gcsfs."""
     causes = list(iter_causes(error))
     if any(isinstance(cause, HttpProcessingError) for cause in causes):
         return None  # aiohttp's word for an answer cut short or garbled, which it gives a code 400
@@ -130,7 +130,7 @@ def is_of_system(error: BaseException) -> bool:
 
 
 def _find_number(error: BaseException) -> int | None:
-    """The number of the system's error; those of name resolution are below 0."""
+    """Return the number of the system's error; those of name resolution are below 0."""
     numbers = (getattr(cause, "errno", None) for cause in iter_causes(error))
     return next((number for number in numbers if isinstance(number, int) and number > 0), None)
 
@@ -144,7 +144,7 @@ def describe_system_error(error: BaseException, name: str) -> StorageError:
 
 
 def describe_permanent(error: BaseException, url: str) -> StorageError | None:
-    """What is wrong with a file, and the fix; None for an error that no storage raises."""
+    """Return what is wrong with a file, and the fix; None for an error that no storage raises."""
     shown, host, status = show_url(url), get_host(url), _find_status(error)
     if _find_number(error) in _TOO_MANY_FILES:
         return describe_system_error(error, shown)
@@ -183,7 +183,7 @@ def describe_permanent(error: BaseException, url: str) -> StorageError | None:
 
 
 def explain(error: BaseException) -> str:
-    """The cause in a few words, free of URLs' credentials."""
+    """Return the cause in a few words, free of URLs' credentials."""
     status = _find_status(error)
     if status is not None:
         known = status in HTTPStatus._value2member_map_
@@ -196,7 +196,7 @@ def explain(error: BaseException) -> str:
 
 
 def get_host(url: str) -> str:
-    """Who serves a URL, in words for a message."""
+    """Return who serves a URL, in words for a message."""
     if _get_service(url) == "hf":
         return "huggingface.co"
     try:
@@ -206,7 +206,7 @@ def get_host(url: str) -> str:
 
 
 def _get_service(url: str) -> str:
-    """Whose login opens the URL, a key of `_LOGINS` where one does."""
+    """Return whose login opens the URL, a key of `_LOGINS` where one does."""
     scheme = url.partition("://")[0]
     host = show_url(url).partition("://")[2].partition("/")[0]
     if scheme in ("http", "https"):

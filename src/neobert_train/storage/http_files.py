@@ -249,7 +249,7 @@ async def _request(
     limit: _Limit,
     url: str,
     headers: Mapping[str, str] | None = None,
-    accept: tuple = (),
+    accept: tuple[int, ...] = (),
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     async with _answering(limit):
         opened = await _open(file_system, url, headers, accept)
@@ -258,13 +258,16 @@ async def _request(
 
 
 async def _open(
-    file_system: Any, url: str, headers: Mapping[str, str] | None = None, accept: tuple = ()
+    file_system: Any,
+    url: str,
+    headers: Mapping[str, str] | None = None,
+    accept: tuple[int, ...] = (),
 ) -> aiohttp.ClientResponse:
-    """A response of status 200, 206 or one of `accept`; others raise."""
+    """Return a response of status 200, 206 or one of `accept`; others raise."""
     session = await file_system.set_session()
     options = {**file_system.kwargs, "headers": {**file_system.kwargs.get("headers", {})}}
     options["headers"] |= headers or {}
-    response = await session.get(_to_sent_url(url), **options)
+    response: aiohttp.ClientResponse = await session.get(_to_sent_url(url), **options)
     try:
         if response.status in accept:
             return response
@@ -299,7 +302,7 @@ def _to_sent_url(url: str) -> yarl.URL:
 
 
 def _parse_content_range(headers: Mapping[str, str]) -> tuple[int | None, int | None, int | None]:
-    """First byte, last byte and size of the file, each None where the header does not say."""
+    """Return first byte, last byte and size of the file, each None where the header does not say."""
     match = re.match(r"bytes\s+(?:(\d+)-(\d+)|\*)/(\d+|\*)", headers.get("Content-Range", ""))
     if match is None:
         return None, None, None

@@ -11,11 +11,11 @@ class PositionedReader(io.RawIOBase):
         self._position = 0
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Yes, at whatever price."""
+        """Return True, at whatever price."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
@@ -47,5 +47,5 @@ class PositionedReader(io.RawIOBase):
         raise NotImplementedError
 
     def _read(self, count: int) -> bytes | memoryview:
-        """Up to `count` bytes at the position; none only at the end."""
+        """Return up to `count` bytes at the position; none only at the end."""
         raise NotImplementedError

@@ -110,7 +110,7 @@ def compute_pause(attempt: int, asked: float, left: float) -> float:
 
 
 def find_retry_after(error: BaseException) -> float | None:
-    """Seconds that the server asks to wait, given as a number or as a date."""
+    """Return seconds that the server asks to wait, given as a number or as a date."""
     for cause in iter_causes(error):
         response = getattr(cause, "response", None)
         headers = getattr(cause, "headers", None) or getattr(response, "headers", None)

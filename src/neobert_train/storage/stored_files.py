@@ -123,7 +123,7 @@ class StoredFile:
 
 
 def is_url(path: str) -> bool:
-    """Whether a path names something remote."""
+    """Return whether a path names something remote."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path) is not None
 
 
@@ -177,7 +177,7 @@ def _list_web_files(pattern: str, network: Network) -> list[str]:
 
 
 def _list_page(folder: str, network: Network, pattern: str, files: bool) -> list[str]:
-    """The files, or else the folders, that the page of a folder links to."""
+    """Return the files, or else the folders, that the page of a folder links to."""
     found = []
     for url in retry(functools.partial(list_http_links, folder), folder, network):
         # A page that was redirected from http may name its files by https.

@@ -136,7 +136,7 @@ def list_jobs(config: TrainConfig, tokenizer: TextTokenizer) -> dict[str, list[l
 
 
 def _count_shards(unit: Unit, num_files: int) -> int:
-    """Shards of a file: as many as it has pieces of the size of a shard, if it can be divided."""
+    """Return how many shards a file becomes: pieces of the usual size, if it can be divided."""
     takes_turns = unit.format.units_per_lane <= 1
     if takes_turns or num_files >= _MANY_FILES:
         return 1

@@ -146,7 +146,7 @@ class PreparedRecords(Format):
         return self.division
 
     def describe(self, next_cursor: int) -> str:
-        """Such as `record up to 7`, in the numbers of the file's format."""
+        """Name a record as `record up to 7`, in the numbers of the file's format."""
         return f"record up to {next_cursor:,}"
 
     def _iter_block(
@@ -213,7 +213,7 @@ def _map(path: str) -> np.ndarray:
 def open_prepared(
     config: DataConfig, tokenizer: TextTokenizer, num_lanes: int
 ) -> Mapping[str, Sequence[Unit]]:
-    """The units of every configured source from `data.prepared_dir`.
+    """Return the units of every configured source from `data.prepared_dir`.
 
     Raises:
         InputError: the folder is incomplete, or was prepared with another tokenizer or from other
@@ -290,7 +290,7 @@ def read_version(entry: dict[str, Any]) -> FileVersion:
 
 
 def fingerprint_source(source: SourceConfig) -> str:
-    """A name for the settings of a source that decide its records."""
+    """Return a name for the settings of a source that decide its records."""
     values = {
         field.name: str(hide_in_values(getattr(source, field.name), identify_value))
         for field in fields(source)

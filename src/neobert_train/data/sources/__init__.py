@@ -39,7 +39,7 @@ EMBEDDED_TEXTS = Path(__file__).resolve().parents[2] / "assets" / "state_of_the_
 
 
 def build_units(config: DataConfig, num_lanes: int) -> dict[str, Sequence[Unit]]:
-    """The units of every configured source, in an order that depends on the source alone.
+    """Return the units of every configured source, in an order that depends only on the source.
 
     Raises:
         InputError: a source cannot be read; lists everything that is wrong with it.
@@ -51,7 +51,7 @@ def build_units(config: DataConfig, num_lanes: int) -> dict[str, Sequence[Unit]]
 
 
 def list_files_of_source(config: DataConfig, source: SourceConfig) -> Sequence[Unit]:
-    """The files of a source, each as one unit.
+    """Return the files of a source, each as one unit.
 
     Raises:
         InputError: the source cannot be read; lists everything that is wrong with it.

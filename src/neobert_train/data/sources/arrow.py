@@ -75,7 +75,7 @@ class ArrowRows(Rows):
 
 
 def _open(stream: BinaryIO, places: list[int] | None = None) -> pa.RecordBatchReader:
-    """A reader of a file or stream from its beginning, of some of its columns."""
+    """Return a reader of a file or stream from its beginning, of some of its columns."""
     stream.seek(0)
     magic = stream.read(len(_FILE_MAGIC))
     stream.seek(0)

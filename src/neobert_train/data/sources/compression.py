@@ -44,7 +44,7 @@ class _Frames(io.RawIOBase):
         self._data = memoryview(b"")
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any, /) -> int:
@@ -88,7 +88,7 @@ def get_file_name(path: str) -> str:
 
 
 def is_compressed(path: str) -> bool:
-    """Whether the name of a file says that it is compressed."""
+    """Return whether the name of a file says that it is compressed."""
     return get_file_name(path).endswith(COMPRESSED_SUFFIXES)
 
 

@@ -72,7 +72,7 @@ def split_rows(stream: BinaryIO, delimiter: bytes) -> Iterator[tuple[int, Raw]]:
 
 
 def _ends_quoted(line: bytes, delimiter: bytes, is_quoted: bool) -> bool:
-    """Whether a line ends inside a quoted field, given whether it begins there."""
+    """Return whether a line ends inside a quoted field, given whether it begins there."""
     if not is_quoted and b'"' not in line:
         return False
     place = 0

@@ -36,7 +36,7 @@ def list_units(
     network: Network,
     on_bad_record: BadRecordPolicy,
 ) -> list[Unit]:
-    """The files of a source, each as one unit.
+    """Return the files of a source, each as one unit.
 
     Args:
         source: how documents lie in the files.

@@ -55,7 +55,7 @@ def find_format(path: str) -> FileFormat | None:
 
 
 def _get_suffix(path: str) -> str:
-    """The last suffix of a name but for that of a compression."""
+    """Return the last suffix of a name but for that of a compression."""
     name = get_file_name(path)
     for suffix in COMPRESSED_SUFFIXES:
         name = name.removesuffix(suffix)

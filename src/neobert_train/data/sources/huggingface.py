@@ -86,7 +86,7 @@ class StreamedRows(Rows):
             yield BadRecord(f"{unit.name}: cannot be read ({error})", place, END_OF_UNIT)
 
     def describe(self, next_cursor: int) -> str:
-        """Such as `row group 0, row 7`; rows count from 1."""
+        """Name a record as `row group 0, row 7`; rows count from 1."""
         group, row = divmod(next_cursor, _GROUP)
         return f"row group {group}, row {row}"
 
@@ -106,7 +106,7 @@ class StreamedRows(Rows):
 
 
 def _find_value(record: Mapping[str, Any], name: str) -> Any:
-    """The value of a row under a column or, as in `text.en`, inside one; None where it has none."""
+    """Return the value of a row under a column or, as in `text.en`, inside one; None where it has none."""
     try:
         return find_value(record, name)
     except KeyError:
@@ -132,7 +132,7 @@ def _open_dataset(source: StreamedDataset) -> Any:
 def list_huggingface_files(
     source: SourceConfig, network: Network, on_bad_record: BadRecordPolicy
 ) -> Sequence[Unit]:
-    """The files or shards of a dataset, each as one unit.
+    """Return the files or shards of a dataset, each as one unit.
 
     Raises:
         InputError: the dataset cannot be opened or lacks the column.
@@ -217,7 +217,7 @@ def _find_version(files: Sequence[str], network: Network) -> FileVersion:
 
 
 def _check_stream(streamed: StreamedDataset, source: SourceConfig) -> int:
-    """The number of shards of a dataset that has rows and the configured columns."""
+    """Return the number of shards of a dataset that has rows and the configured columns."""
     wanted = {"column": source.column, "id_column": source.id_column}
     try:
         dataset = _open_dataset(streamed)

@@ -50,7 +50,7 @@ def parse_json(
 
 
 def _advise(text: str, error: json.JSONDecodeError, is_line: bool) -> str:
-    """What to do about text that is not one JSON value."""
+    """Return what to do about text that is not one JSON value."""
     text, is_longer = text.strip(), error.msg == "Extra data"
     if is_longer and "\r" in text:
         return f": {CR_ADVICE}"
@@ -67,7 +67,7 @@ def _advise(text: str, error: json.JSONDecodeError, is_line: bool) -> str:
 
 
 def is_spread(start: bytes) -> bool:
-    """Whether a file that begins like this holds values that `split_values` finds, and not lines."""
+    """Return whether a file that begins like this holds values that `split_values` finds, and not lines."""
     start = start.removeprefix(BYTE_ORDER_MARK).lstrip()
     return start.startswith(b"[") or start.partition(b"\n")[0].strip() == b"{"
 

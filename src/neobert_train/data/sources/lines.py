@@ -87,7 +87,7 @@ def read_line(stream: BinaryIO) -> tuple[Raw, int]:
 
 
 def is_blank(line: Raw) -> bool:
-    """Whether a line holds nothing but white space."""
+    """Return whether a line holds nothing but white space."""
     return not isinstance(line, TooLong) and not line.strip()
 
 

@@ -147,7 +147,7 @@ class _Selection:
         return self._note(BROKEN if os.path.islink(path) else SPECIAL, path)
 
     def _match(self, pattern: str) -> Iterator[str]:
-        """What a glob matches; `**` descends as into a folder, so that loops of links end."""
+        """Yield what a glob matches; `**` descends as into a folder, so that loops of links end."""
         parts = pattern.split("/")
         if "**" not in parts:
             yield from glob.glob(pattern)
@@ -159,7 +159,7 @@ class _Selection:
                 yield from self._match(os.path.join(glob.escape(folder), after))
 
     def _walk(self, top: str) -> Iterator[tuple[str, list[str]]]:
-        """Every folder below `top`, each once, with what it holds; linked ones after all others."""
+        """Yield every folder below `top`, each once, with what it holds; linked ones after all others."""
         seen: set[str] = set()
         folders, links = [top], list[str]()
         while folders or links:

@@ -123,7 +123,7 @@ class _RowGroup:
             yield BadRecord(reason, max(row, wanted.start), wanted.stop)
 
     def _read(self, wanted: range) -> tuple[int, Iterator[pa.RecordBatch]]:
-        """The wanted rows in batches, perhaps with some before and after; and which is the first."""
+        """Return the wanted rows in batches, perhaps with some before and after; and which is the first."""
         size = self.parquet.metadata.row_group(self.number).total_byte_size
         names = self.columns.names
         if self.divided and size <= _MOST_KEPT_BYTES:
@@ -149,7 +149,7 @@ def _read_row_group(file: StoredFile, group: int, columns: tuple[str, ...]) -> p
 
 
 def _copy_rows(table: pa.Table, start: int, count: int) -> Iterator[pa.RecordBatch]:
-    """Rows in memory of their own: slices would keep the whole row group for every open unit."""
+    """Yield rows in memory of their own: slices would keep the whole row group for every open unit."""
     stream = pa.BufferOutputStream()
     with pa.ipc.new_stream(stream, table.schema) as writer:
         writer.write_table(table.slice(start, count), max_chunksize=_ROWS_PER_READ)
@@ -157,14 +157,14 @@ def _copy_rows(table: pa.Table, start: int, count: int) -> Iterator[pa.RecordBat
 
 
 def _find_group_ends(parquet: pq.ParquetFile) -> tuple[int, ...]:
-    """The row after each row group."""
+    """Return the row after each row group."""
     metadata = parquet.metadata
     sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
     return tuple(itertools.accumulate(sizes))
 
 
 def _read_footer(file: StoredFile, read: Callable[[pq.ParquetFile], T]) -> T:
-    """What `read` finds in the footer of a file.
+    """Return what `read` finds in the footer of a file.
 
     Raises:
         Exception: `is_of_system` of it.

@@ -100,7 +100,7 @@ class Division:
     ends: tuple[int, ...] | None
 
     def find_range(self, part: int, parts: int) -> tuple[int, int]:
-        """The numbers [start, stop) at which the records of a part begin."""
+        """Return the numbers [start, stop) at which the records of a part begin."""
         if not self.ends:
             return 0, 0
         if len(self.ends) < parts:
@@ -109,7 +109,7 @@ class Division:
         return (self.ends[first - 1] if first else 0), self.ends[last - 1]
 
     def select(self, begins: np.ndarray, part: int, parts: int) -> np.ndarray:
-        """Indices of the records of a part among those that begin at `begins` (ascending)."""
+        """Return indices of the records of a part among those that begin at `begins` (ascending)."""
         if self.ends is None:
             return np.flatnonzero(begins % parts == part)
         first, last = np.searchsorted(begins, self.find_range(part, parts))
@@ -117,7 +117,7 @@ class Division:
 
 
 def split_range(start: int, stop: int, part: int, parts: int) -> tuple[int, int]:
-    """Part number `part` of `parts` adjoining ranges of nearly equal length over [start, stop)."""
+    """Return part number `part` of `parts` adjoining ranges of nearly equal length over [start, stop)."""
     length = stop - start
     return start + length * part // parts, start + length * (part + 1) // parts
 

@@ -94,7 +94,7 @@ def _find_field(path: str, schema: pa.Schema, name: str, setting: str) -> list[p
 
 
 def _match_fields(fields: Iterable[pa.Field], name: str) -> Iterator[list[pa.Field]]:
-    """The fields of a name, each after those it lies in; one that itself holds dots wins."""
+    """Yield the fields of a name, each after those it lies in; one that itself holds dots wins."""
     fields = list(fields)
     own = [[field] for field in fields if field.name == name]
     yield from own
@@ -168,7 +168,7 @@ def _pick(batch: pa.RecordBatch, path: Sequence[str]) -> pa.Array:
 
 
 def _read_values(column: pa.Array, rows: range) -> list[Any]:
-    """The values of some rows; in place of what is not UTF-8, the error."""
+    """Return the values of some rows; in place of what is not UTF-8, the error."""
     if rows.step == 1:
         try:
             values: list[Any] = column.slice(rows.start, len(rows)).to_pylist()

@@ -163,7 +163,7 @@ class LineRanges(_TextFile):
         return Division((file.get_size(),))
 
     def describe(self, next_cursor: int) -> str:
-        """Such as `line ending at byte 2,041`."""
+        """Name a record as `line ending at byte 2,041`."""
         return f"line ending at byte {next_cursor:,}"
 
 
@@ -178,7 +178,7 @@ class _LineNumbers:
         self._stream: BinaryIO | None = None  # its own, opened for the first message
 
     def describe(self, offset: int) -> str:
-        """Such as `texts.jsonl, line 7`; of a remote file, which is not read again, the byte."""
+        """Name a record as `texts.jsonl, line 7`; of a remote file, which is not read again, the byte."""
         if self._file.is_remote:
             return f"{self._file.name}, line at byte {offset:,}"
         if self._stream is None:
@@ -220,7 +220,7 @@ class Sequential(_TextFile):
             yield BadRecord(reason, number + 1, END_OF_UNIT)
 
     def describe(self, next_cursor: int) -> str:
-        """Such as `document 7`; documents count from 1."""
+        """Name a record as `document 7`; documents count from 1."""
         return f"document {next_cursor}"
 
 
@@ -239,7 +239,7 @@ def choose_text_format(
 
 
 def is_json_lines(file: StoredFile) -> bool:
-    """Whether a file of JSON holds an object in each line, and not an array or longer objects.
+    """Return whether a file of JSON holds an object in each line, and not an array or longer objects.
 
     Raises:
         Exception: `is_of_system` of it.
