@@ -13,7 +13,12 @@ import pytest
 from neobert_train.errors import InputError
 from neobert_train.sweep import plan_sweep
 
-SMOKE = ("+experiment=smoke", "trainer.max_steps=2", "evaluation.max_tokens=0")
+SMOKE = (
+    "+experiment=smoke",
+    "trainer.max_steps=2",
+    "evaluation.max_tokens=0",
+    "data.num_workers=0",
+)
 
 
 def start(*arguments: str, cwd) -> "subprocess.Popen[str]":
@@ -143,7 +148,7 @@ def test_a_job_that_fails_does_not_keep_the_next_from_running(tmp_path):
 def test_a_signal_stops_the_job_with_a_checkpoint_and_the_sweep_with_it(
     tmp_path, number, whole_group
 ):
-    arguments = ("+experiment=smoke", "trainer.max_steps=100000", "seed=1,2")
+    arguments = ("+experiment=smoke", "trainer.max_steps=100000", "seed=1,2", "data.num_workers=0")
     process = start("-m", *arguments, cwd=tmp_path)
     run = tmp_path / "runs" / "smoke-seed-1"
     deadline = time.monotonic() + 120

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from commands.conftest import run_command
 from neobert_train.commands import doctor
 from neobert_train.config.command_schema import DoctorConfig
 from neobert_train.config.store import compose_config, to_typed
 from neobert_train.machine import devices
 from neobert_train.world import World
+from support.programs import run_anew, run_command
 
 FALSE_FILES = {
     "none.jsonl": (None, "no such file"),
@@ -39,7 +39,7 @@ def examine(tmp_path, monkeypatch):
 
 
 def test_it_tells_what_the_machine_has_and_what_a_run_would_use(tmp_path):
-    output = run_command(
+    output = run_anew(
         "doctor", "+experiment=smoke", f"output_dir={tmp_path / 'run'}", CUDA_VISIBLE_DEVICES=""
     )
     for words in (
@@ -67,7 +67,7 @@ def test_it_tells_what_the_machine_has_and_what_a_run_would_use(tmp_path):
 
 def test_all_problems_come_last_with_their_mends_and_code_2(tmp_path):
     (tmp_path / "file").write_text("mine")
-    output = run_command(
+    output = run_anew(
         "doctor", "+experiment=smoke", f"output_dir={tmp_path / 'file' / 'run'}",
         "batch.context_length=1024", "model.attention=xformers", "tokenizer.path=nobody/nothing",
         code=2, CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1",

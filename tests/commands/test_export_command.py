@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from commands.conftest import run_command
 from neobert_train.commands.export import run
 from neobert_train.config.command_schema import ExportConfig
 from neobert_train.config.saved import load_train_config
@@ -26,6 +25,7 @@ from neobert_train.models import remote_code
 from neobert_train.models.loading import load_initial_weights
 from neobert_train.world import World
 from support.local_hub import LocalHub
+from support.programs import run_anew, run_command
 
 CLEAN_PROCESS = """
 import sys
@@ -63,7 +63,7 @@ assert AutoConfig.from_pretrained(output + "-again", **trusted).max_length == 51
 
 @pytest.fixture(scope="module")
 def export(finished_run):
-    output = run_command("export", f"run_dir={finished_run}")
+    output = run_anew("export", f"run_dir={finished_run}")
     assert "exported step 3" in output
     return finished_run / "export"
 
@@ -239,7 +239,7 @@ def test_what_peft_saves_of_a_classifier_is_all_that_was_trained(export, tmp_pat
 
 
 def test_an_upload_that_fails_keeps_the_folder(finished_run, tmp_path):
-    output = run_command(
+    output = run_anew(
         "export", f"run_dir={finished_run}", f"output={tmp_path / 'out'}", "push_to_hub=nobody/x",
         code=2, HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN="hf_planted-secret",
     )  # fmt: skip
@@ -258,7 +258,7 @@ def test_a_checkpoint_is_uploaded_as_a_branch_and_read_from_there(finished_run, 
             "export", f"run_dir={finished_run}", "step=2", f"output={tmp_path / 'out'}",
             "push_to_hub=org/name", "revision=step-00000002", "private=true",
         ]  # fmt: skip
-        assert f"uploaded to {hub.url}/org/name" in run_command(*arguments, **environment)
+        assert f"uploaded to {hub.url}/org/name" in run_anew(*arguments, **environment)
         files = hub.read("org/name", "step-00000002")
         assert files.keys() - {".gitattributes"} == {
             path.name for path in (tmp_path / "out").iterdir() if path.name != "notes.txt"
@@ -268,7 +268,7 @@ def test_a_checkpoint_is_uploaded_as_a_branch_and_read_from_there(finished_run, 
         assert hub.repositories["models/org/name"].is_private
         assert hub.titles("org/name", "step-00000002")[0] == "Step 2 of a run of neobert_train"
         (tmp_path / "texts.jsonl").write_text('{"content": "the state of the union"}\n' * 9)
-        measured = run_command(
+        measured = run_anew(
             "evaluate", "model=org/name@step-00000002", f"paths=[{tmp_path / 'texts.jsonl'}]",
             **environment,
         )  # fmt: skip

@@ -4,13 +4,13 @@ import re
 
 import pytest
 
-from commands.conftest import run_command
 from neobert_train.commands.inspect_data import find_nearest_states, format_step, iter_lanes
 from neobert_train.config.command_schema import InspectDataConfig
 from neobert_train.config.store import compose_config, to_typed
 from neobert_train.data.corpus import open_corpus
 from neobert_train.data.lane.lane import initial_states
 from neobert_train.data.loader import StepLoader
+from support.programs import run_command
 
 
 def compose(*overrides: str) -> InspectDataConfig:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from commands.conftest import run_command
 from neobert_train.batch import Batch
 from neobert_train.commands import evaluate
 from neobert_train.config.choices import NeoBERTModelConfig
@@ -26,6 +25,7 @@ from neobert_train.models.neobert import NeoBERTEncoder
 from neobert_train.models.neobert_cost import NeoBERTCost
 from neobert_train.models.size import ModelSize, compute_state_bytes
 from neobert_train.objectives.masked_lm import MaskedLM
+from support.programs import run_command
 
 
 def read_loss(output):

@@ -5,11 +5,11 @@ import subprocess
 
 import pytest
 
-from commands.conftest import run_command
 from neobert_train.config.saved import dump_config, find_differences
 from neobert_train.data.sources import EMBEDDED_TEXTS
 from neobert_train.sweep import Job
 from support.misbehaving_server import MisbehavingServer
+from support.programs import run_command
 
 # All of them begin like this; the password has a quotation mark, which JSON and YAML escape.
 PLANTED = "planted-"

@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from commands.conftest import run_command
 from neobert_train.run.checkpoint import load_weights
 from support.local_hub import READ_ONLY_TOKEN, TOKEN, LocalHub
+from support.programs import run_anew, run_command
 
 SETTINGS = [
     "+experiment=smoke", "trainer.max_steps=1", "checkpoint.save_every_steps=1",
@@ -48,7 +48,7 @@ def test_a_run_publishes_what_it_keeps_and_the_last_one_as_main(hub, tmp_path):
     run, environment = tmp_path / "run", hub.environment(tmp_path / "home")
     hub.fail("POST /api/repos/create", times=1, status=503)
     command = [*SETTINGS, f"output_dir={run}", "hub.license=mit"]
-    output = run_command(*command, **environment)
+    output = run_anew(*command, **environment)
     assert (
         "not pushed to org/name on the Hub yet: the Hub answers 503 Service Unavailable (a planted "
         "fault); tries again until the run ends"
@@ -67,7 +67,7 @@ def test_the_same_command_on_a_finished_run_publishes_what_is_missing(finished_r
     ]  # fmt: skip
     environment = hub.environment(tmp_path / "home")
     for _ in range(2):
-        output = run_command(*command, **environment)
+        output = run_anew(*command, **environment)
         assert "is complete after 3 steps" in output
         assert output.splitlines()[-1] == "  on the Hub       org/name"
     branches = hub.repositories["models/org/name"].branches
@@ -93,7 +93,7 @@ def test_a_hub_that_takes_nothing_leaves_the_run_as_it_is(hub, tmp_path, fault, 
         hub.fail(**fault)
     run = tmp_path / "run"
     command = [*SETTINGS, f"output_dir={run}", "hub.wait_seconds=3"]
-    output = run_command(*command, **hub.environment(tmp_path / "home", token))
+    output = run_anew(*command, **hub.environment(tmp_path / "home", token))
     assert said in output
     assert "Done: 1 steps" in output
     assert (
@@ -178,7 +178,7 @@ def test_a_run_that_is_ended_during_an_upload_publishes_all_at_its_next_start(
     hub.heal()
     step = max(int(path.name[5:]) for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
     arguments = [only_step_0, f"output_dir={tmp_path / 'run'}", f"trainer.max_steps={step}"]
-    run_command(*SETTINGS, *arguments, **hub.environment(tmp_path / "home"))
+    run_anew(*SETTINGS, *arguments, **hub.environment(tmp_path / "home"))
     branches = hub.repositories["models/org/name"].branches
     assert read_weights_digest(tmp_path / "run", step) in branches["main"].message
     assert read_weights_digest(tmp_path / "run", 0) in branches["step-00000000"].message

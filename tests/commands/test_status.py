@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from commands.conftest import run_command
+from support.programs import run_command
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from commands.conftest import run_command
+from support.programs import run_command
 
 
 def start(*arguments):

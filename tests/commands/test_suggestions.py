@@ -2,7 +2,7 @@
 
 import shlex
 
-from commands.conftest import run_command
+from support.programs import run_command
 
 
 def test_the_next_step_after_prepare_works_in_a_folder_of_any_name(tmp_path):

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from commands.conftest import run_command
+from support.programs import run_anew, run_command
 
 GOOD = "\n".join(
     json.dumps({"text": f"speech {n} about the union and the people " * 30}) for n in range(240)
@@ -58,7 +58,7 @@ def test_a_bad_line_far_inside_stops_with_a_checkpoint_and_skipping_goes_on(tmp_
 
 
 def test_a_tokenizer_that_does_not_exist(tmp_path):
-    output = run_command(
+    output = run_anew(
         "+experiment=smoke", f"output_dir={tmp_path / 'run'}", "tokenizer.path=nobody/nothing",
         code=2, HF_HUB_OFFLINE="1",
     )  # fmt: skip

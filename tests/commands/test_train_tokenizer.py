@@ -5,8 +5,8 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from commands.conftest import run_command
 from neobert_train.tokenizers.loading import load_tokenizer
+from support.programs import run_anew, run_command
 from support.thai import write_texts
 
 SPEECHES = ["train_tokenizer", "+experiment=smoke", "vocab_size=500"]
@@ -55,7 +55,7 @@ def test_an_experiment_trains_with_it_and_exports_it(trained, tmp_path):
 def test_another_process_writes_the_same_bytes(trained, tmp_path):
     folder, _ = trained
     output = tmp_path / "again"
-    run_command(*SPEECHES, f"output={output}", TOKENIZERS_PARALLELISM="0")
+    run_anew(*SPEECHES, f"output={output}", TOKENIZERS_PARALLELISM="0")
     for file in folder.iterdir():
         assert (output / file.name).read_bytes() == file.read_bytes()
 

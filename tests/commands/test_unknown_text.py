@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from commands.conftest import run_command
+from support.programs import run_command
 from support.thai import make_thai, write_texts
 
 FEW = ["data.num_workers=0", "logging.report=false", "data=files", "data.column=text"]

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from commands.conftest import run_command
 from neobert_train.batch import Batch
 from neobert_train.config.choices import NeoBERTModelConfig
 from neobert_train.config.command_schema import PlanConfig
@@ -27,6 +26,7 @@ from neobert_train.models.memory import estimate_memory, find_largest_micro_batc
 from neobert_train.models.neobert import NeoBERTEncoder
 from neobert_train.models.neobert_cost import NeoBERTCost
 from neobert_train.objectives.masked_lm import MaskedLM
+from support.programs import run_command
 
 VOCAB_SIZE = 1000
 

@@ -9,7 +9,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from commands.conftest import run_command
 from neobert_train.config.data_schema import MaskingConfig
 from neobert_train.data.lane.collate import collate
 from neobert_train.data.lane.masking import build_masking
@@ -17,6 +16,7 @@ from neobert_train.data.sources import EMBEDDED_TEXTS
 from neobert_train.errors import InputError
 from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER, load_tokenizer
 from neobert_train.tokenizers.special_tokens import SpecialTokens
+from support.programs import run_command
 
 ODD = ["<|pad|>", "<|unk|>", "<|begin|>", "<|end|>", "<|mask|>", "<|spare|>"]
 ALL = {"pad": ODD[0], "unk": ODD[1], "cls": ODD[2], "sep": ODD[3], "mask": ODD[4]}

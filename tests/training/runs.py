@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from support.programs import PROGRAM, Forked, finish, fork_ranks
+
 MAX_STEPS = 8
 SMOKE = [
     "+experiment=smoke", f"trainer.max_steps={MAX_STEPS}", "trainer.evaluate_every_steps=4",
-    "checkpoint.save_every_steps=2", "logging.report=false",
+    "checkpoint.save_every_steps=2", "logging.report=false", "data.num_workers=0",
 ]  # fmt: skip
-PLAIN = [sys.executable, "-m", "neobert_train"]
+PLAIN = PROGRAM
 TORCHRUN = [
     sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone",
     "-m", "neobert_train",
@@ -25,6 +27,7 @@ DEEPSPEED = [
     "--master_port", str(29000 + os.getpid() % 1000),
     "--module", "neobert_train",
 ]  # fmt: skip
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 TIMES = (
     "train/tokens_per_second", "train/step_seconds", "train/data_wait_seconds",
     "train/flops_per_second", "train/mfu",
@@ -32,7 +35,7 @@ TIMES = (
 
 
 def start(launcher, output_dir, *overrides):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    environment = {**os.environ, **ONE_THREAD, "PYTHONWARNINGS": "default"}
     return subprocess.Popen(
         [*launcher, *SMOKE, f"output_dir={output_dir}", *overrides],
         stdout=subprocess.PIPE,
@@ -42,14 +45,23 @@ def start(launcher, output_dir, *overrides):
     )
 
 
-def finish(process, code=0):
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == code, output
-    return output
+def fork(output_dir, *overrides):
+    """The same on one process, with libraries that are loaded already."""
+    return Forked("neobert_train", *SMOKE, f"output_dir={output_dir}", *overrides, **ONE_THREAD)
 
 
 def train(launcher, output_dir, *overrides):
     return finish(start(launcher, output_dir, *overrides))
+
+
+def train_forked(output_dir, *overrides, code=0):
+    return finish(fork(output_dir, *overrides), code)
+
+
+def train_on_two(output_dir, *overrides):
+    """On two processes without a launcher; what both printed."""
+    words = [*SMOKE, f"output_dir={output_dir}", *overrides]
+    return "".join(map(finish, fork_ranks("neobert_train", *words, **ONE_THREAD)))
 
 
 def read_metrics(output_dir):

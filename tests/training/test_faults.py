@@ -16,9 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from support.programs import fork_ranks
 from training.runs import (
     DEEPSPEED,
     MAX_STEPS,
+    ONE_THREAD,
     PLAIN,
     SMOKE,
     TORCHRUN,
@@ -26,6 +28,7 @@ from training.runs import (
     finish,
     start,
     train,
+    train_forked,
     wait_for_step,
 )
 
@@ -185,8 +188,8 @@ def test_a_killed_data_worker_ends_the_run_with_the_cause(tmp_path, launcher, co
     assert "a data worker ended with exit code -9: killed, for example because memory" in output
     assert not is_training(tmp_path / "run")
     (newest,) = list_steps(tmp_path / "run")[-1:]
-    assert f"step {newest + 2}/" in train(
-        PLAIN, tmp_path / "run", f"trainer.max_steps={newest + 2}", *LONG[1:]
+    assert f"step {newest + 2}/" in train_forked(
+        tmp_path / "run", f"trainer.max_steps={newest + 2}", *LONG[1:]
     )
 
 
@@ -225,9 +228,9 @@ def test_a_signal_to_all_processes_together_leaves_a_checkpoint(tmp_path, number
     assert_ends_with_a_checkpoint(tmp_path / "run")
 
 
-def run_planted(output_dir, fault, steps, *overrides, launcher=(sys.executable,)):
+def run_planted(output_dir, fault, steps, *overrides):
     return subprocess.run(
-        [*launcher, PLANTED, *SMOKE, f"output_dir={output_dir}", *overrides],
+        [sys.executable, PLANTED, *SMOKE, f"output_dir={output_dir}", *overrides],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180,
         env={**os.environ, "OMP_NUM_THREADS": "1", "FAULT": fault, "STEPS": steps},
     )  # fmt: skip
@@ -235,13 +238,16 @@ def run_planted(output_dir, fault, steps, *overrides, launcher=(sys.executable,)
 
 def test_no_process_leaves_before_the_last_checkpoint_is_written(tmp_path):
     """A launcher would kill the one that writes."""
-    done = run_planted(
-        tmp_path / "run", "slow_write", "0", "trainer.time_limit='0:12'", *LONG,
-        "checkpoint.save_every_steps=100000", launcher=TORCHRUN[:-2],
+    ranks = fork_ranks(
+        PLANTED, *SMOKE, f"output_dir={tmp_path / 'run'}", *LONG,
+        "checkpoint.save_every_steps=100000", FAULT="slow_write", STEPS="0", **ONE_THREAD,
     )  # fmt: skip
+    wait_for_step(tmp_path / "run", 2, ranks[0])
+    ranks[1].send_signal(signal.SIGUSR1)
+    outputs = [finish(rank, code=3) for rank in ranks]
     (newest,) = list_steps(tmp_path / "run")
-    for rank in range(2):
-        assert f"rank {rank} leaves ['step-{newest:08d}']" in done.stdout
+    for rank, output in enumerate(outputs):
+        assert f"rank {rank} leaves ['step-{newest:08d}']" in output
 
 
 @pytest.mark.slow

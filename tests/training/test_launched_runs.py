@@ -17,17 +17,20 @@ from training.runs import (
     assert_bit_identical,
     assert_same_run,
     finish,
+    fork,
     start,
     train,
+    train_forked,
+    train_on_two,
     wait_for_step,
 )
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """One process, ZeRO 1, fp32, never stopped."""
+    """One process and its worker, ZeRO 1, fp32, never stopped."""
     output_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    output = train(PLAIN, output_dir)
+    output = train(PLAIN, output_dir, "data.num_workers=1")
     assert "held-out loss" in output
     assert "unigram entropy  6.47" in output
     return output_dir
@@ -44,7 +47,7 @@ def test_torchrun_with_two_processes_and_zero3(uninterrupted, tmp_path):
 
 
 def test_zero0_without_workers(uninterrupted, tmp_path):
-    train(PLAIN, tmp_path / "run", "deepspeed=zero0", "data.num_workers=0")
+    train_forked(tmp_path / "run", "deepspeed=zero0")
     assert_same_run(tmp_path / "run", uninterrupted, tolerance=1e-5)
 
 
@@ -67,23 +70,25 @@ def test_compiled_and_with_activations_computed_again(uninterrupted, tmp_path, z
 def test_killed_twice_and_resumed_is_bit_identical(uninterrupted, tmp_path):
     output_dir = tmp_path / "run"
     for step in (3, 6):
-        process = start(PLAIN, output_dir)
+        process = fork(output_dir, "data.num_workers=1")
         wait_for_step(output_dir, step, process)
         process.kill()
-        process.communicate()
-    train(PLAIN, output_dir)
+        process.communicate(timeout=300)
+    train_forked(output_dir, "data.num_workers=1")
     assert_bit_identical(output_dir, uninterrupted)
 
 
 def test_other_numbers_of_processes_and_zero_stages_go_on_with_the_run(uninterrupted, tmp_path):
     output_dir = tmp_path / "run"
-    chain = [(TORCHRUN, "zero2", 3), (PLAIN, "zero0", 6), (TORCHRUN, "zero3", MAX_STEPS)]
-    for launcher, zero, last_step in chain:
+    chain = [
+        (train_on_two, "zero2", 3),
+        (train_forked, "zero0", 6),
+        (train_on_two, "zero3", MAX_STEPS),
+    ]
+    for train_next, zero, last_step in chain:
         # A few less than so many steps have, since their ends are not quite full.
         max_tokens = last_step * 4096 - 1000
-        output = train(
-            launcher, output_dir, f"deepspeed={zero}", f"trainer.max_tokens={max_tokens}"
-        )
+        output = train_next(output_dir, f"deepspeed={zero}", f"trainer.max_tokens={max_tokens}")
         assert f"Done: {last_step} steps" in output
     assert_same_run(output_dir, uninterrupted, tolerance=1e-5)
 
@@ -106,12 +111,12 @@ def test_bf16_run_stopped_and_resumed_is_bit_identical(tmp_path, compiled):
     expected, output_dir = tmp_path / "expected", tmp_path / "run"
     # Few tokens to predict, since bf16 is slow on a CPU without its instructions.
     settings = ["trainer.precision=bf16", f"model.compile={compiled}", "masking.rate=0.05"]
-    train(PLAIN, expected, *settings)
-    process = start(PLAIN, output_dir, *settings)
+    train_forked(expected, *settings)
+    process = fork(output_dir, *settings)
     wait_for_step(output_dir, 3, process)
     process.send_signal(signal.SIGTERM)
     assert "the same command continues" in finish(process, code=3)
-    train(PLAIN, output_dir, *settings)
+    train_forked(output_dir, *settings)
     assert_bit_identical(output_dir, expected)
 
 
@@ -122,20 +127,20 @@ def test_the_table_of_metrics_is_what_a_run_writes(uninterrupted):
 
 
 def test_a_finished_run_says_so(uninterrupted):
-    assert "is complete after 8 steps" in train(PLAIN, uninterrupted)
+    assert "is complete after 8 steps" in train_forked(uninterrupted)
 
 
 def test_resume_never_refuses_and_must_requires(uninterrupted, tmp_path):
-    output = finish(start(PLAIN, uninterrupted, "resume=never"), code=2)
+    output = train_forked(uninterrupted, "resume=never", code=2)
     assert "already holds a run" in output
     assert "Traceback" not in output
-    output = finish(start(PLAIN, tmp_path / "none", "resume=must"), code=2)
+    output = train_forked(tmp_path / "none", "resume=must", code=2)
     assert "holds no run" in output
     assert not (tmp_path / "none").exists()
 
 
 def test_another_seed_in_the_same_directory_is_refused(uninterrupted):
-    output = finish(start(PLAIN, uninterrupted, "seed=1", "model.hidden_size=32"), code=2)
+    output = train_forked(uninterrupted, "seed=1", "model.hidden_size=32", code=2)
     assert "holds another run" in output
     assert "seed: 0 -> 1" in output
     assert "model.hidden_size: 64 -> 32" in output
@@ -149,15 +154,13 @@ def test_another_seed_and_another_environment_are_warned_of_when_they_are_wanted
     (before,) = json.loads((output_dir / "environment.json").read_text())["content"]
     before["packages"]["torch"] = "1.0"
     (output_dir / "environment.json").write_text(json.dumps([before]))  # without a checksum
-    output = train(PLAIN, output_dir, "seed=1", "trainer.max_steps=9", "resume=changed")
+    output = train_forked(output_dir, "seed=1", "trainer.max_steps=9", "resume=changed")
     assert "continuing with a changed setting: seed: 0 -> 1" in output
     assert f"continuing in another environment: torch: 1.0 -> {torch.__version__}" in output
     assert "Done: 9 steps" in output
     assert len(json.loads((output_dir / "environment.json").read_text())["content"]) == 2
-    output = finish(start(PLAIN, output_dir, "trainer.max_steps=10"), code=2)
+    output = train_forked(output_dir, "trainer.max_steps=10", code=2)
     assert "seed: 1 -> 0" in output
-    output = finish(
-        start(PLAIN, output_dir, "batch.global_batch_tokens=2048", "resume=changed"), code=2
-    )
+    output = train_forked(output_dir, "batch.global_batch_tokens=2048", "resume=changed", code=2)
     assert "has places for 8 lanes" in output
     assert f"init_from={output_dir}" in output

@@ -6,8 +6,8 @@ import pytest
 import torch
 import yaml
 
-from commands.conftest import run_command
 from neobert_train.machine.devices import has_native_bf16
+from support.programs import run_anew
 
 HIDDEN = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 
@@ -20,7 +20,7 @@ def hidden_run(tmp_path_factory):
 
 
 def train(folder, steps, **environment):
-    return run_command(
+    return run_anew(
         "+experiment=smoke", f"output_dir={folder}", f"trainer.max_steps={steps}",
         "trainer.precision=auto", "data.num_workers=0", "logging.report=false",
         "evaluation.max_tokens=1024", **environment,

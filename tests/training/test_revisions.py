@@ -6,12 +6,12 @@ import re
 
 import pytest
 
-from commands.conftest import run_command
 from neobert_train.errors import InputError
 from neobert_train.models.families import build_encoder
 from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.training.starting_point import check_resumed_tokenizer
 from support.local_hub import LocalHub
+from support.programs import run_anew
 
 SETTINGS = [
     "+experiment=smoke", "tokenizer.path=org/name@step-00000002", "init_from=org/name@step-00000002",
@@ -40,7 +40,7 @@ def read_environments(run):
 
 def test_a_run_keeps_the_commit_that_it_began_with(hub, commit, tmp_path):
     run, environment = tmp_path / "run", hub.environment(tmp_path / "home")
-    run_command(*SETTINGS, f"output_dir={run}", "trainer.max_steps=1", **environment)
+    run_anew(*SETTINGS, f"output_dir={run}", "trainer.max_steps=1", **environment)
     (begun,) = read_environments(run)
     assert begun["revisions"] == dict.fromkeys(
         ("tokenizer.path", "init_from"), f"org/name@{commit}"
@@ -56,7 +56,7 @@ def test_a_run_keeps_the_commit_that_it_began_with(hub, commit, tmp_path):
     hub.write("org/name", {"tokenizer.json": edited.encode()}, revision="step-00000002")
 
     arguments = [*SETTINGS, f"output_dir={run}", "trainer.max_steps=2"]
-    run_command(*arguments, **environment)
+    run_anew(*arguments, **environment)
     assert read_environments(run)[1]["revisions"] == {"tokenizer.path": f"org/name@{commit}"}
     own = load_tokenizer(str(run / "checkpoints" / "step-00000002" / "tokenizer"))
     assert own.get_vocabulary()["house"] == first
@@ -64,7 +64,7 @@ def test_a_run_keeps_the_commit_that_it_began_with(hub, commit, tmp_path):
     # Without its notes the run can only take what is there now.
     (run / "environment.json").unlink()
     arguments[-1] = "trainer.max_steps=3"
-    output = run_command(*arguments, code=2, **environment)
+    output = run_anew(*arguments, code=2, **environment)
     assert "tokenizer.path=org/name@step-00000002 gives other token ids than when the" in output
     assert "tokenizer.path=org/name@COMMIT" in output
 
@@ -84,7 +84,7 @@ def test_other_ids_are_continued_with_only_when_asked(
 
 def test_a_revision_is_measured(hub, commit, tmp_path):
     (tmp_path / "texts.jsonl").write_text('{"content": "the state of the union is strong"}\n' * 9)
-    output = run_command(
+    output = run_anew(
         "evaluate", "model=org/name@step-00000002", f"paths=[{tmp_path / 'texts.jsonl'}]",
         **hub.environment(tmp_path / "home"),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from neobert_train.errors import InputError
 from neobert_train.training import step_batches
 from neobert_train.training.step_batches import StoppedError, collect_step
 from support.misbehaving_server import Fault, MisbehavingServer
-from training.runs import PLAIN, finish, start, wait_for_step
+from training.runs import finish, fork, wait_for_step
 
 
 def make_batch(length: int) -> Batch:
@@ -91,8 +91,8 @@ def stalled(tmp_path, request):
     with MisbehavingServer(tmp_path / "served") as server:
         lines = (json.dumps({"text": f"speech {n} of the union " * 400}) for n in range(400))
         (server.folder / "texts.jsonl").write_text("\n".join(lines))
-        process = start(
-            PLAIN, tmp_path / "run", "data=files", f"data.paths=[{server.url('texts.jsonl')}]",
+        process = fork(
+            tmp_path / "run", "data=files", f"data.paths=[{server.url('texts.jsonl')}]",
             "trainer.max_steps=100000", "evaluation.max_tokens=0", "checkpoint.save_every_steps=1000",
             "data.timeout_seconds=600", "data.num_workers=1", f"trainer.step_timeout_seconds={request.param}",
             "data.shuffle_window=1", "data.shuffle_units=1",

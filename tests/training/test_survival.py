@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from neobert_train.training.divergence import SpikeDetector
 from neobert_train.training.preemption import StopRequest
+from support.programs import Forked, finish, fork_ranks
 
 PLANTED = str(Path(__file__).with_name("planted.py"))
-ONE = [sys.executable, PLANTED]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", PLANTED]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
 SMALL = [
     "+experiment=smoke", "trainer.max_steps=8", "batch.global_batch_tokens=2048",
     "checkpoint.save_every_steps=2", "checkpoint.keep_last=9", "logging.report=false",
@@ -25,14 +25,31 @@ SMALL = [
 ]  # fmt: skip
 
 
-def run(output_dir, *overrides, launcher=ONE, code=0, fault="none", steps="0", limit=None):
+def plant(fault, steps):
+    return {"OMP_NUM_THREADS": "1", "FAULT": fault, "STEPS": steps}
+
+
+def run(output_dir, *overrides, code=0, fault="none", steps="0"):
+    words = [*SMALL, f"output_dir={output_dir}", *overrides]
+    return finish(Forked(PLANTED, *words, **plant(fault, steps)), code)
+
+
+def run_two(output_dir, *overrides, code=0, fault="none", steps="0"):
+    """On two processes without a launcher; what both printed."""
+    words = [*SMALL, f"output_dir={output_dir}", *overrides]
+    processes = fork_ranks(PLANTED, *words, **plant(fault, steps))
+    return "".join(finish(process, code) for process in processes)
+
+
+def run_started(command, output_dir, *overrides, code=0, fault="none", steps="0", limit=None):
+    """In interpreters of its own, and with `limit` called before they start."""
     result = subprocess.run(
-        [*launcher, *SMALL, f"output_dir={output_dir}", *overrides],
+        [*command, PLANTED, *SMALL, f"output_dir={output_dir}", *overrides],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "FAULT": fault, "STEPS": steps},
+        env={**os.environ, **plant(fault, steps)},
         preexec_fn=limit,
     )
     assert result.returncode == code, result.stdout
@@ -104,7 +121,7 @@ def test_going_back_gives_the_weights_of_the_checkpoint_and_the_next_documents(s
 
 
 def test_both_processes_skip_alike_and_blame_the_lane(tmp_path):
-    run(tmp_path / "run", launcher=TWO, fault="nan", steps="5,6")
+    run_two(tmp_path / "run", fault="nan", steps="5,6")
     assert_equal(load(tmp_path / "run", 4), load(tmp_path / "run", 6))
     anomaly = json.loads((tmp_path / "run/anomalies/step-00000005.json").read_text())
     assert [entry["lane"] for entry in anomaly["micro_batches"]] == [1]
@@ -144,10 +161,9 @@ def test_a_spike_stands_out_of_the_median_and_is_not_counted():
 
 
 def test_when_a_process_hangs_all_end_with_their_stacks(tmp_path):
-    output = run(
-        tmp_path / "run", "trainer.step_timeout_seconds=8", launcher=TWO, fault="hang", steps="3",
-        code=1,
-    )  # fmt: skip
+    output = run_two(
+        tmp_path / "run", "trainer.step_timeout_seconds=8", fault="hang", steps="3", code=1
+    )
     for rank in (0, 1):
         assert f"rank {rank}: step 3 has taken longer than 8 seconds" in output
     assert "in compute_with_fault" in output
@@ -156,12 +172,12 @@ def test_when_a_process_hangs_all_end_with_their_stacks(tmp_path):
 
 def test_a_killed_process_takes_the_others_along(tmp_path):
     started = time.monotonic()
-    output = run(tmp_path / "run", launcher=TWO, fault="die", steps="3", code=1)
+    output = run_started(TORCHRUN, tmp_path / "run", fault="die", steps="3", code=1)
     assert time.monotonic() - started < 60
     assert "rank 0: ends, since another process of the run did" in output
     assert "Signal 9 (SIGKILL)" in output or "exitcode  : -9" in output
     # What is left resumes.
-    assert "step 8/8" in run(tmp_path / "run", launcher=TWO)
+    assert "step 8/8" in run_two(tmp_path / "run")
 
 
 def allow_small_files():
@@ -170,7 +186,7 @@ def allow_small_files():
 
 
 def test_a_checkpoint_that_cannot_be_written_is_told_and_training_goes_on(tmp_path):
-    output = run(tmp_path / "run", limit=allow_small_files, code=2)
+    output = run_started([sys.executable], tmp_path / "run", limit=allow_small_files, code=2)
     assert "the checkpoint of step 2 cannot be written" in output
     assert output.count("training continues, and tries again") >= 3
     assert "step 8/8" in output
@@ -181,7 +197,10 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_training_goes_on(tmp_pa
 
 
 def test_a_checkpoint_that_cannot_be_written_stops_the_run_when_told_to(tmp_path):
-    output = run(tmp_path / "run", "checkpoint.on_error=stop", limit=allow_small_files, code=3)
+    output = run_started(
+        [sys.executable], tmp_path / "run", "checkpoint.on_error=stop", limit=allow_small_files,
+        code=3,
+    )  # fmt: skip
     assert "stopped by checkpoint.on_error=stop" in output
     assert "without a checkpoint" in output
 
