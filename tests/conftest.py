@@ -12,11 +12,12 @@ import psutil
 import pytest
 
 from neobert_train.config.schema import TrainConfig
-from neobert_train.config.store import compose_config, to_typed
 from neobert_train.storage import retries
 from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
+from support.configs import compose
 from support.misbehaving_server import MisbehavingServer
+from support.programs import kill_forked
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,6 +41,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[Any]:
             if any(folder in place for place in places):
                 with contextlib.suppress(psutil.Error):
                     process.kill()
+        kill_forked()
     return report
 
 
@@ -54,8 +56,9 @@ def make_config(tmp_path: Path):
     """Compose `+experiment=smoke` with overrides into a typed config that runs in `tmp_path`."""
 
     def make(*overrides: str) -> TrainConfig:
-        base = ["+experiment=smoke", f"output_dir={tmp_path / 'run'}", "data.num_workers=0"]
-        return to_typed("train", compose_config("train", [*base, *overrides]))
+        config = compose("train", "+experiment=smoke", "data.num_workers=0", *overrides)
+        config.output_dir = str(tmp_path / "run")
+        return config
 
     return make
 

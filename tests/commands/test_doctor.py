@@ -11,9 +11,9 @@ import torch
 
 from neobert_train.commands import doctor
 from neobert_train.config.command_schema import DoctorConfig
-from neobert_train.config.store import compose_config, to_typed
 from neobert_train.machine import devices
 from neobert_train.world import World
+from support.configs import compose
 from support.programs import run_anew, run_command
 
 FALSE_FILES = {
@@ -31,7 +31,7 @@ def examine(tmp_path, monkeypatch):
 
     def run(*overrides: str) -> doctor.Findings:
         base = ["+experiment=smoke", f"output_dir={tmp_path / 'run'}"]
-        config = to_typed("doctor", compose_config("doctor", [*base, *overrides]))
+        config = compose("doctor", *base, *overrides)
         assert isinstance(config, DoctorConfig)
         return doctor.examine(config, World())
 

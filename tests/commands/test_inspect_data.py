@@ -6,16 +6,16 @@ import pytest
 
 from neobert_train.commands.inspect_data import find_nearest_states, format_step, iter_lanes
 from neobert_train.config.command_schema import InspectDataConfig
-from neobert_train.config.store import compose_config, to_typed
 from neobert_train.data.corpus import open_corpus
 from neobert_train.data.lane.lane import initial_states
 from neobert_train.data.loader import StepLoader
+from support import configs
 from support.programs import run_command
 
 
 def compose(*overrides: str) -> InspectDataConfig:
     base = ["+experiment=smoke", "data.num_workers=0", "logging.progress=false"]
-    return to_typed("inspect_data", compose_config("inspect_data", [*base, *overrides]))
+    return configs.compose("inspect_data", *base, *overrides)
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,11 @@ from neobert_train.config.setting import iter_settings
 from neobert_train.config.store import compose_config, find_group_choices, to_typed
 from neobert_train.errors import InputError
 from neobert_train.files import write_atomically
+from support import configs
 
 
 def compose(*overrides: str) -> TrainConfig:
-    return to_typed("train", compose_config("train", ["+experiment=smoke", *overrides]))
+    return configs.compose("train", "+experiment=smoke", *overrides)
 
 
 @pytest.fixture(scope="module")

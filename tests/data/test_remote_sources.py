@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from neobert_train.config.schema import TrainConfig
-from neobert_train.config.store import compose_config, to_typed
 from neobert_train.data.corpus import open_corpus
 from neobert_train.data.lane.lane import Lane, LaneState, initial_states
 from neobert_train.data.loader import StepLoader
 from neobert_train.data.sources.text import Sequential
 from neobert_train.errors import InputError
 from neobert_train.storage.stored_files import StorageError
+from support.configs import compose
 from support.misbehaving_server import Fault
 
 NAMES = ["a.parquet", "b.jsonl", "c.jsonl.gz", "d.arrow", "e.json"]
@@ -29,7 +29,7 @@ def make_config(*paths: str, timeout: float = 20.0, **data) -> TrainConfig:
         "batch.context_length=64", "batch.micro_batch_tokens=512", "batch.global_batch_tokens=1024",
         f"data.timeout_seconds={timeout}", *(f"data.{key}={value}" for key, value in data.items()),
     ]  # fmt: skip
-    return to_typed("train", compose_config("train", overrides))
+    return compose("train", *overrides)
 
 
 @pytest.fixture

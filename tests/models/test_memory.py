@@ -173,7 +173,7 @@ def test_the_plan_knows_the_chunks_of_the_loss():
 
 
 def compose(*overrides: str) -> PlanConfig:
-    return to_typed("plan", compose_config("plan", ["+experiment=pretrain_base", *overrides]))
+    return configs.compose("plan", "+experiment=pretrain_base", *overrides)
 
 
 @pytest.mark.parametrize("memory_bytes", [10e9, 24e9, 80e9, 141e9])

@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = [sys.executable, "-m", "neobert_train"]
+# The models are tiny, and the tests that run beside this one want the other cores.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+_forked: list["Forked"] = []
 _FORK_SERVER = Path(__file__).with_name("fork_server.py")
 
 
@@ -32,7 +35,7 @@ class Forked:
             "target": target,
             "arguments": [str(argument) for argument in arguments],
             "cwd": str(cwd or Path.cwd()),
-            "environment": {**os.environ, **environment},
+            "environment": {**os.environ, **_ONE_THREAD, **environment},
         }
         reader, writer = os.pipe()
         self._status, status = socket.socketpair()
@@ -44,6 +47,7 @@ class Forked:
         self._answers = self._status.makefile()
         self.pid = int(self._answers.readline())
         self.returncode: int | None = None
+        _forked.append(self)
 
     def poll(self) -> int | None:
         """The exit code, or None while it runs."""
@@ -81,6 +85,13 @@ class Forked:
     def kill(self) -> None:
         """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
+
+
+def kill_forked() -> None:
+    """End the forked programs that a test has left."""
+    for program in _forked:
+        program.kill()
+    _forked.clear()
 
 
 @cache
@@ -127,7 +138,7 @@ def start(*arguments: Any, cwd: Any = None, **environment: str) -> "subprocess.P
         text=True,
         cwd=cwd,
         start_new_session=True,
-        env={**os.environ, **environment},
+        env={**os.environ, **_ONE_THREAD, **environment},
     )
 
 

@@ -12,7 +12,6 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 from neobert_train.config.command_schema import TokenizerAlgorithm, TrainTokenizerConfig
-from neobert_train.config.store import compose_config, to_typed
 from neobert_train.data.lane.admission import is_heldout
 from neobert_train.data.lane.words import build_word_starts
 from neobert_train.data.sources import Record
@@ -30,6 +29,7 @@ from neobert_train.tokenizers.training import (
     measure_tokenizer,
     train_tokenizer,
 )
+from support.configs import compose
 from support.thai import make_thai
 
 ALGORITHMS = [algorithm.value for algorithm in TokenizerAlgorithm]
@@ -51,14 +51,12 @@ LANGUAGES = {
         "عاد الولد إلى البيت مساءً وقرأ كتاباً جديداً.",
     ],
 }
+
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 
 def make_config(*overrides: str) -> TrainTokenizerConfig:
-    return to_typed(
-        "train_tokenizer",
-        compose_config("train_tokenizer", ["data=state_of_the_union", *overrides]),
-    )
+    return compose("train_tokenizer", "data=state_of_the_union", *overrides)
 
 
 def write_texts(folder, texts) -> list[str]:

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save
 
 from neobert_train.config.schema import CheckpointConfig
-from neobert_train.config.store import compose_config, to_typed
 from neobert_train.data.lane.lane import LaneState
 from neobert_train.data.lane.order import Position, WindowStart
 from neobert_train.data.lane.streams import StreamState
@@ -34,6 +33,7 @@ from neobert_train.run.checkpoint import (
 from neobert_train.run.checkpoint_search import find_checkpoint, find_damage
 from neobert_train.run.directory import RunDirectory
 from neobert_train.training.checkpoint_writer import CheckpointWriter
+from support.configs import compose
 from support.killed import run_until
 
 FILES = (
@@ -97,7 +97,7 @@ def template(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("template")
 
     def save(name, step, tokens, *overrides):
-        config = to_typed("train", compose_config("train", ["+experiment=smoke", *overrides]))
+        config = compose("train", "+experiment=smoke", *overrides)
         run = RunDirectory(folder / name)
         run.create()
         checkpoint = make(step)

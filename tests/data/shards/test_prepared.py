@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neobert_train.config.schema import TrainConfig
-from neobert_train.config.store import compose_config, to_typed
 from neobert_train.config.typed import parse
 from neobert_train.data.corpus import open_corpus
 from neobert_train.data.lane.lane import Lane, LaneState
@@ -35,8 +35,10 @@ from neobert_train.data.shards.preparation import (
 )
 from neobert_train.data.shards.prepared import RECORD, PreparedShard
 from neobert_train.errors import InputError
-from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers import loading
+from support.configs import compose
 
+load_tokenizer = cache(loading.load_tokenizer)
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 
 
@@ -75,7 +77,7 @@ def make_config(corpus: Path, *overrides: str, lanes: int = 2) -> TrainConfig:
         "data.heldout_fraction=0.1", "data.shuffle_window=32", "batch.context_length=64",
         "batch.micro_batch_tokens=256", f"batch.global_batch_tokens={256 * lanes}",
     ]  # fmt: skip
-    return to_typed("train", compose_config("train", [*base, *overrides]))
+    return compose("train", *base, *overrides)
 
 
 def prepare(config: TrainConfig, folder: Path) -> list:
