@@ -7,12 +7,9 @@ import subprocess
 import sys
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from sentence_transformers import SentenceTransformer, SparseEncoder
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from neobert_train.commands.export import run
@@ -184,6 +181,9 @@ def test_the_card_is_named_after_the_run_and_its_examples_run(full_export, finis
 
 
 def test_texts_are_embedded_alike_by_all_that_can(full_export):
+    import onnxruntime
+    from sentence_transformers import SentenceTransformer
+
     texts = ["peace and work", "a much longer text about the state of the union"]
     tokenizer = AutoTokenizer.from_pretrained(full_export, trust_remote_code=True)
     assert tokenizer.model_max_length == 128  # the context of the run
@@ -212,12 +212,16 @@ def test_the_class_of_the_tokenizer_stands_in_the_configuration(export):
 
 
 def test_sparse_encoders_are_built_on_the_vocabulary(export):
+    from sentence_transformers import SparseEncoder
+
     encoder = SparseEncoder(str(export), trust_remote_code=True, device="cpu")
     assert encoder.encode(["peace and work"]).shape == (1, 30522)
 
 
 @pytest.mark.parametrize("target", [["qkv", "wo"], "all-linear"])
 def test_what_peft_saves_of_a_classifier_is_all_that_was_trained(export, tmp_path, target):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
     def build():
         torch.manual_seed(0)
         return AutoModelForSequenceClassification.from_pretrained(

@@ -16,6 +16,7 @@ MAX_STEPS = 8
 SMOKE = [
     "+experiment=smoke", f"trainer.max_steps={MAX_STEPS}", "trainer.evaluate_every_steps=4",
     "checkpoint.save_every_steps=2", "logging.report=false", "data.num_workers=0",
+    "batch.global_batch_tokens=2048", "batch.micro_batch_tokens=256", "evaluation.max_tokens=2048",
 ]  # fmt: skip
 PLAIN = PROGRAM
 TORCHRUN = [
@@ -47,7 +48,7 @@ def start(launcher, output_dir, *overrides):
 
 def fork(output_dir, *overrides):
     """The same on one process, with libraries that are loaded already."""
-    return Forked("neobert_train", *SMOKE, f"output_dir={output_dir}", *overrides, **ONE_THREAD)
+    return Forked("neobert_train", *SMOKE, f"output_dir={output_dir}", *overrides)
 
 
 def train(launcher, output_dir, *overrides):
@@ -61,7 +62,7 @@ def train_forked(output_dir, *overrides, code=0):
 def train_on_two(output_dir, *overrides):
     """On two processes without a launcher; what both printed."""
     words = [*SMOKE, f"output_dir={output_dir}", *overrides]
-    return "".join(map(finish, fork_ranks("neobert_train", *words, **ONE_THREAD)))
+    return "".join(map(finish, fork_ranks("neobert_train", *words)))
 
 
 def read_metrics(output_dir):

@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "crash_test.py"
 def test_a_run_killed_at_random_moments_ends_as_one_that_nobody_disturbed(processes, kills):
     done = subprocess.run(
         [sys.executable, SCRIPT, "--processes", str(processes), "--kills", str(kills),
-         "--steps", "20"],
+         "--steps", "8"],
         capture_output=True,
         text=True,
         timeout=500,

@@ -20,7 +20,6 @@ from support.programs import fork_ranks
 from training.runs import (
     DEEPSPEED,
     MAX_STEPS,
-    ONE_THREAD,
     PLAIN,
     SMOKE,
     TORCHRUN,
@@ -115,7 +114,7 @@ def test_a_full_disk_stops_no_training_and_room_lets_checkpoints_be_written(tmp_
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", FULL_DISK, "sh",
          *PLAIN, *SMOKE, f"output_dir={tmp_path / 'disk' / 'run'}", "evaluation.max_tokens=0",
-         "trainer.max_steps=60", "checkpoint.keep_last=1", "checkpoint.keep_best=false"],
+         "trainer.max_steps=24", "checkpoint.keep_last=1", "checkpoint.keep_best=false"],
         env={**os.environ, "DISK": str(tmp_path / "disk"), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180,
         preexec_fn=(tmp_path / "disk").mkdir,
@@ -129,7 +128,7 @@ def test_a_full_disk_stops_no_training_and_room_lets_checkpoints_be_written(tmp_
     assert rest.count("training continues, and tries again") >= 2
     assert "step 60/60" in rest
     assert "at the end" not in rest
-    assert rest.splitlines()[-1] == "step-00000060"
+    assert rest.splitlines()[-1] == "step-00000024"
 
 
 def obey_permissions():
@@ -240,7 +239,7 @@ def test_no_process_leaves_before_the_last_checkpoint_is_written(tmp_path):
     """A launcher would kill the one that writes."""
     ranks = fork_ranks(
         PLANTED, *SMOKE, f"output_dir={tmp_path / 'run'}", *LONG,
-        "checkpoint.save_every_steps=100000", FAULT="slow_write", STEPS="0", **ONE_THREAD,
+        "checkpoint.save_every_steps=100000", FAULT="slow_write", STEPS="0",
     )  # fmt: skip
     wait_for_step(tmp_path / "run", 2, ranks[0])
     ranks[1].send_signal(signal.SIGUSR1)

@@ -26,12 +26,16 @@ SMALL = [
 
 
 def plant(fault, steps):
-    return {"OMP_NUM_THREADS": "1", "FAULT": fault, "STEPS": steps}
+    return {"FAULT": fault, "STEPS": steps}
 
 
-def run(output_dir, *overrides, code=0, fault="none", steps="0"):
+def run(output_dir, *overrides, code=0, fault="none", steps="0", file_bytes=None):
+    """Train; no file may grow beyond `file_bytes`, as on a full disk."""
     words = [*SMALL, f"output_dir={output_dir}", *overrides]
-    return finish(Forked(PLANTED, *words, **plant(fault, steps)), code)
+    process = Forked(PLANTED, *words, **plant(fault, steps))
+    if file_bytes is not None:
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    return finish(process, code)
 
 
 def run_two(output_dir, *overrides, code=0, fault="none", steps="0"):
@@ -39,21 +43,6 @@ def run_two(output_dir, *overrides, code=0, fault="none", steps="0"):
     words = [*SMALL, f"output_dir={output_dir}", *overrides]
     processes = fork_ranks(PLANTED, *words, **plant(fault, steps))
     return "".join(finish(process, code) for process in processes)
-
-
-def run_started(command, output_dir, *overrides, code=0, fault="none", steps="0", limit=None):
-    """In interpreters of its own, and with `limit` called before they start."""
-    result = subprocess.run(
-        [*command, PLANTED, *SMALL, f"output_dir={output_dir}", *overrides],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        env={**os.environ, **plant(fault, steps)},
-        preexec_fn=limit,
-    )
-    assert result.returncode == code, result.stdout
-    return result.stdout
 
 
 def load(output_dir, step):
@@ -172,7 +161,13 @@ def test_when_a_process_hangs_all_end_with_their_stacks(tmp_path):
 
 def test_a_killed_process_takes_the_others_along(tmp_path):
     started = time.monotonic()
-    output = run_started(TORCHRUN, tmp_path / "run", fault="die", steps="3", code=1)
+    result = subprocess.run(
+        [*TORCHRUN, PLANTED, *SMALL, f"output_dir={tmp_path / 'run'}"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **plant("die", "3")},
+    )  # fmt: skip
+    output = result.stdout
+    assert result.returncode == 1, output
     assert time.monotonic() - started < 60
     assert "rank 0: ends, since another process of the run did" in output
     assert "Signal 9 (SIGKILL)" in output or "exitcode  : -9" in output
@@ -180,13 +175,8 @@ def test_a_killed_process_takes_the_others_along(tmp_path):
     assert "step 8/8" in run_two(tmp_path / "run")
 
 
-def allow_small_files():
-    """As on a full disk: writing more than 100 kB to a file fails."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-
 def test_a_checkpoint_that_cannot_be_written_is_told_and_training_goes_on(tmp_path):
-    output = run_started([sys.executable], tmp_path / "run", limit=allow_small_files, code=2)
+    output = run(tmp_path / "run", file_bytes=100_000, code=2)
     assert "the checkpoint of step 2 cannot be written" in output
     assert output.count("training continues, and tries again") >= 3
     assert "step 8/8" in output
@@ -197,10 +187,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_training_goes_on(tmp_pa
 
 
 def test_a_checkpoint_that_cannot_be_written_stops_the_run_when_told_to(tmp_path):
-    output = run_started(
-        [sys.executable], tmp_path / "run", "checkpoint.on_error=stop", limit=allow_small_files,
-        code=3,
-    )  # fmt: skip
+    output = run(tmp_path / "run", "checkpoint.on_error=stop", file_bytes=100_000, code=3)
     assert "stopped by checkpoint.on_error=stop" in output
     assert "without a checkpoint" in output
 
@@ -218,7 +205,7 @@ def test_a_run_ends_with_its_seconds(tmp_path):
 
 
 def test_the_time_limit_stops_with_a_checkpoint_and_the_run_goes_on(tmp_path):
-    output = run(tmp_path / "run", "trainer.max_steps=100000", "trainer.time_limit='0:14'", code=3)
+    output = run(tmp_path / "run", "trainer.max_steps=100000", "trainer.time_limit='0:10'", code=3)
     assert "stopped by trainer.time_limit, with the checkpoint of step" in output
     (newest, *_) = sorted((tmp_path / "run/checkpoints").iterdir(), reverse=True)
     steps = int(newest.name.split("-")[1])
