@@ -27,18 +27,23 @@ quickstart: install ## Train, export and try a first model: about five minutes o
 	$(BIN)/python -m neobert_train export run_dir=runs/quickstart
 	$(BIN)/python scripts/fill_mask.py runs/quickstart/export
 
-test: install ## Run the tests (under 20 minutes on two CPU cores)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+# A file's tests run on one of two workers, in the order of their names: by default the files with the
+# fewest tests come last, which are those with the longest.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Those that start the program many times, or the compiler.
 LONG := tests/training tests/commands tests/models/test_compilation.py tests/test_benchmarks.py \
 	tests/test_sweep.py tests/test_hub.py
 
-test-fast: install ## Run the tests that start no training (about five minutes)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(LONG))
+# Those that start the program or workers many times, or the compiler.
+LONG := training commands modeling/test_compilation.py data/test_loader.py export/test_remote_code.py \
+	tokenizers/test_special_tokens.py test_benchmarks.py test_compatibility.py test_sweep.py
+
+test-fast: install ## Run the tests that start no training (under three minutes)
+	$(PYTEST) $(addprefix --ignore=tests/,$(LONG))
 
 test-all: install ## Run all tests, the slow ones too
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m ""
+	$(PYTEST) -m ""
 
 check: install ## Lint, formatting, types and the direction of imports
 	$(BIN)/ruff check .
