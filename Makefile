@@ -31,12 +31,11 @@ quickstart: install ## Train, export and try a first model: about five minutes o
 # fewest tests come last, which are those with the longest.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# Those that start the program many times, or the compiler.
-LONG := tests/training tests/commands tests/models/test_compilation.py tests/test_benchmarks.py \
-	tests/test_sweep.py tests/test_hub.py
+test: install ## Run the tests (about ten minutes on two CPU cores)
+	$(PYTEST)
 
 # Those that start the program or workers many times, or the compiler.
-LONG := training commands modeling/test_compilation.py data/test_loader.py export/test_remote_code.py \
+LONG := training commands models/test_compilation.py data/test_loader.py models/test_remote_code.py \
 	tokenizers/test_special_tokens.py test_benchmarks.py test_compatibility.py test_sweep.py
 
 test-fast: install ## Run the tests that start no training (under three minutes)

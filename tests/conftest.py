@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from neobert_train.config.schema import TrainConfig
+from neobert_train.machine.threads import limit_spinning
 from neobert_train.storage import retries
 from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
@@ -21,10 +22,12 @@ from support.programs import kill_forked
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set what the processes that tests start inherit.
+    """Set what this process and those that tests start go by.
 
+    Threads that wait give their core away, as in the program; it is settled before torch is imported.
     GPUs are hidden unless their tests are asked for, and SIGHUP is not ignored, as it is under nohup.
     """
+    limit_spinning()
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if config.getoption("markexpr") != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

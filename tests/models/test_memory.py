@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from neobert_train.batch import Batch
 from neobert_train.config.choices import NeoBERTModelConfig
 from neobert_train.config.command_schema import PlanConfig
-from neobert_train.config.store import compose_config, to_typed
 from neobert_train.modeling import attention, cross_entropy
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
@@ -26,6 +25,7 @@ from neobert_train.models.memory import estimate_memory, find_largest_micro_batc
 from neobert_train.models.neobert import NeoBERTEncoder
 from neobert_train.models.neobert_cost import NeoBERTCost
 from neobert_train.objectives.masked_lm import MaskedLM
+from support import configs
 from support.programs import run_command
 
 VOCAB_SIZE = 1000
