@@ -1,4 +1,4 @@
-"""Every `pip install` that README shows resolves; nothing is installed."""
+"""Every `pip install` that the documentation shows resolves; nothing is installed."""
 
 import os
 import re
@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
-LINES = re.findall(r"`(?:\.venv/bin/)?pip install ([^`]+)`", README.read_text())
+ROOT = Path(__file__).parents[1]
+LINES = [
+    " ".join(line.split())  # a line may be broken in the text
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for line in re.findall(r"`(?:\.venv/bin/)?pip\s+install\s+([^`]+)`", path.read_text())
+]
 
 
 def test_there_are_lines_for_all_kernels():

@@ -1,4 +1,4 @@
-"""The loop of the README and the SLURM script, which start a run again where that is of help."""
+"""The loop of docs/operations.md and the SLURM script, which start a run again where that is of help."""
 
 import json
 import os
@@ -14,7 +14,8 @@ import pytest
 from training.runs import DEEPSPEED, MAX_STEPS, SMOKE
 
 ROOT = Path(__file__).parents[2]
-LOOP = re.search(r"```bash\n(for attempt.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+LOOP = re.search(r"```bash\n(for attempt.*?)```", OPERATIONS, re.DOTALL)[1]
 
 
 def write_program(path, text):
