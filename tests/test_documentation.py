@@ -138,7 +138,17 @@ def test_every_file_that_a_page_names_exists_unless_it_is_new(page):
         assert (ROOT / path).exists() is not bool(new), path
 
 
-def test_a_recipe_has_a_table_of_the_files_to_touch():
+def test_recipes_name_the_files_and_registries_that_there_are():
     page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    package = ROOT / "src" / "neobert_train"
     for recipe in page.split("\n## ")[1:]:
         assert "| file | what to write |" in recipe, recipe.splitlines()[0]
+        for _, block in BLOCK.findall(recipe):
+            _, *parts = re.split(r"^# ([\w/]+\.py).*$", block, flags=re.MULTILINE)
+            for path, code in zip(parts[::2], parts[1::2], strict=True):
+                assert f"`src/neobert_train/{path}`" in recipe, path
+                for registry in re.findall(r"^(\w+) = \{", code, re.MULTILINE):
+                    written = (package / path).read_text(encoding="utf-8")
+                    assert re.search(rf"^{registry}\b", written, re.MULTILINE), (
+                        f"{path}: {registry}"
+                    )
