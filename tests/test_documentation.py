@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,3 +153,12 @@ def test_recipes_name_the_files_and_registries_that_there_are():
                     assert re.search(rf"^{registry}\b", written, re.MULTILINE), (
                         f"{path}: {registry}"
                     )
+
+
+def test_the_layout_is_that_of_the_contracts():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = contracts["tool"]["importlinter"]["contracts"][0]["layers"]
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.split("| package | what it holds |\n| --- | --- |\n")[1].split("\n\n")[0]
+    shown = [set(CODE.findall(row.split("|")[1])) for row in table.splitlines()]
+    assert shown == [set(layer.replace("neobert_train.", "").split(" | ")) for layer in layers]
