@@ -41,7 +41,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neobert_train.batch import Batch
-from neobert_train.config.choices import NeoBERTModelConfig
+from neobert_train.config.model_schema import NeoBERTModelConfig
 from neobert_train.distributed import find_device
 from neobert_train.machine.devices import PeakMeter
 from neobert_train.modeling.attention import BACKENDS, choose_backend, find_obstacle

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from neobert_train.batch import Batch
 from neobert_train.commands import evaluate
-from neobert_train.config.choices import NeoBERTModelConfig
 from neobert_train.config.command_schema import EvaluateConfig
+from neobert_train.config.model_schema import NeoBERTModelConfig
 from neobert_train.data.corpus import open_corpus
 from neobert_train.data.lane.lane import initial_states
 from neobert_train.data.loader import StepLoader

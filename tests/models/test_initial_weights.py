@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertForMaskedLM
 
 from neobert_train.commands import evaluate
-from neobert_train.config.choices import NeoBERTModelConfig
+from neobert_train.config.model_schema import NeoBERTModelConfig
 from neobert_train.errors import InputError
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from neobert_train.batch import Batch
-from neobert_train.config.choices import NeoBERTModelConfig
 from neobert_train.config.command_schema import PlanConfig
+from neobert_train.config.model_schema import NeoBERTModelConfig
 from neobert_train.modeling import attention, cross_entropy
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from neobert_train.config.choices import AdamWConfig, GroupConfig, NeoBERTModelConfig, Role
+from neobert_train.config.choices import AdamWConfig, GroupConfig, Role
+from neobert_train.config.model_schema import NeoBERTModelConfig
 from neobert_train.models.neobert import NeoBERTEncoder
 from neobert_train.optim.groups import build_groups
 from neobert_train.optim.optimizers import build_optimizer

@@ -6,7 +6,7 @@ import stat
 import pytest
 import torch
 
-from neobert_train.config.choices import NeoBERTModelConfig
+from neobert_train.config.model_schema import NeoBERTModelConfig
 from neobert_train.data.lane.lane import initial_states
 from neobert_train.files import write_checked_json
 from neobert_train.modeling.heads import NeoBERTForMaskedLM

@@ -12,110 +12,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
 
-from neobert_train.config.divisors import find_divisors
+from neobert_train.config.choice import Choice, kind_setting
+from neobert_train.config.model_schema import NeoBERTModelConfig
 from neobert_train.config.setting import setting
-
-FEED_FORWARD_MULTIPLE = 8
-
-
-@dataclass
-class Choice:
-    """A section whose settings depend on the kind that is chosen for it."""
-
-    kind: str = setting("", "What SECTION=KIND chooses.")
-
-    def iter_problems(self) -> Iterator[str]:
-        """Yield what is wrong with settings that are all in range."""
-        yield from ()
-
-
-def _kind(name: str, section: str) -> Any:
-    return setting(name, f"What {section}=KIND has chosen.")
-
-
-class AttentionBackend(Enum):
-    """Kernel that computes attention within packed documents."""
-
-    auto = "auto"
-    sdpa = "sdpa"
-    flash_attn = "flash_attn"
-    torch_varlen = "torch_varlen"
-    xformers = "xformers"
-
-
-@dataclass
-class ModelConfig(Choice):
-    """The encoder: how it computes.
-
-    Attributes:
-        title: of its architecture, as a model card writes it.
-        shape: names of the settings that weights from elsewhere have to agree with.
-    """
-
-    title: ClassVar[str] = ""
-    shape: ClassVar[tuple[str, ...]] = ()
-    max_length: int = setting(
-        4096, "Longest context the exported model announces, in tokens.", at_least=8
-    )
-    attention: AttentionBackend = setting(
-        AttentionBackend.auto, "auto, sdpa, flash_attn, torch_varlen or xformers."
-    )
-    compile: bool | None = setting(
-        None, "Compile the blocks with torch.compile (needs a C compiler); null does so on GPUs."
-    )
-    activation_checkpointing: bool = setting(
-        False, "Compute every block again in the backward pass instead of keeping its activations."
-    )
-
-
-@dataclass
-class NeoBERTModelConfig(ModelConfig):
-    """NeoBERT (arXiv 2502.19587): its shape, in the names of the published model."""
-
-    title: ClassVar[str] = "[NeoBERT](https://arxiv.org/abs/2502.19587)"
-    shape: ClassVar[tuple[str, ...]] = (
-        "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "norm_eps",
-    )  # fmt: skip
-    kind: str = _kind("neobert", "model")
-    hidden_size: int = setting(768, "Width of the residual stream.", at_least=1)
-    num_hidden_layers: int = setting(28, "Transformer blocks.", at_least=1)
-    num_attention_heads: int = setting(12, "Attention heads per block.", at_least=1)
-    intermediate_size: int = setting(
-        3072, "Nominal feed-forward width; SwiGLU uses two thirds of it, rounded up to 8.",
-        at_least=1,
-    )  # fmt: skip
-    norm_eps: float = setting(1e-5, "Epsilon of the RMS norms.", above=0.0)
-    embedding_init_range: float = setting(
-        0.02, "Initial embeddings are uniform within plus or minus this.", above=0.0
-    )
-    decoder_init_range: float = setting(
-        0.02, "Initial linear weights are uniform within plus or minus this.", above=0.0
-    )
-
-    def compute_feed_forward_width(self) -> int:
-        """Return SwiGLU's inner width: two thirds of `intermediate_size`, rounded up to 8."""
-        width = int(2 * self.intermediate_size / 3)
-        return -(-width // FEED_FORWARD_MULTIPLE) * FEED_FORWARD_MULTIPLE
-
-    def iter_problems(self) -> Iterator[str]:
-        """Yield why the width cannot be divided among the heads."""
-        head_size, rest = divmod(self.hidden_size, self.num_attention_heads)
-        if rest:
-            yield (
-                f"model.hidden_size={self.hidden_size} is not a multiple of "
-                f"model.num_attention_heads={self.num_attention_heads}: {self._offer_heads()}"
-            )
-        elif head_size % 2:
-            yield (
-                f"model.hidden_size / model.num_attention_heads = {head_size} is odd, and rotary "
-                f"embeddings turn pairs of channels: {self._offer_heads()}"
-            )
-
-    def _offer_heads(self) -> str:
-        if self.hidden_size % 2:
-            return f"the width must be even, such as model.hidden_size={self.hidden_size + 1}"
-        heads = ", ".join(map(str, find_divisors(self.hidden_size // 2)))
-        return f"choose model.num_attention_heads among {heads}"
 
 
 @dataclass
@@ -127,7 +26,7 @@ class ObjectiveConfig(Choice):
 class MaskedLMConfig(ObjectiveConfig):
     """Predict masked tokens; the `masking` section says which."""
 
-    kind: str = _kind("masked_lm", "objective")
+    kind: str = kind_setting("masked_lm", "objective")
 
 
 class Role(Enum):
@@ -187,7 +86,7 @@ class AdamWConfig(OptimizerConfig):
     """AdamW (arXiv 1711.05101); norms and biases are not decayed."""
 
     moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
-    kind: str = _kind("adamw", "optimizer")
+    kind: str = kind_setting("adamw", "optimizer")
     betas: list[float] = setting(
         lambda: [0.9, 0.95], "Decay rates of the two moments.", at_least=0.0, below=1.0
     )
@@ -227,7 +126,7 @@ class SchedulerConfig(Choice):
 class ConstantConfig(SchedulerConfig):
     """The peak throughout; NeoBERT's second phase."""
 
-    kind: str = _kind("constant", "scheduler")
+    kind: str = kind_setting("constant", "scheduler")
     warmup_steps: int = setting(0, "Steps of linear warm-up from 0 to the peak.", at_least=0)
 
 
@@ -258,14 +157,14 @@ class DecayConfig(SchedulerConfig):
 class CosineConfig(DecayConfig):
     """Linear warm-up, half a cosine to 10 % of the peak at 90 % of the steps, then constant."""
 
-    kind: str = _kind("cosine", "scheduler")
+    kind: str = kind_setting("cosine", "scheduler")
 
 
 @dataclass
 class LinearConfig(DecayConfig):
     """Linear warm-up, then a straight line to the floor: to zero at the last step."""
 
-    kind: str = _kind("linear", "scheduler")
+    kind: str = kind_setting("linear", "scheduler")
     decay_fraction: float = setting(
         1.0, "Share of trainer.max_steps at which the decay reaches its floor, warm-up included.",
         above=0.0, at_most=1.0,
@@ -292,7 +191,7 @@ class WSDConfig(SchedulerConfig):
     `one_minus_sqrt` is from arXiv 2405.18392).
     """
 
-    kind: str = _kind("wsd", "scheduler")
+    kind: str = kind_setting("wsd", "scheduler")
     decay_start: int | None = setting(
         None, "Last step at the peak; the fall ends at trainer.max_steps. 80 % of it by default.",
         at_least=0,

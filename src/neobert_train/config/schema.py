@@ -12,13 +12,12 @@ from neobert_train.config.choices import (
     AdamWConfig,
     CosineConfig,
     MaskedLMConfig,
-    ModelConfig,
-    NeoBERTModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
     SchedulerConfig,
 )
 from neobert_train.config.data_schema import DataConfig, MaskingConfig, TokenizerConfig
+from neobert_train.config.model_schema import ModelConfig, NeoBERTModelConfig
 from neobert_train.config.setting import setting
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from neobert_train.config.checks import REPOSITORY
-from neobert_train.config.choices import Choice
+from neobert_train.config.choice import Choice
 from neobert_train.config.data_schema import SourceKind
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.setting import iter_settings

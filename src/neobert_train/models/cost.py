@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from neobert_train.config.choices import ModelConfig, NeoBERTModelConfig
+from neobert_train.config.model_schema import ModelConfig, NeoBERTModelConfig
 from neobert_train.models.neobert_cost import NeoBERTCost
 from neobert_train.models.size import ModelSize
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from neobert_train.config.choices import ModelConfig, NeoBERTModelConfig
+from neobert_train.config.model_schema import ModelConfig, NeoBERTModelConfig
 from neobert_train.config.schema import TrainConfig
 from neobert_train.errors import InputError
 from neobert_train.models.encoder import Encoder

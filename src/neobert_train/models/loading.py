@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from neobert_train.config.choices import ModelConfig
+from neobert_train.config.model_schema import ModelConfig
 from neobert_train.config.saved import load_train_config
 from neobert_train.errors import InputError
 from neobert_train.files import DamagedFileError, parse_json, read_text

@@ -8,7 +8,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from neobert_train.batch import Batch
-from neobert_train.config.choices import NeoBERTModelConfig, Role
+from neobert_train.config.choices import Role
+from neobert_train.config.model_schema import NeoBERTModelConfig
 from neobert_train.errors import InputError
 from neobert_train.modeling.attention import choose_backend
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from neobert_train.config.choices import NeoBERTModelConfig
+from neobert_train.config.model_schema import NeoBERTModelConfig
 from neobert_train.models.size import ModelSize
 
 # Rows that the loss scores at a time, and of these those that it turns into probabilities at a time:

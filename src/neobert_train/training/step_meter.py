@@ -80,12 +80,7 @@ class StepMeter:
         tokens = sum(step.data.tokens for step in steps)
         return {
             **self._reduce(latest),
-            "train/learning_rate": compute_learning_rate(
-                self.config.scheduler,
-                state.step,
-                self.config.trainer.max_steps,
-                self.config.optimizer.lr,
-            ),
+            "train/learning_rate": self._find_learning_rate(state.step),
             "train/grad_norm": latest.grad_norm,
             "train/skipped_steps": state.divergence.skipped_steps,
             "train/rewinds": state.divergence.rewinds,
