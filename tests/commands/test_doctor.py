@@ -51,7 +51,7 @@ def test_it_tells_what_the_machine_has_and_what_a_run_would_use(tmp_path):
         "model.attention=auto takes sdpa in fp32",
         "flash_attn: it runs on CUDA devices only, and this is cpu",
         "sdpa: can run",
-        "torch's fused kernel on cpu",
+        "optimizer=adamw can take a step on cpu",
         "neobert_train +experiment=smoke",
         "8 lanes: 8 micro-batches of 512 tokens",
         "a run begins",

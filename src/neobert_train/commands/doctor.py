@@ -45,6 +45,7 @@ from neobert_train.models.compilation import decide_compilation, find_compiler_o
 from neobert_train.models.cost import build_cost
 from neobert_train.models.encoder import DTYPES
 from neobert_train.models.memory import USABLE_MEMORY, estimate_memory, find_largest_micro_batch
+from neobert_train.optim.optimizers import BUILDERS
 from neobert_train.run.directory import RunDirectory
 from neobert_train.terminal import print_output
 from neobert_train.tokenizers.loading import build_tokenizer
@@ -204,15 +205,21 @@ def _examine_kernels(findings: Findings, config: DoctorConfig, device: torch.dev
     findings.tell("compile", f"torch.compile {obstacle or f'can run; {use}'}")
     if compiles and obstacle:
         findings.notes.append(f"torch.compile {obstacle}: a run continues uncompiled")
+    _examine_optimizer(findings, config, device)
+
+
+def _examine_optimizer(findings: Findings, config: DoctorConfig, device: torch.device) -> None:
+    kind = config.optimizer.kind
     try:
         parameter = torch.nn.Parameter(torch.ones(8, device=device))
         parameter.grad = torch.ones_like(parameter)
-        torch.optim.AdamW([parameter], fused=True).step()
-        findings.tell("optimizer", f"AdamW, torch's fused kernel on {device.type}")
+        groups = [{"params": [parameter], "lr": 0.1, "base_lr": 0.1, "weight_decay": 0.0}]
+        BUILDERS[type(config.optimizer)](config.optimizer, groups).step()
+        findings.tell("optimizer", f"optimizer={kind} can take a step on {device.type}")
     except RuntimeError as error:
         findings.problems.append(
-            f"torch's fused AdamW does not run on {device.type} ({error}): install another build "
-            f"of torch, 2.10 or newer"
+            f"optimizer={kind} does not run on {device.type} ({error}): install another build of torch, "
+            f"2.10 or newer"
         )
 
 

@@ -99,7 +99,7 @@ def render_model_card(
     front: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "fill-mask",
-        "tags": ["neobert", "masked-lm"],
+        "tags": [config.model.kind, config.objective.kind.replace("_", "-")],
     }
     if names.license:
         front["license"] = names.license
