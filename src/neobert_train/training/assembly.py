@@ -83,12 +83,8 @@ def set_up_trainer(
     Raises:
         InputError: the weights, the attention kernel or the run directory do not fit.
     """
-    run, collectives, device, console = (
-        around.run,
-        around.collectives,
-        around.device,
-        around.console,
-    )
+    run, collectives = around.run, around.collectives
+    device, console = around.device, around.console
     world, state, tokenizer, units = collectives.world, start.state, start.tokenizer, start.units
     asked, config = config, settle_precision(config, collectives, device)
     encoder, attention = build_starting_encoder(config, start, collectives, device)
