@@ -31,14 +31,14 @@ quickstart: install ## Train, export and try a first model: about five minutes o
 # fewest tests come last, which are those with the longest.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test: install ## Run the tests (about ten minutes on two CPU cores)
+test: install ## Run the tests (under 20 minutes on two CPU cores)
 	$(PYTEST)
 
 # Those that start the program or workers many times, or the compiler.
 LONG := training commands models/test_compilation.py data/test_loader.py models/test_remote_code.py \
 	tokenizers/test_special_tokens.py test_benchmarks.py test_compatibility.py test_sweep.py
 
-test-fast: install ## Run the tests that start no training (under three minutes)
+test-fast: install ## Run the tests that start no training (four to eight minutes)
 	$(PYTEST) $(addprefix --ignore=tests/,$(LONG))
 
 test-all: install ## Run all tests, the slow ones too

@@ -153,7 +153,7 @@ def wants_sweep(arguments: Sequence[str]) -> bool:
     """Return whether several runs are asked for, and no launcher or sweeper of Hydra's is to start them."""
     if any(argument.startswith(("hydra/", "hydra.")) for argument in arguments):
         return False
-    return any(flag in arguments for flag in SWEEP_FLAGS) and not {"--cfg", "-c"} & {*arguments}
+    return any(flag in arguments for flag in SWEEP_FLAGS)
 
 
 def start_sweep(command: str, arguments: Sequence[str], world: World) -> int:

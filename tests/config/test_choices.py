@@ -181,3 +181,48 @@ def test_every_command_over_an_experiment_has_the_choices():
         config = to_typed(command, compose_config(command, ["scheduler=wsd"]))
         assert type(config) is SCHEMAS[command]
         assert config.scheduler == WSDConfig()
+
+
+def test_a_group_file_of_the_user_without_its_kind_is_told_what_to_begin_with(tmp_path):
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "mine.yaml").write_text("decay_start: 5\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "neobert_train", "plan", "--config-dir", str(tmp_path), "scheduler=mine"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "a file of the group scheduler begins with `defaults: [KIND, _self_]`" in done.stderr
+    (tmp_path / "scheduler" / "mine.yaml").write_text("defaults: [wsd, _self_]\ndecay_start: 5\n")
+    done = subprocess.run([*done.args, "--cfg", "job"], capture_output=True, text=True)
+    assert "decay_start: 5" in done.stdout
+
+
+def test_a_sweep_is_not_shown_as_one_configuration():
+    done = subprocess.run(
+        [sys.executable, "-m", "neobert_train", "-m", "+experiment=smoke", "seed=1,2", "--cfg", "job"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "-m does not go with --cfg" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_a_kind_is_no_setting_of_commands_without_choices(command):
+    for override in ("model.kind=neobert", "scheduler.kind=wsd"):
+        (problem,) = CommandLine(command, [override]).find_problems()[0]
+        assert problem.startswith(f"there is no setting {override.partition('=')[0]}")
+
+
+@pytest.mark.parametrize("max_steps", [1, 2, 3, 10])
+def test_the_default_of_wsd_leaves_a_step_for_its_decay(max_steps):
+    decay = WSDConfig(warmup_steps=0).find_decay(max_steps)
+    assert decay.start < decay.end == max_steps
+
+
+def test_a_saved_group_keeps_the_default_of_its_role_where_it_says_nothing(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("optimizer: {vector: {lr_multiplier: 2.0}, head: {}}")
+    optimizer = load_train_config(path).optimizer
+    assert (optimizer.vector.lr_multiplier, optimizer.vector.weight_decay) == (2.0, 0.0)
+    assert optimizer.head == AdamWConfig().head

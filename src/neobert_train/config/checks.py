@@ -135,9 +135,10 @@ def _iter_schedule_problems(scheduler: SchedulerConfig, max_steps: int) -> Itera
     if decay is None or warmup_steps >= max_steps or decay.start < decay.end:
         return
     if isinstance(scheduler, WSDConfig) and warmup_steps < decay.start:
+        usual = min(round(0.8 * max_steps), max_steps - 1)
         yield (
             f"scheduler.decay_start={decay.start} leaves no step for the decay, which ends at "
-            f"trainer.max_steps={max_steps}: write scheduler.decay_start={round(0.8 * max_steps)}"
+            f"trainer.max_steps={max_steps}: write scheduler.decay_start={usual}"
         )
         return
     yield (

@@ -205,7 +205,8 @@ class WSDConfig(SchedulerConfig):
 
     def find_decay(self, max_steps: int) -> Decay | None:
         """Return the decay between `decay_start`, or the warm-up's end, and the last step."""
-        start = round(0.8 * max_steps) if self.decay_start is None else self.decay_start
+        usual = min(round(0.8 * max_steps), max_steps - 1)
+        start = usual if self.decay_start is None else self.decay_start
         return Decay(max(start, self.warmup_steps), max_steps, self.final_lr_ratio)
 
 
@@ -247,6 +248,12 @@ def build_defaults(schema: type[Any], kinds: Mapping[str, str]) -> Any:
         if section in kinds:
             setattr(config, section, find_kind(section, kinds[section])())
     return config
+
+
+def find_bases(section: str) -> set[type[Any]]:
+    """Return the classes that all kinds of a section share, none of which is a kind."""
+    lines = [set(kind.__mro__) - {object} for kind in CHOICES[section].values()]
+    return set.intersection(*lines) - set(CHOICES[section].values())
 
 
 def find_kind(section: str, kind: Any) -> type[Choice]:

@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from neobert_train.config.choice import Choice
 from neobert_train.config.choices import CHOICES, build_defaults, list_chosen_sections
 from neobert_train.config.command_schema import SCHEMAS
 from neobert_train.config.data_schema import MixtureSourceConfig
@@ -132,11 +133,8 @@ class CommandLine:
     def _find_setting_problem(self, key: str, override: Override, defaults: Any) -> str | None:
         """Return what is wrong with a setting where the kinds chosen have these defaults."""
         section, _, name = key.partition(".")
-        if (
-            section in CHOICES
-            and name == "kind"
-            and override.value() != getattr(defaults, section).kind
-        ):
+        choice = getattr(defaults, section, None)
+        if isinstance(choice, Choice) and name == "kind" and override.value() != choice.kind:
             return f"{key} is not set by itself: write {section}=" + " or ".join(CHOICES[section])
         entry = ENTRY_KEY.fullmatch(key)
         if entry:

@@ -105,6 +105,13 @@ def _parse_choices(values: Any) -> Any:
             if given["kind"] == "constant":  # it had these, and used neither
                 given = {key: value for key, value in given.items() if key not in _OF_DECAYS}
         settings = find_kind(section, given.get("kind", getattr(defaults, section).kind))
+        usual = _to_plain(settings())
+        given = {  # a group of parameters keeps what its role has by default
+            key: {**usual[key], **value}
+            if isinstance(value, dict) and isinstance(usual.get(key), dict)
+            else value
+            for key, value in given.items()
+        }
         parsed[section] = parse(settings, given, section)
     return parsed
 

@@ -14,7 +14,12 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from neobert_train.config.choices import CHOICES, build_defaults, list_chosen_sections
+from neobert_train.config.choices import (
+    CHOICES,
+    build_defaults,
+    find_bases,
+    list_chosen_sections,
+)
 from neobert_train.config.command_schema import SCHEMAS
 from neobert_train.errors import InputError
 
@@ -104,7 +109,14 @@ def describe_config_error(error: Exception) -> str:
     cause = error.__cause__
     if cause is not None and str(cause).strip() not in message:
         message += f" ({str(cause).strip().splitlines()[0]})"
-    return "\n".join(line for line in message.splitlines() if not line.startswith("    "))
+    message = "\n".join(line for line in message.splitlines() if not line.startswith("    "))
+    for section, kinds in CHOICES.items():
+        if any(f"not in '{base.__name__}'" in message for base in find_bases(section)):
+            message += (
+                f": a file of the group {section} begins with `defaults: [KIND, _self_]`, where KIND is "
+                f"one of {', '.join(kinds)}"
+            )
+    return message
 
 
 def find_group_choices(command: str) -> dict[str, list[str]]:

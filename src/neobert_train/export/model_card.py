@@ -167,10 +167,15 @@ def _describe_recipe(config: TrainConfig, state: TrainingState, vocab_size: int)
 def _list_settings(choice: Choice) -> str:
     """Return a choice with its settings; of groups of parameters, those that are not the default."""
     usual = {setting.key: setting.value for setting in iter_settings(type(choice)())}
-    shown = [
-        f"{setting.key.replace('_', ' ')} {setting.value}"
+    settings = [
+        setting
         for setting in iter_settings(choice)
-        if setting.key != "kind" and ("." not in setting.key or setting.value != usual[setting.key])
+        if "." not in setting.key or setting.value != usual[setting.key]
+    ]
+    shown = [
+        f"{setting.key.replace('_', ' ')} {getattr(setting.value, 'value', setting.value)}"
+        for setting in settings
+        if setting.key != "kind" and setting.value is not None
     ]
     return ", ".join([choice.kind, *shown])
 

@@ -90,8 +90,20 @@ def identify_files(named: Sequence[StoredFile]) -> tuple[list[StoredFile], list[
         StorageError: the network gave out, so that each of the others would take as long to fail.
     """
     files, problems = [], []
+    failures: list[StorageError] = []
+
+    def identify(file: StoredFile) -> StoredFile:
+        if failures:  # this thread may be ahead of the one that cancels the others
+            raise failures[0]
+        try:
+            return file.identify()
+        except StorageError as error:
+            if not error.is_permanent:
+                failures.append(error)
+            raise
+
     with ThreadPoolExecutor(max_workers=_FILES_IDENTIFIED_AT_A_TIME) as pool:
-        identified = [pool.submit(file.identify) for file in named]
+        identified = [pool.submit(identify, file) for file in named]
         last_shown = time.monotonic()
         for number, future in enumerate(identified):
             try:
