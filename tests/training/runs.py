@@ -73,14 +73,21 @@ def read_metrics(output_dir):
 
 def wait_for_step(output_dir, step, process):
     """Until the metrics show a step; an exact moment is not wanted."""
+    file = output_dir / "metrics.jsonl"
+    _wait(process, lambda: file.exists() and len(file.read_text().splitlines()) >= step)
+
+
+def wait_for_checkpoint(output_dir, step, process):
+    """Until that of a step is there, while the run trains on."""
+    _wait(process, (output_dir / "checkpoints" / f"step-{step:08d}").exists)
+
+
+def _wait(process, is_there):
     deadline = time.monotonic() + 300  # the machine may be busy with other tests
-    while time.monotonic() < deadline:
+    while not is_there():
         assert process.poll() is None, process.stdout.read()
-        file = output_dir / "metrics.jsonl"
-        if file.exists() and len(file.read_text().splitlines()) >= step:
-            return
+        assert time.monotonic() < deadline, "the run did not get there"
         time.sleep(0.02)
-    raise AssertionError("the run did not get there")
 
 
 def final_tensors(output_dir):

@@ -28,6 +28,7 @@ from training.runs import (
     start,
     train,
     train_forked,
+    wait_for_checkpoint,
     wait_for_step,
 )
 
@@ -102,7 +103,7 @@ fallocate -l 130m "$DISK/filler" 2>/dev/null
 "$@" || echo "at the start: $?"
 rm "$DISK/filler"
 fallocate -l 110m "$DISK/filler"
-(until grep -q '"step": 5,' "$DISK/run/metrics.jsonl"; do sleep 0.05; done; rm "$DISK/filler") &
+(until grep -q '"step": 9,' "$DISK/run/metrics.jsonl"; do sleep 0.05; done; rm "$DISK/filler") &
 "$@" || echo "at the end: $?"
 ls -A "$DISK/run/checkpoints"
 """
@@ -156,9 +157,9 @@ def test_a_folder_that_loses_its_permission_while_the_run_goes_on(tmp_path):
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         preexec_fn=obey_permissions, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    wait_for_step(tmp_path / "run", 3, process)
+    wait_for_checkpoint(tmp_path / "run", 2, process)
     checkpoints.chmod(0o555)
-    step = 3 + 6
+    step = 3 + 8
     wait_for_step(tmp_path / "run", step, process)
     assert list_steps(tmp_path / "run")[-1] < step
     checkpoints.chmod(0o755)

@@ -22,6 +22,7 @@ from training.runs import (
     train,
     train_forked,
     train_on_two,
+    wait_for_checkpoint,
     wait_for_step,
 )
 
@@ -69,9 +70,9 @@ def test_compiled_and_with_activations_computed_again(uninterrupted, tmp_path, z
 
 def test_killed_twice_and_resumed_is_bit_identical(uninterrupted, tmp_path):
     output_dir = tmp_path / "run"
-    for step in (3, 6):
+    for step in (2, 4):
         process = fork(output_dir, "data.num_workers=1")
-        wait_for_step(output_dir, step, process)
+        wait_for_checkpoint(output_dir, step, process)
         process.kill()
         process.communicate(timeout=300)
     train_forked(output_dir, "data.num_workers=1")
