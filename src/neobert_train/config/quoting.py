@@ -4,7 +4,9 @@ import re
 import shlex
 
 # Words and numbers become other types; what else Hydra reads as it stands begins like a path.
-_PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)[A-Za-z_./][\w./-]*", re.ASCII | re.IGNORECASE)
+_PLAIN = re.compile(
+    r"(?!(null|true|false|nan|inf)$|\.\d)[A-Za-z_./][\w./-]*", re.ASCII | re.IGNORECASE
+)
 
 
 def to_override(key: str, value: str) -> str:
