@@ -6,6 +6,7 @@ Nothing here imports torch, so `--help`, `--cfg job` and a wrong setting answer 
 import contextlib
 import importlib
 import io
+import itertools
 import os
 import sys
 import traceback
@@ -25,6 +26,7 @@ from neobert_train.config.store import (
     compose_config,
     describe_config_error,
     find_config_path,
+    find_group_choices,
     normalise_override,
     register_schemas,
     to_typed,
@@ -40,6 +42,7 @@ from neobert_train.world import World, strip_launcher_arguments
 DEFAULT_COMMAND = "train"
 # With these a user brings groups of their own, or flags take a word that is no override.
 _FLAGS_LEFT_TO_HYDRA = ("--config-", "-cd", "-cn", "-cp", "--package", "-p", "--info", "-i")
+_FLAGS_WITH_A_WORD = (*_FLAGS_LEFT_TO_HYDRA, "--cfg", "-c")
 COMMAND_SUMMARIES = {
     "train": "train an experiment, or continue it where it stopped (the default)",
     "prepare": "tokenise once what an experiment reads, into memory-mapped shards",
@@ -112,8 +115,11 @@ def split_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """Return the command and the rest; without a command, training.
 
     Raises:
-        InputError: a first word that is neither a command nor an override.
+        InputError: a first word that is neither a command nor an override, or a command elsewhere.
     """
+    for previous, argument in itertools.pairwise(arguments):
+        if argument in SCHEMAS and not previous.startswith(_FLAGS_WITH_A_WORD):
+            raise InputError(f"{argument} is a command: write it before everything else")
     if not arguments or "=" in arguments[0] or arguments[0].startswith(("-", "+", "~")):
         return DEFAULT_COMMAND, list(arguments)
     command, *rest = arguments
@@ -218,16 +224,22 @@ def load_command(command: str) -> Any:
 def format_help(command: str, arguments: Sequence[str]) -> str:
     """Return what `--help` prints: commands, groups and every setting with its default.
 
-    The settings are those of the kinds that the arguments choose, as in `--help scheduler=wsd`.
+    With other arguments, as in `--help scheduler=wsd`, the settings are as these set them.
+
+    Raises:
+        InputError: the arguments are wrong.
     """
-    line = CommandLine(command, [argument for argument in arguments if "=" in argument])
+    overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
+    check_overrides(command, overrides)
+    config = to_typed(command, compose_config(command, overrides))
+    groups = find_group_choices(command)
     lines = ["python -m neobert_train [COMMAND] [key=value ...]", "", "Commands:"]
     lines += [f"  {name:15} {summary}" for name, summary in COMMAND_SUMMARIES.items()]
-    if line.groups:
+    if groups:
         lines += ["", "Choices (name=choice; experiments with a plus, as in +experiment=smoke):"]
-        lines += [f"  {group}: {', '.join(names)}" for group, names in line.groups.items()]
-        lines += ["  --help scheduler=wsd lists the settings that a choice brings with it."]
-    lines += ["", f"Settings of {command} (key=default):", *iter_help_lines(line)]
+        lines += [f"  {group}: {', '.join(names)}" for group, names in groups.items()]
+        lines += ["  --help scheduler=wsd shows the settings that a choice brings with it."]
+    lines += ["", f"Settings of {command} (key=value):", *iter_help_lines(config)]
     lines += [
         "",
         "-m runs every combination of several values, as in -m optimizer.lr=3e-4,6e-4 seed=1,2.",

@@ -127,6 +127,7 @@ def run_sweep(command: str, jobs: Sequence[Job]) -> int:
             if code != EXIT_DONE:
                 failures.append((job, code))
     if not failures:
+        print_output(f"{len(jobs)} jobs are done")
         return EXIT_DONE
     shown = "; ".join(f"{job.settings} (exit code {code})" for job, code in failures)
     failed = f"{len(failures)} of {len(jobs)} jobs failed: {shown}"

@@ -17,7 +17,7 @@ from neobert_train.config.derived import (
     compute_weights,
     resolve_sources,
 )
-from neobert_train.config.overrides import CommandLine, iter_help_lines
+from neobert_train.config.overrides import iter_help_lines
 from neobert_train.config.schema import Precision, TrainConfig
 from neobert_train.config.setting import iter_settings
 from neobert_train.config.store import (
@@ -164,7 +164,7 @@ def test_every_setting_has_a_description_of_one_line(command):
 
 @pytest.mark.parametrize("command", SCHEMAS)
 def test_help_shows_every_setting_with_a_default_that_can_be_typed_back(command):
-    lines = list(iter_help_lines(CommandLine(command, [])))
+    lines = list(iter_help_lines(SCHEMAS[command]()))
     keys = [setting.key for setting in iter_settings(SCHEMAS[command]())]
     shown = [line.strip().split(" (")[0] for line in lines[::2]]
     named = [line for line in shown if ".NAME." in line]

@@ -1,7 +1,8 @@
 """Measure a run or an exported model on text."""
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,21 +16,19 @@ from neobert_train.config.data_schema import (
     SourceKind,
 )
 from neobert_train.config.derived import override
-from neobert_train.config.saved import load_train_config
 from neobert_train.data.heldout import CorpusSample, build_evaluation_batches
-from neobert_train.data.lane.encoding import encode_documents
+from neobert_train.data.lane.admission import Admission
+from neobert_train.data.lane.encoding import Entry, iter_encoded
 from neobert_train.data.sources.files import list_units
-from neobert_train.data.sources.source import BadRecord, Record, Unit
+from neobert_train.data.sources.source import BadRecord, Unit
 from neobert_train.distributed import find_device
 from neobert_train.errors import InputError
 from neobert_train.evaluation.heldout import Evaluation, evaluate_objective
 from neobert_train.machine.devices import choose_precision
 from neobert_train.models.encoder import DTYPES, Encoder
-from neobert_train.models.families import build_encoder, find_family
-from neobert_train.models.loading import find_context_length, find_model_folder, load_into
+from neobert_train.models.families import find_family
+from neobert_train.models.loading import find_context_length, find_model_folder, load_trained
 from neobert_train.objectives.masked_lm import MaskedLM
-from neobert_train.run.checkpoint import CONFIG_FILE, TOKENIZER_FOLDER, load_weights
-from neobert_train.run.checkpoint_search import find_checkpoint
 from neobert_train.run.directory import RunDirectory
 from neobert_train.storage.stored_files import Network
 from neobert_train.terminal import print_output
@@ -109,26 +108,20 @@ def load_subject(config: EvaluateConfig) -> Subject:
     """Load the model to measure, and how it was trained."""
     if config.run_dir is None:
         return _load_exported(str(config.model))
-    run_directory = RunDirectory(config.run_dir)
-    checkpoint = find_checkpoint(run_directory, config.step)
-    if checkpoint is None:
-        raise InputError(f"{run_directory.path} holds no checkpoint: check run_dir")
-    train_config = load_train_config(checkpoint / CONFIG_FILE)
-    tokenizer = load_tokenizer(str(checkpoint / TOKENIZER_FOLDER))
-    encoder = build_encoder(train_config, tokenizer)
-    load_into(encoder, load_weights(checkpoint), str(checkpoint))
-    context_length = train_config.batch.context_length
-    return Subject(encoder, tokenizer, context_length, train_config.masking, train_config.seed)
+    trained = load_trained(RunDirectory(config.run_dir), config.step)
+    train = trained.config
+    return Subject(
+        trained.encoder, trained.tokenizer, train.batch.context_length, train.masking, train.seed
+    )
 
 
 def _load_exported(name: str) -> Subject:
     """Return an exported or published model: its safetensors are read, none of its code is run."""
     label = f"model={name}"
     folder = find_model_folder(name, label)
-    family, tokenizer = find_family(folder, label), load_tokenizer(name)
-    encoder = family.load(folder, label)
-    longest = family.read_config(folder).max_length
-    return Subject(encoder, tokenizer, find_context_length(folder, longest))
+    encoder = find_family(folder, label).load(folder, label)
+    longest = encoder.network.config.max_length
+    return Subject(encoder, load_tokenizer(name), find_context_length(folder, longest))
 
 
 def load_documents(config: EvaluateConfig, tokenizer: TextTokenizer) -> list[np.ndarray]:
@@ -162,12 +155,19 @@ def _read_documents(
 ) -> list[np.ndarray]:
     documents: list[np.ndarray] = []
     num_tokens = 0
-    for record, unit in ((record, part) for part in units for record in part.iter_records(0)):
-        if isinstance(record, BadRecord):
-            raise InputError(record.reason)
-        assert isinstance(record, Record)
-        documents += encode_documents(tokenizer, [(record, unit)])
-        num_tokens += len(documents[-1])
+    for entry in itertools.chain.from_iterable(iter_encoded(_iter_entries(units), tokenizer)):
+        if entry.ids is not None:
+            documents.append(entry.ids)
+            num_tokens += len(entry.ids)
         if num_tokens >= max_tokens:
             break
     return documents
+
+
+def _iter_entries(units: Sequence[Unit]) -> Iterator[Entry]:
+    rule = Admission()
+    for unit in units:
+        for record in unit.iter_records(0):
+            if isinstance(record, BadRecord):
+                raise InputError(record.reason)
+            yield Entry(record, rule.classify(record), unit)

@@ -5,7 +5,6 @@ from pathlib import Path
 import transformers
 
 from neobert_train.config.command_schema import ExportConfig, ExportFormat, Pooling
-from neobert_train.config.saved import load_train_config
 from neobert_train.errors import InputError
 from neobert_train.export.hub import MAIN, push_to_hub
 from neobert_train.export.model_card import CardNames, render_model_card
@@ -14,20 +13,15 @@ from neobert_train.export.parity import check_parity
 from neobert_train.export.pooling import write_pooling
 from neobert_train.files import hash_file, write_atomically
 from neobert_train.hub import HubError
-from neobert_train.models.families import build_encoder
-from neobert_train.models.loading import load_into
+from neobert_train.models.loading import load_trained
 from neobert_train.run.checkpoint import (
-    CONFIG_FILE,
-    TOKENIZER_FOLDER,
     load_state,
-    load_weights,
 )
-from neobert_train.run.checkpoint_search import find_checkpoint, read_weights_digest
+from neobert_train.run.checkpoint_search import read_weights_digest
 from neobert_train.run.directory import RunDirectory
 from neobert_train.run.folders import owned_folder
 from neobert_train.run.metrics_file import find_latest, read_metrics
 from neobert_train.terminal import print_output
-from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.world import World
 
 # What version 0.1.0 put into an export before it kept a list.
@@ -48,19 +42,13 @@ def run(config: ExportConfig, world: World) -> None:
     transformers.utils.logging.disable_progress_bar()
     run_directory = RunDirectory(config.run_dir)
     output = Path(config.output).expanduser() if config.output else run_directory.export_folder
-    checkpoint = find_checkpoint(run_directory, config.step)
-    if checkpoint is None:
-        raise InputError(f"{run_directory.path} holds no checkpoint: check run_dir")
-    train_config = load_train_config(checkpoint / CONFIG_FILE)
-    tokenizer = load_tokenizer(str(checkpoint / TOKENIZER_FOLDER))
-    state = load_state(checkpoint)
+    trained = load_trained(run_directory, config.step)
+    state = load_state(trained.checkpoint)
     metrics = find_latest(read_metrics(run_directory.metrics_file), state.step)
-    encoder = build_encoder(train_config, tokenizer)
-    load_into(encoder, load_weights(checkpoint), str(checkpoint))
-    network = encoder.network
+    tokenizer, network = trained.tokenizer, trained.encoder.network
     with owned_folder(output, _list_unlisted(output, run_directory)) as draft:
-        context_length = train_config.batch.context_length
-        encoder.write(draft, tokenizer, context_length)
+        context_length = trained.config.batch.context_length
+        trained.encoder.write(draft, tokenizer, context_length)
         if config.pooling is not Pooling.none:
             write_pooling(draft, network.config.hidden_size, config.pooling, context_length)
         difference = check_parity(draft, network)
@@ -70,13 +58,13 @@ def run(config: ExportConfig, world: World) -> None:
         title = (config.push_to_hub or run_directory.path.resolve().name).rpartition("/")[2]
         revision = config.revision if config.push_to_hub else None
         names = CardNames(title, location, config.license, revision)
-        card = render_model_card(names, train_config, state, tokenizer, metrics)
+        card = render_model_card(names, trained.config, state, tokenizer, metrics)
         write_atomically(draft / "README.md", card)
     print_output(
         f"exported step {state.step} to {output} (largest difference of a logit: {difference:.1g})"
     )
     if config.push_to_hub:
-        digest = read_weights_digest(checkpoint)
+        digest = read_weights_digest(trained.checkpoint)
         print_output(f"uploaded to {_push(config, output, state.step, digest)}")
 
 

@@ -62,7 +62,7 @@ def format_plan(config: PlanConfig) -> str:
             f"{tokens:,} tokens",
             f"step        {lanes} lanes on {config.num_devices} devices: "
             f"{lanes // config.num_devices} micro-batches of {batch.micro_batch_tokens:,} tokens each",
-            f"time        {hours:,.1f} hours, {hours * config.num_devices:,.1f} device hours, at "
+            f"time        {_format_hours(hours)}, {_format_hours(hours * config.num_devices, 'device ')}, at "
             f"{speed:,.0f} tokens/s a device (mfu={config.mfu:g} of {format_flops(peak)}, "
             f"{device.name})",
             f"memory of one device by ZeRO stage (deepspeed=zero{config.deepspeed.zero_stage} is set)",
@@ -84,12 +84,16 @@ def _format_memory(
     fits = state + activations <= USABLE_MEMORY * memory_bytes
     form = "compiled" if wants_compilation(config, zero_stage, on_gpu=True) else "uncompiled"
     return (
-        f"  ZeRO {zero_stage}: {_gigabytes(state)} state + {_gigabytes(activations)} activations "
-        f"(estimate, {form}) = {_gigabytes(state + activations)} of {_gigabytes(memory_bytes)}"
+        f"  ZeRO {zero_stage}: {_format_bytes(state)} state + {_format_bytes(activations)} activations "
+        f"(estimate, {form}) = {_format_bytes(state + activations)} of {_format_bytes(memory_bytes)}"
         + ("" if fits else "  DOES NOT FIT")
         + (f"; the largest that fits: batch.micro_batch_tokens={largest}" if largest else "")
     )
 
 
-def _gigabytes(number: float) -> str:
-    return f"{number / 1e9:.1f} GB"
+def _format_bytes(number: float) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
+
+
+def _format_hours(hours: float, kind: str = "") -> str:
+    return f"{hours:,.1f} {kind}hours" if hours >= 1 else f"{3600 * hours:,.3g} {kind}seconds"

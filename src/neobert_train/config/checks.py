@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from neobert_train.config.choices import CHOICES, SchedulerConfig, WSDConfig
+from neobert_train.config.choices import CHOICES
 from neobert_train.config.command_schema import (
     DoctorConfig,
     EvaluateConfig,
@@ -126,26 +126,7 @@ def _iter_choice_problems(config: TrainConfig) -> Iterator[str]:
     """Yield what the kinds chosen say of their own settings."""
     for section in CHOICES:
         yield from getattr(config, section).iter_problems()
-    yield from _iter_schedule_problems(config.scheduler, config.trainer.max_steps)
-
-
-def _iter_schedule_problems(scheduler: SchedulerConfig, max_steps: int) -> Iterator[str]:
-    warmup_steps, decay = scheduler.warmup_steps, scheduler.find_decay(max_steps)
-    # A short trial may end within the warm-up; what may not happen is a drop from peak to floor.
-    if decay is None or warmup_steps >= max_steps or decay.start < decay.end:
-        return
-    if isinstance(scheduler, WSDConfig) and warmup_steps < decay.start:
-        usual = min(round(0.8 * max_steps), max_steps - 1)
-        yield (
-            f"scheduler.decay_start={decay.start} leaves no step for the decay, which ends at "
-            f"trainer.max_steps={max_steps}: write scheduler.decay_start={usual}"
-        )
-        return
-    yield (
-        f"scheduler.warmup_steps={warmup_steps} leaves no step for the decay, which ends at "
-        f"step {decay.end} ({scheduler.explain_decay()}): write "
-        f"scheduler.warmup_steps={decay.end // 10}"
-    )
+    yield from config.scheduler.iter_decay_problems(config.trainer.max_steps)
 
 
 def _iter_data_problems(config: TrainConfig) -> Iterator[str]:

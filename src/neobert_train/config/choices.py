@@ -19,13 +19,20 @@ from neobert_train.config.setting import setting
 
 @dataclass
 class ObjectiveConfig(Choice):
-    """What the encoder is trained to do."""
+    """What the encoder is trained to do.
+
+    Attributes:
+        title: of the objective, as a model card writes it.
+    """
+
+    title: ClassVar[str] = ""
 
 
 @dataclass
 class MaskedLMConfig(ObjectiveConfig):
     """Predict masked tokens; the `masking` section says which."""
 
+    title: ClassVar[str] = "masked-language modelling"
     kind: str = kind_setting("masked_lm", "objective")
 
 
@@ -49,8 +56,9 @@ class GroupConfig:
     """How the parameters of one role differ from the others."""
 
     lr_multiplier: float = setting(
-        1.0, "The learning rate of these parameters is optimizer.lr times this.", at_least=0.0
-    )
+        1.0, "The learning rate of these parameters is optimizer.lr times this.",
+        at_least=0.0, at_most=1000.0,
+    )  # fmt: skip
     weight_decay: float | None = setting(
         None, "Their decoupled weight decay; optimizer.weight_decay by default.", at_least=0.0
     )
@@ -117,9 +125,12 @@ class SchedulerConfig(Choice):
         """Return where a run of `max_steps` decays; None without a decay."""
         return None
 
-    def explain_decay(self) -> str:
-        """Return, in the words of the settings, where the decay ends."""
-        return "trainer.max_steps"
+    def iter_decay_problems(self, max_steps: int) -> Iterator[str]:
+        """Yield why a run of `max_steps` would drop from the peak to the floor.
+
+        One that ends within its warm-up, as a short trial may, does not.
+        """
+        yield from ()
 
 
 @dataclass
@@ -130,27 +141,41 @@ class ConstantConfig(SchedulerConfig):
     warmup_steps: int = setting(0, "Steps of linear warm-up from 0 to the peak.", at_least=0)
 
 
+def _decay_fraction(default: float) -> Any:
+    return setting(
+        default, "Share of trainer.max_steps at which the decay reaches its floor, warm-up included.",
+        above=0.0, at_most=1.0,
+    )  # fmt: skip
+
+
+def _final_lr_ratio(default: float) -> Any:
+    return setting(
+        default, "Floor of the decay as a share of the peak; it holds to the end.",
+        at_least=0.0, at_most=1.0,
+    )  # fmt: skip
+
+
 @dataclass
 class DecayConfig(SchedulerConfig):
     """A decay from the end of the warm-up to a floor, which holds to the end."""
 
-    decay_fraction: float = setting(
-        0.9, "Share of trainer.max_steps at which the decay reaches its floor, warm-up included.",
-        above=0.0, at_most=1.0,
-    )  # fmt: skip
-    final_lr_ratio: float = setting(
-        0.1, "Floor of the decay as a share of the peak; it holds to the end.",
-        at_least=0.0, at_most=1.0,
-    )  # fmt: skip
+    decay_fraction: float = _decay_fraction(0.9)
+    final_lr_ratio: float = _final_lr_ratio(0.1)
 
-    def find_decay(self, max_steps: int) -> Decay | None:
+    def find_decay(self, max_steps: int) -> Decay:
         """Return the decay between the end of the warm-up and the step of `decay_fraction`."""
         end = max(1, round(self.decay_fraction * max_steps))
         return Decay(self.warmup_steps, end, self.final_lr_ratio)
 
-    def explain_decay(self) -> str:
-        """Return, in the words of the settings, where the decay ends."""
-        return "scheduler.decay_fraction x trainer.max_steps"
+    def iter_decay_problems(self, max_steps: int) -> Iterator[str]:
+        """Yield that the warm-up leaves no step for the decay."""
+        end = self.find_decay(max_steps).end
+        if end <= self.warmup_steps < max_steps:
+            yield (
+                f"scheduler.warmup_steps={self.warmup_steps} leaves no step for the decay, which ends "
+                f"at step {end} (scheduler.decay_fraction x trainer.max_steps): write "
+                f"scheduler.warmup_steps={end // 10}"
+            )
 
 
 @dataclass
@@ -165,14 +190,8 @@ class LinearConfig(DecayConfig):
     """Linear warm-up, then a straight line to the floor: to zero at the last step."""
 
     kind: str = kind_setting("linear", "scheduler")
-    decay_fraction: float = setting(
-        1.0, "Share of trainer.max_steps at which the decay reaches its floor, warm-up included.",
-        above=0.0, at_most=1.0,
-    )  # fmt: skip
-    final_lr_ratio: float = setting(
-        0.0, "Floor of the decay as a share of the peak; it holds to the end.",
-        at_least=0.0, at_most=1.0,
-    )  # fmt: skip
+    decay_fraction: float = _decay_fraction(1.0)
+    final_lr_ratio: float = _final_lr_ratio(0.0)
 
 
 class DecayShape(Enum):
@@ -186,9 +205,9 @@ class DecayShape(Enum):
 class WSDConfig(SchedulerConfig):
     """Warm-up, stable, decay: the peak until `decay_start`, and then a short fall to the floor.
 
-    One long run at the peak gives a trained model at any step: continue a copy of its run directory
-    with `scheduler.decay_start` and `trainer.max_steps` set (arXiv 2404.06395; the shape
-    `one_minus_sqrt` is from arXiv 2405.18392).
+    One long run at the peak gives a trained model at any step: continue a copy of its run directory,
+    whose checkpoint lies before the fall, with `scheduler.decay_start` and `trainer.max_steps` set
+    (arXiv 2404.06395; the shape `one_minus_sqrt` is from arXiv 2405.18392).
     """
 
     kind: str = kind_setting("wsd", "scheduler")
@@ -196,18 +215,29 @@ class WSDConfig(SchedulerConfig):
         None, "Last step at the peak; the fall ends at trainer.max_steps. 80 % of it by default.",
         at_least=0,
     )  # fmt: skip
-    final_lr_ratio: float = setting(
-        0.0, "Floor of the decay as a share of the peak.", at_least=0.0, at_most=1.0
-    )
+    final_lr_ratio: float = _final_lr_ratio(0.0)
     decay_shape: DecayShape = setting(
         DecayShape.one_minus_sqrt, "linear, or one_minus_sqrt, which falls fast at first."
     )
 
-    def find_decay(self, max_steps: int) -> Decay | None:
+    def find_decay(self, max_steps: int) -> Decay:
         """Return the decay between `decay_start`, or the warm-up's end, and the last step."""
-        usual = min(round(0.8 * max_steps), max_steps - 1)
-        start = usual if self.decay_start is None else self.decay_start
+        start = _find_usual_start(max_steps) if self.decay_start is None else self.decay_start
         return Decay(max(start, self.warmup_steps), max_steps, self.final_lr_ratio)
+
+    def iter_decay_problems(self, max_steps: int) -> Iterator[str]:
+        """Yield that the stable phase leaves no step for the decay."""
+        start = self.find_decay(max_steps).start
+        if self.warmup_steps < max_steps <= start:
+            yield (
+                f"scheduler.decay_start={start} leaves no step for the decay, which ends at "
+                f"trainer.max_steps={max_steps}: write "
+                f"scheduler.decay_start={_find_usual_start(max_steps)}"
+            )
+
+
+def _find_usual_start(max_steps: int) -> int:
+    return min(round(0.8 * max_steps), max_steps - 1)
 
 
 CHOICES: dict[str, dict[str, type[Choice]]] = {
@@ -233,36 +263,14 @@ def list_chosen_sections(schema: type[Any]) -> list[str]:
     ]
 
 
-def build_defaults(schema: type[Any], kinds: Mapping[str, str]) -> Any:
+def build_defaults(schema: type[Any], kinds: Mapping[str, type[Choice]]) -> Any:
     """Return a command's settings with the defaults of the kinds that are chosen.
 
     Args:
         schema: of the command.
-        kinds: by section; a section that is left out has its default kind.
-
-    Raises:
-        ValueError: there is no such kind.
+        kinds: by section.
     """
     config = schema()
-    for section in list_chosen_sections(schema):
-        if section in kinds:
-            setattr(config, section, find_kind(section, kinds[section])())
+    for section, kind in kinds.items():
+        setattr(config, section, kind())
     return config
-
-
-def find_bases(section: str) -> set[type[Any]]:
-    """Return the classes that all kinds of a section share, none of which is a kind."""
-    lines = [set(kind.__mro__) - {object} for kind in CHOICES[section].values()]
-    return set.intersection(*lines) - set(CHOICES[section].values())
-
-
-def find_kind(section: str, kind: Any) -> type[Choice]:
-    """Return the class of the settings of a kind.
-
-    Raises:
-        ValueError: there is no such kind.
-    """
-    if not isinstance(kind, str) or kind not in CHOICES[section]:
-        known = ", ".join(CHOICES[section])
-        raise ValueError(f"{section}.kind is {kind}: it must be one of {known}")
-    return CHOICES[section][kind]

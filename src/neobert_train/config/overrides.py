@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from neobert_train.config.choice import Choice
-from neobert_train.config.choices import CHOICES, build_defaults, list_chosen_sections
+from neobert_train.config.choices import CHOICES
 from neobert_train.config.command_schema import SCHEMAS
 from neobert_train.config.data_schema import MixtureSourceConfig
 from neobert_train.config.quoting import quote, to_shell
@@ -27,9 +27,13 @@ from neobert_train.config.store import (
     compose_config,
     find_group_choices,
     list_swept_values,
+    to_typed,
 )
 from neobert_train.errors import InputError
 from neobert_train.urls import show_value
+
+# What commands over an experiment and commands over a finished run call the run directory.
+_SAME_FOLDER = {"run_dir": "output_dir", "output_dir": "run_dir"}
 
 
 @dataclass
@@ -53,7 +57,7 @@ class CommandLine:
 
     @cached_property
     def variants(self) -> dict[str, Any]:
-        """The settings with their defaults, for each combination of kinds that is asked for.
+        """The settings as the choices set them, for each combination that is asked for.
 
         The keys say what is particular to one, in the words of the command line; of a single run
         that is nothing.
@@ -62,7 +66,7 @@ class CommandLine:
         variants = {}
         for choices in itertools.product(*chosen):
             swept = [choice for choice, values in zip(choices, chosen, strict=True) if values[1:]]
-            variants[" ".join(swept)] = self._build_defaults(choices)
+            variants[" ".join(swept)] = self._compose(choices)
         return variants
 
     def _list_chosen(self, argument: str) -> list[str]:
@@ -75,16 +79,11 @@ class CommandLine:
         choices = self.groups.get(group, [])
         return [value for value in values if value.partition("=")[2] in choices]
 
-    def _build_defaults(self, choices: Sequence[str]) -> Any:
-        schema = SCHEMAS[self.command]
-        if not choices:
-            return schema()
+    def _compose(self, choices: Sequence[str]) -> Any:
         try:
-            composed = compose_config(self.command, choices)
-            kinds = {name: composed[name].kind for name in list_chosen_sections(schema)}
-            return build_defaults(schema, kinds)
-        except (InputError, OmegaConfBaseException, ValueError):
-            return schema()  # composing them says what is wrong
+            return to_typed(self.command, compose_config(self.command, choices))
+        except InputError:
+            return SCHEMAS[self.command]()  # composing the whole line says what is wrong
 
     def find_problems(self) -> tuple[list[str], list[str]]:
         """Return the problems, each with its fix, and the arguments that have none."""
@@ -153,7 +152,13 @@ class CommandLine:
         others = ", ".join(_iter_other_kinds(key)) if self.groups else ""
         if others:
             return f"{key} belongs to {others}, and another {key.partition('.')[0]} is chosen"
-        names = [*known, *self.groups]
+        if _SAME_FOLDER.get(key) in known:
+            return f"there is no setting {key}: write {_SAME_FOLDER[key]}=FOLDER"
+        within = next((name for name in known if name.startswith(f"{key}.")), None)
+        if within is not None:
+            return f"{key} is a section: set what it holds, as in {within}=VALUE"
+        names = [name for name in known if not name.endswith(".kind")]
+        names += [] if "." in key else self.groups
         close = difflib.get_close_matches(key, names, n=1, cutoff=0.7) or _find_same_leaf(
             key, names
         )
@@ -161,20 +166,16 @@ class CommandLine:
         return f"there is no setting {key}: {fix}"
 
 
-def iter_help_lines(line: CommandLine) -> Iterator[str]:
-    """Yield every setting of a command with its default, range and description.
-
-    Sections that are a choice have the settings of the kind chosen.
-    """
-    for defaults in line.variants.values():
-        for setting in iter_default_settings(defaults):
-            default = getattr(setting.value, "name", setting.value)
-            bounds = f" ({setting.range})" if str(setting.range) else ""
-            yield f"  {setting.key}={_format_default(default)}{bounds}"
-            yield f"      {setting.description}"
+def iter_help_lines(config: Any) -> Iterator[str]:
+    """Yield every setting of a configuration with its value, range and description."""
+    for setting in iter_default_settings(config):
+        value = getattr(setting.value, "name", setting.value)
+        bounds = f" ({setting.range})" if str(setting.range) else ""
+        yield f"  {setting.key}={_format_value(value)}{bounds}"
+        yield f"      {setting.description}"
 
 
-def _format_default(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -216,6 +217,9 @@ def _describe_unparsed(argument: str) -> str:
 
 
 def _find_choice_problem(group: str, override: Override, choices: list[str]) -> str | None:
+    plus = "+" if group == "experiment" else ""
+    if override.is_force_add() or override.package or (override.is_add() and not plus):
+        return f"{group} is chosen once: write {plus}{group}={override.get_value_element_as_str()}"
     if override.is_delete():
         return f"~{group} would leave the run without it: choose among {', '.join(choices)}"
     if override.value() in choices:

@@ -2,14 +2,15 @@
 
 import dataclasses
 import re
+from collections import Counter
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from neobert_train.config.checks import find_range_problems
-from neobert_train.config.choices import CHOICES, find_kind
+from neobert_train.config.choices import CHOICES
 from neobert_train.config.derived import resolve_sources
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.setting import iter_settings
@@ -96,23 +97,22 @@ def _parse_choices(values: Any) -> Any:
     parsed = dict(values)
     defaults = TrainConfig()
     for section in CHOICES.keys() & values.keys():
-        given = values[section]
-        if not isinstance(given, dict):
-            raise ValueError(f"{section} is {given}: it holds no settings")
-        if section == "scheduler" and "name" in given:
-            given = {"kind": given["name"], **given}
-            del given["name"]
-            if given["kind"] == "constant":  # it had these, and used neither
-                given = {key: value for key, value in given.items() if key not in _OF_DECAYS}
-        settings = find_kind(section, given.get("kind", getattr(defaults, section).kind))
-        usual = _to_plain(settings())
-        given = {  # a group of parameters keeps what its role has by default
-            key: {**usual[key], **value}
-            if isinstance(value, dict) and isinstance(usual.get(key), dict)
-            else value
-            for key, value in given.items()
-        }
-        parsed[section] = parse(settings, given, section)
+        given = dict(parse(dict[str, Any], values[section], section))
+        is_old = section == "scheduler" and "name" in given and "kind" not in given
+        if is_old:
+            given["kind"] = given.pop("name")
+        usual_kind = getattr(defaults, section).kind
+        known = Literal[tuple(CHOICES[section])]  # type: ignore[valid-type]
+        kind = parse(known, given.get("kind", usual_kind), f"{section}.kind")
+        usual = _to_plain(CHOICES[section][kind]())
+        if is_old:  # there was one list of settings for all kinds
+            given = {
+                key: value for key, value in given.items() if key in usual or key not in _OF_DECAYS
+            }
+        for key, value in given.items():
+            if isinstance(value, dict) and isinstance(usual.get(key), dict):
+                given[key] = usual[key] | value  # of a group of parameters, what its role has
+        parsed[section] = parse(CHOICES[section][kind], given, section)
     return parsed
 
 
@@ -152,7 +152,14 @@ class _Dumper(yaml.SafeDumper):
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML without aliases, and 1e-3 as a number."""
+    """Reads YAML without aliases and keys that occur twice, and 1e-3 as a number."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for key, count in keys.most_common(1):
+            if count > 1:
+                raise yaml.YAMLError(f"it holds the key {key} twice")
+        return super().construct_mapping(node, deep)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):

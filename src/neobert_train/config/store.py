@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra import compose, initialize, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -14,13 +14,10 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from neobert_train.config.choices import (
-    CHOICES,
-    build_defaults,
-    find_bases,
-    list_chosen_sections,
-)
+from neobert_train.config.choice import Choice
+from neobert_train.config.choices import CHOICES, build_defaults, list_chosen_sections
 from neobert_train.config.command_schema import SCHEMAS
+from neobert_train.config.schema import TrainConfig
 from neobert_train.errors import InputError
 
 COMMANDS_WITH_GROUPS = (
@@ -57,25 +54,25 @@ def configs_directory() -> Path:
 
 
 def register_schemas(command: str) -> None:
-    """Make every command known to Hydra, and what `command` may choose.
+    """Make a command known to Hydra, and the kinds that it may choose.
 
     A command with YAML files of its own finds its schema as `COMMAND_schema`. The others are their
     schema only, and see no config groups, so that `model=FOLDER` is a setting to them.
     """
     store = ConfigStore.instance()
     store.store(name="quiet_hydra", node=_QUIET_HYDRA, package="_global_")
+    has_groups = command in COMMANDS_WITH_GROUPS
     for section, kinds in CHOICES.items():
-        store.repo.pop(section, None)
-        for kind, settings in kinds.items() if command in COMMANDS_WITH_GROUPS else ():
+        store.repo.pop(section, None)  # of the command before, if this process has composed another
+        for kind, settings in kinds.items() if has_groups else ():
             store.store(group=section, name=kind, node=settings)
-    for name, schema in SCHEMAS.items():
-        node = OmegaConf.structured(schema)
-        for section in list_chosen_sections(schema):
-            node[section] = MISSING  # the group of the same name fills it with the kind's own class
-        store.store(name=f"{name}_schema", node=node)
-        if name not in COMMANDS_WITH_GROUPS:
-            defaults = [f"{name}_schema", "quiet_hydra", "_self_"]
-            store.store(name=name, node={"defaults": defaults})
+    node = OmegaConf.structured(SCHEMAS[command])
+    for section in list_chosen_sections(SCHEMAS[command]):
+        node[section] = MISSING  # the group of the same name fills it with the kind's own class
+    store.store(name=f"{command}_schema", node=node)
+    if not has_groups:
+        defaults = [f"{command}_schema", "quiet_hydra", "_self_"]
+        store.store(name=command, node={"defaults": defaults})
 
 
 def find_config_path(command: str) -> str | None:
@@ -91,16 +88,41 @@ def to_typed(command: str, composed: DictConfig) -> Any:
             value of the wrong type.
     """
     schema = SCHEMAS[command]
+    kinds = {name: _find_kind(composed, name) for name in list_chosen_sections(schema)}
     try:
-        kinds = {name: composed[name].kind for name in list_chosen_sections(schema)}
         # Without the classes of the composed sections, which would admit keys of `+key=value`.
         values = OmegaConf.create(OmegaConf.to_container(composed))
         typed = OmegaConf.merge(OmegaConf.structured(build_defaults(schema, kinds)), values)
         return OmegaConf.to_object(typed)
     except OmegaConfBaseException as error:
         raise InputError(describe_config_error(error)) from error
-    except ValueError as error:
-        raise InputError(str(error)) from error
+
+
+def _find_kind(composed: DictConfig, section: str) -> type[Choice]:
+    """Return the kind with which a section was composed.
+
+    Raises:
+        InputError: it is none, or `kind` names another, whose defaults it does not have.
+    """
+    found = OmegaConf.get_type(composed, section)
+    kind = next((kind for kind in CHOICES[section].values() if kind is found), None)
+    if kind is None:
+        raise InputError(f"{section} has no kind: {_describe_group_file(section)}")
+    named = composed[section].kind
+    if named != kind().kind:
+        known = " or ".join(CHOICES[section])
+        raise InputError(
+            f"{section}.kind={named} is not set by itself: write {section}=KIND on the command line, or "
+            f"`override /{section}: KIND` among the defaults of an experiment, with {known} as KIND"
+        )
+    return kind
+
+
+def _describe_group_file(section: str) -> str:
+    return (
+        f"a file of the group {section} begins with `defaults: [KIND, _self_]`, where KIND is one of "
+        f"{', '.join(CHOICES[section])}"
+    )
 
 
 def describe_config_error(error: Exception) -> str:
@@ -110,12 +132,9 @@ def describe_config_error(error: Exception) -> str:
     if cause is not None and str(cause).strip() not in message:
         message += f" ({str(cause).strip().splitlines()[0]})"
     message = "\n".join(line for line in message.splitlines() if not line.startswith("    "))
-    for section, kinds in CHOICES.items():
-        if any(f"not in '{base.__name__}'" in message for base in find_bases(section)):
-            message += (
-                f": a file of the group {section} begins with `defaults: [KIND, _self_]`, where KIND is "
-                f"one of {', '.join(kinds)}"
-            )
+    for section, base in get_type_hints(TrainConfig).items():
+        if section in CHOICES and f"not in '{base.__name__}'" in message:
+            message += f": {_describe_group_file(section)}"
     return message
 
 

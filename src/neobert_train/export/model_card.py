@@ -95,16 +95,6 @@ def render_model_card(
         tokenizer: of the model.
         metrics: the latest values up to that checkpoint; None for one that was not finite.
     """
-    dataset = _find_dataset(config)
-    front: dict[str, Any] = {
-        "library_name": "transformers",
-        "pipeline_tag": "fill-mask",
-        "tags": [config.model.kind, config.objective.kind.replace("_", "-")],
-    }
-    if names.license:
-        front["license"] = names.license
-    if dataset and REPOSITORY.fullmatch(dataset):
-        front["datasets"] = [dataset]
     example = f"The state of the union is {tokenizer.spellings['mask']}."
     revision = f", revision={json.dumps(names.revision)}" if names.revision else ""
     literals = {
@@ -121,13 +111,13 @@ def render_model_card(
     return "\n".join(
         [
             "---",
-            yaml.safe_dump(front, sort_keys=False).rstrip(),
+            yaml.safe_dump(_build_front_matter(names, config), sort_keys=False).rstrip(),
             "---",
             "",
             f"# {_escape(names.title)}",
             "",
-            f"A {config.model.title} text encoder pre-trained with neobert_train by masked-language "
-            "modelling.",
+            f"A {config.model.title} text encoder pre-trained with neobert_train by "
+            f"{config.objective.title}.",
             "",
             *(line for use in _USES for line in _format_use(*use, literals)),
             "## Recipe",
@@ -140,6 +130,21 @@ def render_model_card(
             "",
         ]
     )
+
+
+def _build_front_matter(names: CardNames, config: TrainConfig) -> dict[str, Any]:
+    """Return what the Hub reads of a card."""
+    dataset = _find_dataset(config)
+    front: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "fill-mask",
+        "tags": [config.model.kind, config.objective.kind.replace("_", "-")],
+    }
+    if names.license:
+        front["license"] = names.license
+    if dataset and REPOSITORY.fullmatch(dataset):
+        front["datasets"] = [dataset]
+    return front
 
 
 def _find_dataset(config: TrainConfig) -> str | None:

@@ -1,6 +1,7 @@
 """Weights of a run, an exported folder or a model on the Hub, to start from or to measure."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ from torch import Tensor
 
 from neobert_train.config.model_schema import ModelConfig
 from neobert_train.config.saved import load_train_config
+from neobert_train.config.schema import TrainConfig
 from neobert_train.errors import InputError
 from neobert_train.files import DamagedFileError, parse_json, read_text
 from neobert_train.hub import HubError, download_files, pin_revision
 from neobert_train.models.encoder import Encoder
-from neobert_train.models.families import FAMILIES, find_family
-from neobert_train.run.checkpoint import CONFIG_FILE, load_weights
+from neobert_train.models.families import FAMILIES, build_encoder, find_family
+from neobert_train.run.checkpoint import CONFIG_FILE, TOKENIZER_FOLDER, load_weights
 from neobert_train.run.checkpoint_search import find_checkpoint
 from neobert_train.run.directory import RunDirectory
+from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 _CONFIG_FILE, _WEIGHTS_FILE = "config.json", "model.safetensors"
 _TOKENIZER_FILE = "tokenizer_config.json"
@@ -28,6 +32,38 @@ _OTHER_WEIGHTS = {
     "pytorch_model.bin": "pytorch_model.bin is a pickle, which is not read: load it with "
     "transformers, and write it with save_pretrained(FOLDER)",
 }
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A checkpoint of a run, loaded.
+
+    Attributes:
+        checkpoint: its folder.
+        config: with which it was trained.
+        encoder, tokenizer: as they were then.
+    """
+
+    checkpoint: Path
+    config: TrainConfig
+    encoder: Encoder
+    tokenizer: TextTokenizer
+
+
+def load_trained(run: RunDirectory, step: int | None) -> TrainedModel:
+    """Load the checkpoint of a step, or (None) the newest sound one.
+
+    Raises:
+        InputError: the run has none, or it is damaged.
+    """
+    checkpoint = find_checkpoint(run, step)
+    if checkpoint is None:
+        raise InputError(f"{run.path} holds no checkpoint: check run_dir")
+    config = load_train_config(checkpoint / CONFIG_FILE)
+    tokenizer = load_tokenizer(str(checkpoint / TOKENIZER_FOLDER))
+    encoder = build_encoder(config, tokenizer)
+    load_into(encoder, load_weights(checkpoint), str(checkpoint))
+    return TrainedModel(checkpoint, config, encoder, tokenizer)
 
 
 def load_initial_weights(origin: str, model: ModelConfig, vocab_size: int) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """A position in a file, and what the methods of an io stream make of it."""
 
 import io
+from abc import abstractmethod
 from typing import Any
 
 
@@ -43,9 +44,10 @@ class PositionedReader(io.RawIOBase):
         self._position += len(data)
         return len(data)
 
+    @abstractmethod
     def _find_size(self) -> int:
-        raise NotImplementedError
+        """Return the size of the file, in bytes."""
 
+    @abstractmethod
     def _read(self, count: int) -> bytes | memoryview:
         """Return up to `count` bytes at the position; none only at the end."""
-        raise NotImplementedError
