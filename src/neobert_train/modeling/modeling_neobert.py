@@ -161,7 +161,9 @@ class NeoBERTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Embedding):
             bound = config.embedding_init_range
             nn.init.uniform_(module.weight, -bound, bound)
-            if module.padding_idx is not None:
+            # transformers marks what it has loaded, and keeps only the functions above from it (5.3).
+            is_loaded = getattr(module.weight, "_is_hf_initialized", False)
+            if module.padding_idx is not None and not is_loaded:
                 with torch.no_grad():
                     module.weight[module.padding_idx].zero_()
         elif isinstance(module, nn.RMSNorm):
