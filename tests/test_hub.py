@@ -10,7 +10,7 @@ from neobert_train.hub import (
     pin_revision,
     split_revision,
 )
-from neobert_train.models.loading import find_model_folder, pin_model
+from neobert_train.models.folder import find_model_folder, pin_model
 from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER, load_tokenizer, pin_tokenizer
 from support.local_hub import READ_ONLY_TOKEN
 

@@ -101,7 +101,8 @@ def test_the_folder_holds_what_the_hub_needs(export):
 def test_a_run_starts_from_an_export_and_from_a_run(export, finished_run):
     model = load_train_config(finished_run / "config.yaml").model
     exported, trained = (
-        load_initial_weights(str(origin), model, 30_522) for origin in (export, finished_run)
+        load_initial_weights("init_from", str(origin), model, 30_522)
+        for origin in (export, finished_run)
     )
     assert exported.keys() == trained.keys()
     assert all(torch.equal(exported[name], trained[name]) for name in exported)

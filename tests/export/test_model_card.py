@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models
 from neobert_train.config.data_schema import SourceKind
 from neobert_train.config.schema import TrainConfig
 from neobert_train.export.model_card import CardNames, render_model_card
+from neobert_train.models.cost import build_cost
 from neobert_train.run.checkpoint import TrainingState
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
@@ -24,7 +25,8 @@ def render(name="org/name", dataset="org/data", mask="[MASK]", **metrics):
     config.data.source, config.data.dataset = SourceKind.huggingface, dataset
     names = CardNames(name, name)
     state = replace(TrainingState.begin({}), step=3, tokens=10, num_targets=2)
-    return render_model_card(names, config, state, tokenizer, metrics)
+    size = build_cost(config.model, tokenizer.vocab_size).size
+    return render_model_card(names, config, state, tokenizer, size, metrics)
 
 
 def find_code(card):

@@ -14,9 +14,8 @@ from neobert_train.errors import InputError
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.models.families import find_family
+from neobert_train.models.folder import find_model_folder, load_folder_weights
 from neobert_train.models.loading import (
-    find_model_folder,
-    load_folder_weights,
     load_initial_weights,
 )
 from neobert_train.models.neobert import NeoBERTEncoder
@@ -40,7 +39,9 @@ def exported(tokenizer, tmp_path_factory):
 
 
 def load(origin, vocab_size=30_522, **shape):
-    return load_initial_weights(str(origin), NeoBERTModelConfig(**{**SHAPE, **shape}), vocab_size)
+    return load_initial_weights(
+        "init_from", str(origin), NeoBERTModelConfig(**{**SHAPE, **shape}), vocab_size
+    )
 
 
 def test_an_exported_folder_gives_its_weights(exported):
@@ -62,7 +63,7 @@ def test_a_model_of_another_architecture_is_called_what_it_is(tmp_path):
     with pytest.raises(InputError) as error:
         load(tmp_path)
     assert f"init_from={tmp_path} holds a BertForMaskedLM (model_type bert)" in str(error.value)
-    assert "such as chandar-lab/NeoBERT" in str(error.value)
+    assert f"write model=hugging_face model.name={tmp_path} to train it" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_a_configuration_that_says_little_is_no_neobert_either(tmp_path, config)
 def test_a_configuration_that_cannot_be_read_is_named(tmp_path, config):
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(
-        InputError, match=r"config\.json cannot be read as the config\.json of a NeoB"
+        InputError, match=r"config\.json cannot be read as the config\.json of a (model|NeoB)"
     ):
         load(tmp_path)
 
@@ -139,8 +140,8 @@ def test_evaluation_takes_no_random_weights_for_those_of_a_model(exported, tmp_p
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(InputError, match="cannot be loaded as a NeoBERT"):
         evaluate._load_exported(str(tmp_path / "broken"))
-    (tmp_path / "broken" / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(InputError, match="holds a bert, as its config"):
+    (tmp_path / "broken" / "config.json").write_text('{"model_type": "t5"}')
+    with pytest.raises(InputError, match="holds a t5, as its config"):
         evaluate._load_exported(str(tmp_path / "broken"))
 
 

@@ -27,7 +27,8 @@ from neobert_train.evaluation.heldout import Evaluation, evaluate_objective
 from neobert_train.machine.devices import choose_precision
 from neobert_train.models.encoder import DTYPES, Encoder
 from neobert_train.models.families import find_family
-from neobert_train.models.loading import find_context_length, find_model_folder, load_trained
+from neobert_train.models.folder import find_context_length, find_model_folder
+from neobert_train.models.loading import load_trained
 from neobert_train.objectives.masked_lm import MaskedLM
 from neobert_train.run.directory import RunDirectory
 from neobert_train.storage.stored_files import Network
@@ -120,8 +121,8 @@ def _load_exported(name: str) -> Subject:
     label = f"model={name}"
     folder = find_model_folder(name, label)
     encoder = find_family(folder, label).load(folder, label)
-    longest = encoder.network.config.max_length
-    return Subject(encoder, load_tokenizer(name), find_context_length(folder, longest))
+    context_length = find_context_length(folder, encoder.max_length)
+    return Subject(encoder, load_tokenizer(name), context_length)
 
 
 def load_documents(config: EvaluateConfig, tokenizer: TextTokenizer) -> list[np.ndarray]:

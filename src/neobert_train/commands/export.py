@@ -13,6 +13,7 @@ from neobert_train.export.parity import check_parity
 from neobert_train.export.pooling import write_pooling
 from neobert_train.files import hash_file, write_atomically
 from neobert_train.hub import HubError
+from neobert_train.models.encoder import measure_size
 from neobert_train.models.loading import load_trained
 from neobert_train.run.checkpoint import (
     load_state,
@@ -51,14 +52,15 @@ def run(config: ExportConfig, world: World) -> None:
         trained.encoder.write(draft, tokenizer, context_length)
         if config.pooling is not Pooling.none:
             write_pooling(draft, network.config.hidden_size, config.pooling, context_length)
-        difference = check_parity(draft, network)
+        difference = check_parity(draft, network, trained.config.model.needs_remote_code)
         if config.format is ExportFormat.onnx:
             write_onnx(draft, network)
         location = config.push_to_hub or str(output)
         title = (config.push_to_hub or run_directory.path.resolve().name).rpartition("/")[2]
         revision = config.revision if config.push_to_hub else None
         names = CardNames(title, location, config.license, revision)
-        card = render_model_card(names, trained.config, state, tokenizer, metrics)
+        size = measure_size(trained.encoder)
+        card = render_model_card(names, trained.config, state, tokenizer, size, metrics)
         write_atomically(draft / "README.md", card)
     print_output(
         f"exported step {state.step} to {output} (largest difference of a logit: {difference:.1g})"

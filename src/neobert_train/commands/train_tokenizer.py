@@ -36,7 +36,7 @@ def run(config: TrainTokenizerConfig, world: World) -> None:
     print_message(f"learning {config.vocab_size:,} entries from {len(words):,} different words")
     tokenizer = train_tokenizer(words, config)
     with new_folder(output) as draft:
-        tokenizer.save(draft, config.model.max_length)
+        tokenizer.save(draft, config.model.announce_length(config.batch.context_length))
     print_output(format_summary(config, texts, load_tokenizer(str(output))))
 
 

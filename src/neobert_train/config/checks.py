@@ -114,11 +114,12 @@ def _iter_batch_problems(config: TrainConfig, world_size: int) -> Iterator[str]:
 
 
 def _iter_model_problems(config: TrainConfig) -> Iterator[str]:
-    if config.batch.context_length > config.model.max_length:
+    context_length = config.batch.context_length
+    longest = config.model.announce_length(context_length)
+    if context_length > longest:
         yield (
-            f"batch.context_length={config.batch.context_length} exceeds "
-            f"model.max_length={config.model.max_length}, which the exported model announces: write "
-            f"model.max_length={config.batch.context_length}"
+            f"batch.context_length={context_length} exceeds model.max_length={longest}, which the "
+            f"exported model announces: write model.max_length={context_length}"
         )
 
 

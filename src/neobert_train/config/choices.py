@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any, ClassVar
 
 from neobert_train.config.choice import Choice, kind_setting
-from neobert_train.config.model_schema import NeoBERTModelConfig
+from neobert_train.config.model_schema import HuggingFaceModelConfig, NeoBERTModelConfig
 from neobert_train.config.setting import setting
 
 
@@ -241,7 +241,7 @@ def _find_usual_start(max_steps: int) -> int:
 
 
 CHOICES: dict[str, dict[str, type[Choice]]] = {
-    "model": {"neobert": NeoBERTModelConfig},
+    "model": {"neobert": NeoBERTModelConfig, "hugging_face": HuggingFaceModelConfig},
     "objective": {"masked_lm": MaskedLMConfig},
     "optimizer": {"adamw": AdamWConfig},
     "scheduler": {

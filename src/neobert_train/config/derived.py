@@ -26,7 +26,7 @@ def compute_accumulation_steps(config: TrainConfig, world_size: int) -> int:
 
 def wants_compilation(config: TrainConfig, zero_stage: int, on_gpu: bool) -> bool:
     """Return whether blocks are to be compiled; hooks that ZeRO 3 has inside of them cannot be."""
-    if zero_stage == 3:
+    if zero_stage == 3 or not config.model.can_compile:
         return False
     return on_gpu if config.model.compile is None else config.model.compile
 

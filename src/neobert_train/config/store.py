@@ -65,7 +65,8 @@ def register_schemas(command: str) -> None:
     for section, kinds in CHOICES.items():
         store.repo.pop(section, None)  # of the command before, if this process has composed another
         for kind, settings in kinds.items() if has_groups else ():
-            store.store(group=section, name=kind, node=settings)
+            node = {section: OmegaConf.structured(settings), **getattr(settings, "elsewhere", {})}
+            store.store(group=section, name=kind, node=node, package="_global_")
     node = OmegaConf.structured(SCHEMAS[command])
     for section in list_chosen_sections(SCHEMAS[command]):
         node[section] = MISSING  # the group of the same name fills it with the kind's own class

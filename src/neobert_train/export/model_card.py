@@ -15,7 +15,7 @@ from neobert_train.config.data_schema import SourceKind
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.setting import iter_settings
 from neobert_train.metrics_table import METRICS, format_metric
-from neobert_train.models.cost import build_cost
+from neobert_train.models.size import ModelSize
 from neobert_train.run.checkpoint import TrainingState
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
@@ -25,32 +25,33 @@ _MARKDOWN = re.compile(r"[\\`*|~$\[\]]")
 _FILL = """
 from transformers import pipeline
 
-fill = pipeline("fill-mask", model={name}, trust_remote_code=True)
+fill = pipeline("fill-mask", model={name}{trusted})
 fill({text})
 """
 _EMBED = """
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained({name}, trust_remote_code=True)
-model = AutoModel.from_pretrained({name}, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained({name}{trusted})
+model = AutoModel.from_pretrained({name}{trusted})
 inputs = tokenizer(["a text", "and a longer one"], padding=True, truncation=True, return_tensors="pt")
 with torch.no_grad():
-    hidden = model(**inputs).last_hidden_state  # zero at padding
-embeddings = hidden.sum(1) / inputs["attention_mask"].sum(1, keepdim=True)
+    hidden = model(**inputs).last_hidden_state
+is_token = inputs["attention_mask"][..., None]
+embeddings = (hidden * is_token).sum(1) / is_token.sum(1)
 """
 _ENCODE = """
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer({name}, trust_remote_code=True)
+model = SentenceTransformer({name}{trusted})
 embeddings = model.encode(["a text", "and a longer one"])
 """
 _CLASSIFY = """
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained({name}, trust_remote_code=True)
-model = AutoModelForSequenceClassification.from_pretrained({name}, num_labels=2, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained({name}{trusted})
+model = AutoModelForSequenceClassification.from_pretrained({name}, num_labels=2{trusted})
 inputs = tokenizer(["a good text", "a bad one"], padding=True, truncation=True, return_tensors="pt")
 model(**inputs, labels=torch.tensor([1, 0])).loss.backward()
 """
@@ -84,6 +85,7 @@ def render_model_card(
     config: TrainConfig,
     state: TrainingState,
     tokenizer: TextTokenizer,
+    size: ModelSize,
     metrics: Mapping[str, Any],
 ) -> str:
     """Write the card as Markdown with the Hub's front matter.
@@ -93,6 +95,7 @@ def render_model_card(
         config: of the run.
         state: of the exported checkpoint.
         tokenizer: of the model.
+        size: of the model.
         metrics: the latest values up to that checkpoint; None for one that was not finite.
     """
     example = f"The state of the union is {tokenizer.spellings['mask']}."
@@ -100,6 +103,7 @@ def render_model_card(
     literals = {
         "name": json.dumps(names.location) + revision,
         "text": json.dumps(example, ensure_ascii=False),
+        "trusted": ", trust_remote_code=True" if config.model.needs_remote_code else "",
     }
     measured = {
         metric.label + (f" ({metric.unit})" if metric.unit else ""): format_metric(
@@ -116,13 +120,12 @@ def render_model_card(
             "",
             f"# {_escape(names.title)}",
             "",
-            f"A {config.model.title} text encoder pre-trained with neobert_train by "
-            f"{config.objective.title}.",
+            f"{config.model.describe()} pre-trained with neobert_train by {config.objective.title}.",
             "",
             *(line for use in _USES for line in _format_use(*use, literals)),
             "## Recipe",
             "",
-            *_table(_describe_recipe(config, state, tokenizer.vocab_size)),
+            *_table(_describe_recipe(config, state, size)),
             "",
             "## Measured",
             "",
@@ -140,6 +143,9 @@ def _build_front_matter(names: CardNames, config: TrainConfig) -> dict[str, Any]
         "pipeline_tag": "fill-mask",
         "tags": [config.model.kind, config.objective.kind.replace("_", "-")],
     }
+    origin = (config.model.origin or "").partition("@")[0]
+    if REPOSITORY.fullmatch(origin):
+        front["base_model"] = origin
     if names.license:
         front["license"] = names.license
     if dataset and REPOSITORY.fullmatch(dataset):
@@ -151,8 +157,7 @@ def _find_dataset(config: TrainConfig) -> str | None:
     return config.data.dataset if config.data.source is SourceKind.huggingface else None
 
 
-def _describe_recipe(config: TrainConfig, state: TrainingState, vocab_size: int) -> dict[str, str]:
-    size = build_cost(config.model, vocab_size).size
+def _describe_recipe(config: TrainConfig, state: TrainingState, size: ModelSize) -> dict[str, str]:
     return {
         "parameters": f"{size.parameters:,}",
         "layers x width": f"{size.num_layers} x {size.hidden_size}",

@@ -28,7 +28,8 @@ texts = [
     "0123456789 ÄÖÜ éàè 中文 — punctuation, and a longer sentence so that lengths differ!",
 ]
 inputs = AutoTokenizer.from_pretrained("export/model")(texts, padding=True, return_tensors="pt")
-model = AutoModelForMaskedLM.from_pretrained("export/model", trust_remote_code=True).eval()
+trusted = sys.argv[2] == "trusted"
+model = AutoModelForMaskedLM.from_pretrained("export/model", trust_remote_code=trusted).eval()
 with torch.no_grad():
     logits = model(**inputs).logits
 save_file({{"logits": logits, **inputs}}, sys.argv[1])
@@ -39,7 +40,7 @@ class ParityError(RuntimeError):
     """An export does not load, or does not give the numbers of the model it was made from."""
 
 
-def check_parity(folder: Path, model: PreTrainedModel) -> float:
+def check_parity(folder: Path, model: PreTrainedModel, needs_remote_code: bool) -> float:
     """Compare the logits of an exported folder with the model's own.
 
     transformers loads it from the layout in which its cache keeps a repository of the Hub, where it
@@ -48,6 +49,7 @@ def check_parity(folder: Path, model: PreTrainedModel) -> float:
     Args:
         folder: the export.
         model: in fp32 on the CPU.
+        needs_remote_code: whether code in the folder may run; otherwise it has to load without.
 
     Returns:
         The largest absolute difference of any logit.
@@ -63,8 +65,9 @@ def check_parity(folder: Path, model: PreTrainedModel) -> float:
             "HF_MODULES_CACHE": f"{temporary}/modules", "HF_HUB_OFFLINE": "1",
             "PYTHONIOENCODING": "utf-8", "CUDA_VISIBLE_DEVICES": "",
         }  # fmt: skip
+        trusted = "trusted" if needs_remote_code else ""
         done = subprocess.run(
-            [sys.executable, "-c", _SCRIPT, str(result)], env=environment, cwd=temporary,
+            [sys.executable, "-c", _SCRIPT, str(result), trusted], env=environment, cwd=temporary,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             errors="replace",
         )  # fmt: skip

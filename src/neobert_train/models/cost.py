@@ -3,7 +3,12 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from neobert_train.config.model_schema import ModelConfig, NeoBERTModelConfig
+from neobert_train.config.model_schema import (
+    HuggingFaceModelConfig,
+    ModelConfig,
+    NeoBERTModelConfig,
+)
+from neobert_train.models.hugging_face_cost import HuggingFaceCost
 from neobert_train.models.neobert_cost import NeoBERTCost
 from neobert_train.models.size import ModelSize
 
@@ -30,6 +35,7 @@ class ModelCost(Protocol):
 
 COSTS: dict[type[ModelConfig], Callable[[Any, int], ModelCost]] = {
     NeoBERTModelConfig: NeoBERTCost,
+    HuggingFaceModelConfig: HuggingFaceCost,
 }
 
 

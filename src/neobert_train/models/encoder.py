@@ -1,7 +1,7 @@
 """What the rest of the framework may know of a network."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from neobert_train.batch import Batch
 from neobert_train.config.choices import Role
 from neobert_train.config.schema import Precision
+from neobert_train.models.size import ModelSize
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
@@ -19,10 +20,12 @@ class Encoder(Protocol):
     """A text encoder with a head that scores the vocabulary.
 
     Attributes:
-        network: holds the parameters; the names in its `state_dict` are those of checkpoints.
+        network: holds the parameters, whose names are those of checkpoints.
+        max_length: most tokens of a document.
     """
 
     network: PreTrainedModel
+    max_length: int
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the hidden states [T, hidden_size]; no token attends to another document."""
@@ -51,6 +54,12 @@ class Encoder(Protocol):
     def checkpoint_activations(self) -> None:
         """Keep only the input of every block, and compute the block again in the backward pass."""
 
+    def describe_network(self) -> dict[str, Any]:
+        """Return, ready for JSON, what a run keeps to build the network again.
+
+        Nothing where the settings of the run say it all.
+        """
+
     def write(self, folder: Path, tokenizer: TextTokenizer, context_length: int) -> None:
         """Write what `AutoModel...from_pretrained(folder)` needs; the folder is made if missing.
 
@@ -59,3 +68,28 @@ class Encoder(Protocol):
             tokenizer: of the model, written beside it.
             context_length: tokens to which the tokenizer cuts texts when asked to.
         """
+
+
+def get_parameters(network: PreTrainedModel) -> dict[str, Tensor]:
+    """Return what is trained and kept of a network, by name; what is shared, by its first name."""
+    return dict(network.named_parameters())
+
+
+def measure_size(encoder: Encoder) -> ModelSize:
+    """Return the parameters of a network, and the shape that its operations follow from.
+
+    Blocks are all of its encoder but for embeddings.
+    """
+    roles, network = encoder.list_roles(), encoder.network
+    in_blocks = {
+        parameter
+        for name, parameter in network.named_parameters()
+        if roles[name] is not Role.embedding
+    } & set(network.base_model.parameters())
+    return ModelSize(
+        sum(parameter.numel() for parameter in in_blocks),
+        sum(parameter.numel() for parameter in network.parameters()),
+        network.config.hidden_size,
+        network.config.num_hidden_layers,
+        network.config.vocab_size,
+    )

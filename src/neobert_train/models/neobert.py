@@ -1,7 +1,9 @@
 """NeoBERT as an encoder: the reference, computed on packed documents as they are."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -27,9 +29,15 @@ class NeoBERTEncoder:
 
     def __init__(self, network: NeoBERTForMaskedLM) -> None:
         self.network = network
+        self.max_length: int = network.config.max_length
 
     @classmethod
-    def build(cls, config: NeoBERTModelConfig, tokenizer: TextTokenizer) -> "NeoBERTEncoder":
+    def build(
+        cls,
+        config: NeoBERTModelConfig,
+        tokenizer: TextTokenizer,
+        kept: Mapping[str, Any] | None = None,
+    ) -> "NeoBERTEncoder":
         """Return a NeoBERT with random weights; the vocabulary is the tokenizer's."""
         return cls(NeoBERTForMaskedLM(build_network_config(config, tokenizer)))
 
@@ -110,6 +118,10 @@ class NeoBERTEncoder:
         """
         settings = {"use_reentrant": False, "preserve_rng_state": False}
         self.network.gradient_checkpointing_enable(settings)
+
+    def describe_network(self) -> dict[str, Any]:
+        """Return nothing, since the settings of a run say it all."""
+        return {}
 
     def write(self, folder: Path, tokenizer: TextTokenizer, context_length: int) -> None:
         """Write weights under the published names, the configuration, the code and the tokenizer."""

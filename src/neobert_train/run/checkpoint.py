@@ -145,7 +145,9 @@ def save_checkpoint(
         save_tensors(checkpoint.moments, folder / MOMENTS_FILE, metadata)
         write_json(folder / STATE_FILE, _state_to_dict(checkpoint.state))
         (folder / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
-        tokenizer.save(folder / TOKENIZER_FOLDER, config.model.max_length)
+        tokenizer.save(
+            folder / TOKENIZER_FOLDER, config.model.announce_length(config.batch.context_length)
+        )
         write_json(folder / MANIFEST_FILE, {"step": step, "files": _describe_files(folder)})
         sync_tree(folder)
         if os.path.lexists(final):  # an earlier one of the same step that was found damaged

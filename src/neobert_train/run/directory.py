@@ -42,6 +42,7 @@ class RunDirectory:
         self.environment_file = self.path / "environment.json"
         self.heldout_file = self.path / "heldout.json"
         self.sources_file = self.path / "sources.json"
+        self.network_file = self.path / "network.json"
         self.outcome_file = self.path / "outcome.json"
         self.lock_file = self.path / ".lock"
         self._files = (
@@ -51,6 +52,7 @@ class RunDirectory:
             self.environment_file,
             self.heldout_file,
             self.sources_file,
+            self.network_file,
             self.outcome_file,
         )
         self.export_folder = self.path / "export"
@@ -134,6 +136,18 @@ class RunDirectory:
         for start in starts:
             start.pop("command", None)  # written by an earlier version; may hold a secret
         return starts
+
+    def read_network(self) -> dict[str, Any] | None:
+        """Return the configuration of the network that the run kept; None where it keeps none.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        if not self.network_file.exists():
+            return None
+        fix = "remove it, and it is read from model.name again"
+        network: dict[str, Any] = read_run_json(self.network_file, dict[str, Any], fix)
+        return network
 
     def checkpoint(self, step: int) -> Path:
         """Return the folder of the checkpoint after `step` steps."""

@@ -23,14 +23,13 @@ from neobert_train.machine.devices import (
 )
 from neobert_train.machine.environment import describe_environment, find_environment_changes
 from neobert_train.models.compilation import decide_compilation
-from neobert_train.models.cost import build_cost
-from neobert_train.models.encoder import DTYPES, Encoder
+from neobert_train.models.encoder import DTYPES, Encoder, measure_size
 from neobert_train.models.families import build_encoder
 from neobert_train.models.loading import load_into
+from neobert_train.models.size import ModelSize
 from neobert_train.objectives.building import build_objective
 from neobert_train.run.checkpoint import load_moments
 from neobert_train.run.directory import RunDirectory
-from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from neobert_train.training.checkpoint_writer import CheckpointWriter
 from neobert_train.training.console import Console
 from neobert_train.training.divergence import Guard
@@ -94,7 +93,8 @@ def set_up_trainer(
         lambda: build_heldout_batches(config, sample, tokenizer)
     )
     environment = describe_environment(world, attention, config.trainer.precision, start.revisions)
-    collectives.on_main(lambda: open_run_directory(asked, run, environment, sample, units))
+    network = encoder.describe_network()
+    collectives.on_main(lambda: open_run_directory(asked, run, environment, sample, units, network))
     console.announce(describe_setup(asked, config, attention, world, device))
     compiles = decide_compilation(config, device) and encoder.compile(device)
     engine = build_starting_engine(config, start, encoder, world, device)
@@ -108,7 +108,7 @@ def set_up_trainer(
         loader=StepLoader(start.pin(config), units, state.lanes, pin_memory=device.type == "cuda"),
         collectives=collectives,
         state=state,
-        meter=build_meter(config, collectives, tokenizer, device, sample),
+        meter=build_meter(config, collectives, measure_size(encoder), device, sample),
         evaluation_batches=evaluation_batches,
         run=run,
         guard=Guard(config, collectives, run, tokenizer, state.divergence),
@@ -130,9 +130,10 @@ def build_starting_encoder(
     Raises:
         InputError: the weights do not fit, or the kernel cannot run; on every process.
     """
-    encoder, weights = build_encoder(config, start.tokenizer), start.weights
+    pinned, weights = start.pin(config), start.weights
+    encoder = collectives.on_all(lambda: build_encoder(pinned, start.tokenizer, start.network))
     if weights is not None:
-        origin = str(start.checkpoint or config.init_from)
+        origin = str(start.checkpoint or config.init_from or config.model.origin)
         collectives.on_all(lambda: load_into(encoder, weights, origin))
     wanted, dtype = config.model.attention.value, DTYPES[config.trainer.precision]
     return encoder, collectives.on_all(lambda: encoder.choose_attention(wanted, device, dtype))
@@ -203,7 +204,7 @@ def describe_setup(
 def build_meter(
     config: TrainConfig,
     collectives: Collectives,
-    tokenizer: TextTokenizer,
+    size: ModelSize,
     device: torch.device,
     sample: CorpusSample,
 ) -> StepMeter:
@@ -214,7 +215,6 @@ def build_meter(
             "train/mfu is left out: the peak rate of this kind of GPU is not known (the known ones "
             "are in machine/peak.py)"
         )
-    size = build_cost(config.model, tokenizer.vocab_size).size
     return StepMeter(config, collectives, size, peak, bool(sample.unknown_shares))
 
 
@@ -224,6 +224,7 @@ def open_run_directory(
     environment: dict[str, Any],
     sample: CorpusSample,
     units: Mapping[str, Sequence[Unit]],
+    network: Mapping[str, Any],
 ) -> None:
     """Make the run directory and write down what is about to happen in it.
 
@@ -242,6 +243,8 @@ def open_run_directory(
         if begins or config.resume is Resume.changed:
             files = to_json(list_source_files(units))
             write_checked_json(run.sources_file, files, indent=None)
+        if network and (begins or not run.network_file.exists()):
+            write_checked_json(run.network_file, network)
         if sample.heldout:
             sample.save(run.heldout_file)
     except OSError as error:

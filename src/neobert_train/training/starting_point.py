@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +29,10 @@ from neobert_train.data.lane.lane import initial_states
 from neobert_train.data.sources import Unit
 from neobert_train.distributed import Collectives
 from neobert_train.errors import InputError
+from neobert_train.models.encoder import get_parameters
 from neobert_train.models.families import build_encoder
-from neobert_train.models.loading import load_initial_weights, pin_model
+from neobert_train.models.folder import pin_model
+from neobert_train.models.loading import load_initial_weights
 from neobert_train.run.checkpoint import (
     TOKENIZER_FOLDER,
     TrainingState,
@@ -55,6 +58,7 @@ class StartingPoint:
         checkpoint: that it continues; None for one that begins.
         state: of the training; that of step 0 for a run that begins.
         weights: by parameter name; None for random ones.
+        network: what the run kept of its network; None for one that begins, or keeps nothing.
         revisions: by setting, what was taken from the Hub, as `org/name@commit`.
     """
 
@@ -63,6 +67,7 @@ class StartingPoint:
     checkpoint: Path | None
     state: TrainingState
     weights: dict[str, Tensor] | None
+    network: dict[str, Any] | None
     revisions: dict[str, str]
 
     def pin(self, config: TrainConfig) -> TrainConfig:
@@ -93,7 +98,8 @@ def find_starting_point(
     state, weights = collectives.on_all(
         lambda: load_state_and_weights(pinned, tokenizer, checkpoint)
     )
-    return StartingPoint(tokenizer, units, checkpoint, state, weights, revisions)
+    network = run.read_network() if resumes else None
+    return StartingPoint(tokenizer, units, checkpoint, state, weights, network, revisions)
 
 
 def find_revisions(config: TrainConfig, run: RunDirectory, resumes: bool) -> dict[str, str]:
@@ -107,6 +113,8 @@ def find_revisions(config: TrainConfig, run: RunDirectory, resumes: bool) -> dic
     names = {"tokenizer.path": pin_tokenizer(find_recorded(config, run) or config.tokenizer.path)}
     if config.init_from and not resumes:
         names["init_from"] = pin_model(config.init_from, f"init_from={config.init_from}")
+    if config.model.source and not resumes:
+        names["model.name"] = pin_model(config.model.source, f"model.name={config.model.source}")
     return {key: name for key, name in names.items() if name is not None}
 
 
@@ -124,7 +132,13 @@ def pin_config(config: TrainConfig, revisions: Mapping[str, str]) -> TrainConfig
     """Return the configuration with the commits that `find_revisions` found."""
     path = revisions.get("tokenizer.path", config.tokenizer.path)
     init_from = revisions.get("init_from", config.init_from)
-    return replace(config, init_from=init_from, tokenizer=replace(config.tokenizer, path=path))
+    name = revisions.get("model.name")
+    return replace(
+        config,
+        init_from=init_from,
+        model=config.model.pin(name) if name else config.model,
+        tokenizer=replace(config.tokenizer, path=path),
+    )
 
 
 def check_resume(config: TrainConfig, run: RunDirectory) -> bool:
@@ -236,8 +250,8 @@ def find_resume_point(config: TrainConfig, run: RunDirectory, tokenizer: TextTok
         InputError: there is none.
     """
     with torch.device("meta"):
-        network = build_encoder(config, tokenizer).network
-    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        network = build_encoder(config, tokenizer, run.read_network()).network
+    shapes = {name: tuple(tensor.shape) for name, tensor in get_parameters(network).items()}
 
     def is_same_run(config_file: Path) -> bool:
         same = not find_differences(load_train_config(config_file), config)[0]
@@ -284,9 +298,12 @@ def load_state_and_weights(
         check_lanes(config, state, checkpoint)
         return state, load_weights(checkpoint)
     state = TrainingState.begin(initial_states(range(compute_num_lanes(config))))
-    if not config.init_from:
+    key, origin = "init_from", config.init_from
+    if not origin:
+        key, origin = "model.name", config.model.origin
+    if not origin:
         return state, None
-    return state, load_initial_weights(config.init_from, config.model, tokenizer.vocab_size)
+    return state, load_initial_weights(key, origin, config.model, tokenizer.vocab_size)
 
 
 def check_lanes(config: TrainConfig, state: TrainingState, checkpoint: Path) -> None:

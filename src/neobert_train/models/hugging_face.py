@@ -1,0 +1,346 @@
+"""Masked-language models of transformers as encoders, whatever their architecture.
+
+Where the layers of a network hand what they are given on to their attention, documents stay packed and
+are attended to by our own kernels; otherwise they become rows, padded to the longest of their group.
+"""
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils.logging import (
+    disable_progress_bar,
+    get_verbosity,
+    set_verbosity,
+    set_verbosity_error,
+)
+
+from neobert_train.batch import Batch
+from neobert_train.config.choices import Role
+from neobert_train.config.model_schema import HuggingFaceModelConfig
+from neobert_train.errors import InputError
+from neobert_train.modeling.attention import choose_backend
+from neobert_train.modeling.cross_entropy import sum_cross_entropy
+from neobert_train.modeling.layouts import close_documents
+from neobert_train.models.folder import check_weights
+from neobert_train.models.hugging_face_config import (
+    make_network_config,
+    read_config,
+    restore_dropout,
+)
+from neobert_train.models.packed_attention import PACKED
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
+
+logger = logging.getLogger(__name__)
+disable_progress_bar()  # it writes a line for every file of weights
+# Loading imports DeepSpeed, which otherwise looks for an accelerator and warns of what it finds.
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+# Documents share a group of rows when the shortest is at least this long, as a share of the longest.
+_SHORTEST_SHARE = 0.75
+_UNBOUNDED = 1 << 20
+# Of the documents that packed and padded rows are compared on: together longer than what networks
+# with learned positions take.
+_TRIED_LENGTHS = (200, 9, 170, 60, 101)
+_TOLERANCE = 1e-3
+
+
+class HuggingFaceEncoder:
+    """A network of transformers behind the protocol `Encoder`, which documents arguments and errors.
+
+    Its dropout is off: a run then depends on no random state, and is continued exactly.
+    """
+
+    def __init__(self, network: PreTrainedModel) -> None:
+        self.network = network
+        self._base: nn.Module = network.base_model
+        self._decoder = _find_decoder(network)
+        self._backend: str | None = None  # of packed documents; None pads them
+        self._fp32_buffers = _list_fp32_buffers(network)
+        # RoBERTa and its kin count from behind the padding id.
+        self._first_position = _find_first_position(network)
+        longest = getattr(network.config, "max_position_embeddings", None)
+        self.max_length: int = (longest or _UNBOUNDED) - self._first_position
+
+    @classmethod
+    def build(
+        cls,
+        config: HuggingFaceModelConfig,
+        tokenizer: TextTokenizer,
+        kept: Mapping[str, Any] | None,
+    ) -> "HuggingFaceEncoder":
+        """Return the network with random weights, of the shape that a run kept or that is configured."""
+        network_config = make_network_config(config, tokenizer.vocab_size, tokenizer.special, kept)
+        return cls(build_network(network_config, config))
+
+    @classmethod
+    def load(
+        cls, folder: Path, label: str, trust_remote_code: bool = False
+    ) -> "HuggingFaceEncoder":
+        """Return the network of a folder with its weights in fp32, read from safetensors only.
+
+        Args:
+            folder: of the model.
+            label: what names it in messages.
+            trust_remote_code: whether code in the folder may run.
+
+        Raises:
+            InputError: it cannot be loaded, or lacks weights.
+        """
+        config = read_config(folder, label, trust_remote_code)
+        check_weights(folder, label, may_be_split=True)
+        verbosity = get_verbosity()
+        set_verbosity_error()  # of a table of what the folder holds beyond this model
+        try:
+            network, info = AutoModelForMaskedLM.from_pretrained(
+                folder, config=config, dtype=torch.float32, use_safetensors=True,
+                trust_remote_code=trust_remote_code, output_loading_info=True,
+            )  # fmt: skip
+        except Exception as error:  # whatever transformers and the code of a model raise
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise InputError(f"{label} cannot be loaded by transformers: {reason}") from error
+        finally:
+            set_verbosity(verbosity)
+        if info["missing_keys"]:  # they would be random
+            missing = ", ".join(sorted(info["missing_keys"])[:3])
+            raise InputError(
+                f"{label} has no weights for {missing}, as a model without the head of masked-language "
+                f"modelling has not: write model.from_scratch=true for random ones throughout"
+            )
+        return cls(network)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Return the hidden states of a packed batch, computed as it is packed or in padded rows."""
+        self._keep_buffers()
+        if self._backend is None:
+            return self._encode_padded(batch)
+        return self._encode_packed(batch, self._backend)
+
+    def score(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return loss and right predictions of the network's head, whose other rows are not computed."""
+
+        def give_hidden(*_: Any, **__: Any) -> BaseModelOutput:
+            return BaseModelOutput(last_hidden_state=hidden[None])
+
+        def sum_loss(features: Tensor) -> tuple[Tensor, Tensor]:
+            weight, bias = self._decoder.weight, self._decoder.bias
+            bias = weight.new_zeros(len(weight)) if bias is None else bias
+            return sum_cross_entropy(features[0], weight, bias, labels)
+
+        # The head is what is left of the network without its encoder. Where it ends in a product with
+        # the vocabulary, that becomes the loss, and scores never exist for all rows at once.
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_replace_forward(self._base, give_hidden))
+            if self._decoder is not None:
+                stack.enter_context(_replace_forward(self._decoder, sum_loss))
+            output = self.network(input_ids=labels[None]).logits
+        if self._decoder is not None:
+            loss_sum, num_correct = output
+            return loss_sum, num_correct
+        scores = output[0].float()
+        return F.cross_entropy(scores, labels, reduction="sum"), (scores.argmax(-1) == labels).sum()
+
+    def list_roles(self) -> dict[str, Role]:
+        """Return the roles; a decoder that shares the embedding's weights is an embedding."""
+        tables = [m.weight for m in self.network.modules() if isinstance(m, nn.Embedding)]
+        roles = dict.fromkeys(tables, Role.embedding)
+        in_base = set(self._base.parameters())
+        return {
+            name: roles.get(p)
+            or (Role.vector if p.dim() < 2 else Role.hidden_matrix if p in in_base else Role.head)
+            for name, p in self.network.named_parameters()
+        }
+
+    def choose_attention(self, wanted: str, device: torch.device, dtype: torch.dtype) -> str:
+        """Return the kernel that is used from now on, `padded` where the network takes rows only."""
+        try:
+            backend = choose_backend(wanted, device, dtype)
+        except ValueError as error:
+            raise InputError(f"{error}; write model.attention=auto to take one that can") from error
+        own, self._backend = self.network.config._attn_implementation, None
+        if not getattr(self.network, "_supports_attention_backend", False):
+            return "padded"
+        try:
+            self.network.set_attn_implementation(PACKED)
+            if self._packs_alike(own):
+                self._backend = backend
+                return backend
+        except Exception as error:  # whatever a network raises that packed documents do not suit
+            logger.debug("padded rows, since packed documents do not suit it: %r", error)
+        self.network.set_attn_implementation(own)
+        return "padded"
+
+    def compile(self, device: torch.device) -> bool:
+        """Compile nothing, as `HuggingFaceModelConfig.can_compile` says."""
+        return False
+
+    def checkpoint_activations(self) -> None:
+        """Keep only the input of every block (Chen et al., arXiv 1604.06174)."""
+        settings = {"use_reentrant": False, "preserve_rng_state": False}
+        self.network.gradient_checkpointing_enable(settings)
+
+    def describe_network(self) -> dict[str, Any]:
+        """Return the network's configuration, of which `build` makes the same network."""
+        kept: dict[str, Any] = json.loads(self.network.config.to_json_string(use_diff=False))
+        return kept
+
+    def write(self, folder: Path, tokenizer: TextTokenizer, context_length: int) -> None:
+        """Write what `save_pretrained` does, in one file of weights, and the tokenizer."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self.network.config
+        self.network.config = restore_dropout(config)
+        try:
+            self.network.save_pretrained(folder, max_shard_size="1000GB")
+        finally:
+            self.network.config = config
+        mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
+        (folder / "model.safetensors").chmod(mode)  # safetensors leaves it private
+        tokenizer.save(folder, context_length)
+
+    def _encode_packed(self, batch: Batch, backend: str) -> Tensor:
+        documents = close_documents(batch.input_ids.shape, batch.cu_seqlens, batch.max_seqlen)
+        hidden: Tensor = self._base(
+            input_ids=batch.input_ids[None],
+            position_ids=batch.position_ids[None].long() + self._first_position,
+            packing=(documents, backend),
+        )[0][0]
+        return hidden
+
+    def _encode_padded(self, batch: Batch) -> Tensor:
+        """Return the hidden states; zeros for the padding behind the documents."""
+        padding = self.network.config.pad_token_id or 0
+        device, parts, places = batch.input_ids.device, [], []
+        for begins, lengths in _group_documents(batch.cu_seqlens.tolist()):
+            offsets = torch.arange(max(lengths), device=device)
+            is_token = offsets < torch.tensor(lengths, device=device)[:, None]
+            place = torch.tensor(begins, device=device)[:, None] + offsets
+            ids = batch.input_ids[place.where(is_token, 0)].where(is_token, padding)
+            output = self._base(input_ids=ids, attention_mask=is_token.long())[0]
+            parts.append(output[is_token])
+            places.append(place[is_token])
+        hidden = torch.cat(parts)
+        empty = hidden.new_zeros(len(batch.input_ids), hidden.shape[-1])
+        return empty.index_copy(0, torch.cat(places), hidden)
+
+    def _packs_alike(self, own: str) -> bool:
+        """Return whether packed documents get the hidden states that padded rows give."""
+        device = next(self.network.parameters()).device
+        batch = _build_trial(self.network.config.vocab_size, self.max_length).to(device)
+        was_training = self.network.training
+        self.network.eval()
+        with torch.no_grad():
+            packed = self._encode_packed(batch, "sdpa")
+            self.network.set_attn_implementation(own)
+            padded = self._encode_padded(batch)
+            self.network.set_attn_implementation(PACKED)
+        self.network.train(was_training)
+        difference = (packed - padded).abs().max() / padded.abs().max()
+        return bool(difference < _TOLERANCE)
+
+    def _keep_buffers(self) -> None:
+        """Give rotary frequencies back their precision; they are cast with the weights to bf16."""
+        for module, name, value in self._fp32_buffers:
+            buffer = getattr(module, name)
+            if buffer.dtype is not torch.float32:
+                setattr(module, name, value.to(buffer.device))
+
+
+def build_network(
+    network_config: PretrainedConfig, config: HuggingFaceModelConfig
+) -> PreTrainedModel:
+    """Return a network with random weights.
+
+    Raises:
+        InputError: transformers cannot build it.
+    """
+    try:
+        network: PreTrainedModel = AutoModelForMaskedLM.from_config(
+            network_config, dtype=torch.float32, trust_remote_code=config.trust_remote_code
+        )
+    except Exception as error:  # whatever transformers and the code of a model raise
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise InputError(f"model.name={config.name} cannot be built: {reason}") from error
+    return network
+
+
+@contextlib.contextmanager
+def _replace_forward(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+    """Let a module compute something else for a while; what hooks it has still run."""
+    module.forward = function
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+def _find_decoder(network: PreTrainedModel) -> Any:
+    """Return the product with the vocabulary at the end of the head; None where it is another thing."""
+    decoder = network.get_output_embeddings()
+    is_product = (
+        isinstance(decoder, nn.Linear) and decoder.out_features == network.config.vocab_size
+    )
+    return decoder if is_product else None
+
+
+def _find_first_position(network: PreTrainedModel) -> int:
+    """Return the position of a document's first token: that behind the padding id, or 0."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0
+
+
+def _list_fp32_buffers(network: PreTrainedModel) -> list[tuple[nn.Module, str, Tensor]]:
+    return [
+        (module, name, buffer.clone())
+        for module in network.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if buffer.is_floating_point()
+    ]
+
+
+def _group_documents(bounds: list[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield where the documents of a group begin and how long they are, those of like length together."""
+    pairs = itertools.pairwise(bounds)
+    documents = sorted(((end - begin, begin) for begin, end in pairs if end > begin), reverse=True)
+    begins: list[int] = []
+    lengths: list[int] = []
+    for length, begin in documents:
+        if lengths and length < _SHORTEST_SHARE * lengths[0]:
+            yield begins, lengths
+            begins, lengths = [], []
+        begins.append(begin)
+        lengths.append(length)
+    if lengths:
+        yield begins, lengths
+
+
+def _build_trial(vocab_size: int, max_length: int) -> Batch:
+    """Return documents of random ids, among them some that differ much in length."""
+    lengths = [min(length, max_length) for length in _TRIED_LENGTHS]
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    generator = torch.Generator().manual_seed(0)
+    return Batch(
+        # The first ids are special, among them the padding.
+        input_ids=torch.randint(
+            vocab_size // 2, vocab_size, (int(bounds[-1]),), generator=generator
+        ),
+        position_ids=torch.cat([torch.arange(length) for length in lengths]).int(),
+        cu_seqlens=bounds.int(),
+        max_seqlen=max(lengths),
+        masked_positions=torch.zeros(0, dtype=torch.int64),
+        labels=torch.zeros(0, dtype=torch.int64),
+        lane=0,
+        lane_state={},
+    )

@@ -1,0 +1,208 @@
+"""Networks of transformers in training: stopped, continued, exported and measured like our own."""
+
+import itertools
+import json
+import re
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM
+
+from neobert_train.config.derived import compute_num_lanes
+from neobert_train.config.saved import load_train_config
+from neobert_train.data.heldout import CorpusSample
+from neobert_train.data.lane.lane import initial_states
+from neobert_train.data.loader import StepLoader
+from neobert_train.data.sources import build_units
+from neobert_train.distributed import Collectives
+from neobert_train.models.families import build_encoder
+from neobert_train.models.loading import load_initial_weights, load_into
+from neobert_train.objectives.masked_lm import MaskedLM
+from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.training.engine import Engine
+from neobert_train.training.heldout_sample import build_heldout_batches
+from neobert_train.world import World
+from support.architectures import ARCHITECTURES, write_folder
+from support.programs import run_command
+from training.runs import (
+    MAX_STEPS,
+    assert_bit_identical,
+    assert_same_run,
+    fork,
+    read_metrics,
+    train_forked,
+    train_on_two,
+    wait_for_checkpoint,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def world():
+    """One process; DeepSpeed remembers its group, so that all tests share one."""
+    collectives = Collectives(World(), CPU)
+    yield collectives.world
+    collectives.close()
+
+
+def choose(folder, *overrides):
+    return ["model=hugging_face", f"model.name={folder}", *overrides]
+
+
+def build_engine(config, tokenizer, world, weights, kept=None):
+    encoder = build_encoder(config, tokenizer, kept)
+    load_into(encoder, weights, "the test")
+    encoder.choose_attention("auto", CPU, torch.float32)
+    return Engine(config, MaskedLM(encoder), world, CPU)
+
+
+def take_steps(engine, batches_of_steps, first):
+    losses = []
+    for step, batches in enumerate(batches_of_steps, first):
+        engine.set_learning_rate(step)
+        for batch in batches:
+            loss = engine.compute(batch).loss_sum / 100
+            losses.append(loss.item())
+            engine.backward(loss)
+            engine.step()
+    return losses
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_is_continued_exactly(
+    architecture, make_config, tokenizer, world, tmp_path
+):
+    folder = tmp_path / "model"
+    write_folder(folder, architecture, tokenizer)
+    config = make_config(*choose(folder, "batch.global_batch_tokens=1024"))
+    weights = load_initial_weights("model.name", str(folder), config.model, tokenizer.vocab_size)
+    num_lanes = compute_num_lanes(config)
+    units = build_units(config.data, num_lanes)
+    loader = StepLoader(config, units, initial_states(range(num_lanes)))
+    steps = [loader.next_step() for _ in range(4)]
+
+    engine = build_engine(config, tokenizer, world, weights)
+    take_steps(engine, steps[:2], 1)
+    state, kept = engine.read_state(2, keep=True), engine.objective.encoder.describe_network()
+    expected = take_steps(engine, steps[2:], 3)
+
+    shutil.rmtree(folder)  # a run keeps what it needs of the network
+    again = build_engine(config, tokenizer, world, state.weights, json.loads(json.dumps(kept)))
+    again.continue_from(state)
+    assert take_steps(again, steps[2:], 3) == expected
+    final, other = engine.read_state(4, keep=True), again.read_state(4, keep=True)
+    assert final.weights.keys() == weights.keys()
+    assert all(other.weights[name].equal(weight) for name, weight in final.weights.items())
+    assert all(other.moments[name].equal(moment) for name, moment in final.moments.items())
+    unchanged = {name for name, weight in final.weights.items() if weight.equal(weights[name])}
+    assert not unchanged
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory, tokenizer):
+    """A random BERT, and an uninterrupted run that trains it further."""
+    folder = tmp_path_factory.mktemp("bert")
+    write_folder(folder / "model", "bert", tokenizer)
+    output = train_forked(folder / "run", *choose(folder / "model"))
+    assert "sdpa attention" in output
+    return folder
+
+
+def test_a_killed_run_continues_exactly(bert, tmp_path):
+    settings = choose(bert / "model")
+    process = fork(tmp_path / "run", *settings)
+    wait_for_checkpoint(tmp_path / "run", 4, process)
+    process.kill()
+    process.communicate(timeout=300)
+    train_forked(tmp_path / "run", *settings)
+    assert_bit_identical(tmp_path / "run", bert / "run")
+
+
+def test_two_processes_with_other_zero_stages_train_the_same(bert, tmp_path):
+    train_on_two(tmp_path / "run", *choose(bert / "model"), "deepspeed=zero3")
+    assert_same_run(tmp_path / "run", bert / "run", tolerance=1e-5)
+
+
+def test_rows_are_trained_in_bf16_with_recomputed_activations(tmp_path, tokenizer):
+    write_folder(tmp_path / "model", "modernbert", tokenizer)
+    settings = choose(tmp_path / "model", "trainer.precision=bf16", "optimizer.lr=1e-3")
+    output = train_forked(tmp_path / "plain", *settings)
+    assert "padded attention" in output
+    again = train_forked(
+        tmp_path / "run", *settings, "model.activation_checkpointing=true", "trainer.max_steps=4"
+    )
+    assert "Done: 4 steps" in again
+    records, expected = read_metrics(tmp_path / "run"), read_metrics(tmp_path / "plain")
+    assert expected[-1]["train/loss"] < expected[0]["train/loss"] - 0.05
+    assert [r["train/loss"] for r in records[:2]] == [r["train/loss"] for r in expected[:2]]
+
+
+def test_training_lowers_the_heldout_loss_that_an_export_gives(bert):
+    """In plain transformers, on the same masks."""
+    run_dir, start = bert / "run", bert / "model"
+    output = run_command("export", f"run_dir={run_dir}")
+    assert "exported step 8" in output
+    config = load_train_config(run_dir / "config.yaml")
+    card = (run_dir / "export" / "README.md").read_text()
+    assert "trust_remote_code" not in card
+    assert "architecture and initial weights of model" in card
+    losses = [
+        compute_heldout_loss(folder, run_dir, config) for folder in (start, run_dir / "export")
+    ]
+    assert losses[1] < losses[0] - 0.1
+    measured = read_metrics(run_dir)[-1]["eval/masked_lm_loss"]
+    assert losses[1] == pytest.approx(measured, abs=1e-4)
+    evaluated = run_command("evaluate", f"run_dir={run_dir}")
+    # Other draws of masks than those of the run.
+    assert float(re.search(r"loss +([0-9.]+) nats", evaluated)[1]) == pytest.approx(
+        measured, abs=0.1
+    )
+    texts = run_dir.parent / "texts.txt"
+    texts.write_text("The state of the union is strong.\n\nAnd it will be so tomorrow.\n")
+    assert "masked_lm loss" in run_command(
+        "evaluate", f"model={run_dir / 'export'}", f"paths=[{texts}]"
+    )
+    weights = load_file(run_dir / "export" / "model.safetensors")
+    assert "cls.predictions.decoder.weight" not in weights  # tied, as transformers writes it
+
+
+def compute_heldout_loss(folder, run_dir, config):
+    tokenizer = load_tokenizer(str(folder))
+    sample = CorpusSample.load(run_dir / "heldout.json", tokenizer.vocab_size)
+    network = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    total, num_targets = 0.0, 0
+    for batch in build_heldout_batches(config, sample, tokenizer):
+        targets = torch.full_like(batch.input_ids, -100)
+        targets[batch.masked_positions] = batch.labels
+        for begin, end in itertools.pairwise(batch.cu_seqlens.tolist()):
+            with torch.no_grad():
+                scores = network(batch.input_ids[None, begin:end]).logits[0]
+            total += F.cross_entropy(scores, targets[begin:end], reduction="sum").item()
+        num_targets += batch.num_targets
+    return total / num_targets
+
+
+def test_a_run_of_another_model_is_not_continued(bert, tmp_path, tokenizer):
+    write_folder(tmp_path / "model", "distilbert", tokenizer)
+    output = train_forked(bert / "run", *choose(tmp_path / "model"), code=2)
+    assert "holds another run" in output
+    assert "model.name" in output
+    output = train_forked(bert / "run", code=2)
+    assert "model.kind: hugging_face -> neobert" in output
+
+
+def test_random_weights_start_another_run_with_init_from(bert, tmp_path):
+    output = train_forked(
+        tmp_path / "run",
+        *choose(bert / "model"),
+        f"init_from={bert / 'run'}",
+        "trainer.max_steps=2",
+    )
+    assert "Done: 2 steps" in output
+    first, last = read_metrics(tmp_path / "run")[0], read_metrics(bert / "run")[0]
+    assert first["train/loss"] < last["train/loss"] - 0.1
+    assert MAX_STEPS == 8
