@@ -60,7 +60,7 @@ def test_help_names_commands_choices_settings_defaults_and_ranges(tmp_path):
         "export ",
         "plan ",
         "doctor ",
-        "experiment: extend_4096, pretrain_base",
+        "experiment: extend_4096, ladder/m0",
         "deepspeed: zero0, zero1, zero2, zero3",
         "trainer.max_steps=1000000 (at least 1)",
         "masking.rate=0.2 (above 0 and below 1)",

@@ -236,7 +236,10 @@ def format_help(command: str, arguments: Sequence[str]) -> str:
     lines = ["python -m neobert_train [COMMAND] [key=value ...]", "", "Commands:"]
     lines += [f"  {name:15} {summary}" for name, summary in COMMAND_SUMMARIES.items()]
     if groups:
-        lines += ["", "Choices (name=choice; experiments with a plus, as in +experiment=smoke):"]
+        lines += [
+            "",
+            "Choices (name=choice; what no default has with a plus, as in +experiment=smoke):",
+        ]
         lines += [f"  {group}: {', '.join(names)}" for group, names in groups.items()]
         lines += ["  --help scheduler=wsd shows the settings that a choice brings with it."]
     lines += ["", f"Settings of {command} (key=value):", *iter_help_lines(config)]

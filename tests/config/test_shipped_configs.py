@@ -21,6 +21,7 @@ from neobert_train.config.overrides import iter_help_lines
 from neobert_train.config.schema import Precision, TrainConfig
 from neobert_train.config.setting import iter_settings
 from neobert_train.config.store import (
+    ADDED_GROUPS,
     compose_config,
     configs_directory,
     find_group_choices,
@@ -29,7 +30,9 @@ from neobert_train.config.store import (
 
 EXPERIMENTS = sorted((configs_directory() / "experiment").glob("*.yaml"))
 GROUPS = {
-    group: names for group, names in find_group_choices("train").items() if group != "experiment"
+    group: names
+    for group, names in find_group_choices("train").items()
+    if group not in ADDED_GROUPS
 }
 # What a user has to add before the experiment can run.
 REQUIRED = {"public_domain": ["data.paths=[my_texts.parquet]"]}

@@ -22,6 +22,7 @@ from neobert_train.config.data_schema import MixtureSourceConfig
 from neobert_train.config.quoting import quote, to_shell
 from neobert_train.config.setting import ANY_NAME, iter_default_settings
 from neobert_train.config.store import (
+    ADDED_GROUPS,
     ENTRIES,
     ENTRY_KEY,
     compose_config,
@@ -217,7 +218,7 @@ def _describe_unparsed(argument: str) -> str:
 
 
 def _find_choice_problem(group: str, override: Override, choices: list[str]) -> str | None:
-    plus = "+" if group == "experiment" else ""
+    plus = "+" if group in ADDED_GROUPS else ""
     if override.is_force_add() or override.package or (override.is_add() and not plus):
         return f"{group} is chosen once: write {plus}{group}={override.get_value_element_as_str()}"
     if override.is_delete():

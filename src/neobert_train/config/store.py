@@ -24,6 +24,9 @@ COMMANDS_WITH_GROUPS = (
     "train", "prepare", "inspect_data", "train_tokenizer", "plan", "doctor", "status",
 )  # fmt: skip
 
+# Config groups of which the defaults choose nothing; a choice is added, as in `+experiment=smoke`.
+ADDED_GROUPS = ("experiment", "size")
+
 # Hydra composes and does nothing else: no dated folders (they differ from rank to rank), no logs.
 _QUIET_HYDRA = {
     "defaults": [
@@ -142,13 +145,14 @@ def describe_config_error(error: Exception) -> str:
 def find_group_choices(command: str) -> dict[str, list[str]]:
     """Return the config groups of a command (`model`, `data`, ...) and what to choose from in each.
 
-    A choice is a shipped file, or a kind with its defaults.
+    A choice is a shipped file, as `smoke` or `ladder/m0`, or a kind with its defaults.
     """
     if command not in COMMANDS_WITH_GROUPS:
         return {}
     groups = {section: set(kinds) for section, kinds in CHOICES.items()}
-    for file in configs_directory().glob("*/*.yaml"):
-        groups.setdefault(file.parent.name, set()).add(file.stem)
+    for file in configs_directory().glob("*/**/*.yaml"):
+        group, *parts = file.relative_to(configs_directory()).with_suffix("").parts
+        groups.setdefault(group, set()).add("/".join(parts))
     return {group: sorted(groups[group]) for group in sorted(groups)}
 
 
@@ -192,11 +196,12 @@ def list_swept_values(command: str, argument: str) -> list[str]:
 def normalise_override(argument: str) -> str:
     """Return what Hydra has to be told for what a user may write.
 
-    `experiment=x` stands for `+experiment=x`, since no experiment is part of the defaults. A setting
+    `experiment=x` stands for `+experiment=x`, since no experiment is part of the defaults, and so does
+    `size=x`. A setting
     of a source, `data.mixture.NAME.key=value`, may name a source that is new, which Hydra takes
     only as `++data.mixture={NAME:{key:value}}`.
     """
-    if argument.startswith("experiment="):
+    if argument.startswith(tuple(f"{group}=" for group in ADDED_GROUPS)):
         return f"+{argument}"
     key, _, value = argument.partition("=")
     entry = ENTRY_KEY.fullmatch(key.lstrip("+"))

@@ -9,6 +9,7 @@ from torch import Tensor
 from neobert_train.errors import InputError
 from neobert_train.files import DamagedFileError, parse_json, read_text
 from neobert_train.hub import HubError, download_files, pin_revision
+from neobert_train.tokenizers.loading import SHIPPED_NAMES, SHIPPED_TOKENIZER
 
 CONFIG_FILE = "config.json"
 _TOKENIZER_FILE = "tokenizer_config.json"
@@ -38,6 +39,8 @@ def find_model_folder(name: str, label: str, with_weights: bool = True) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
+    if name in SHIPPED_NAMES and not with_weights:
+        return SHIPPED_TOKENIZER
     patterns = [CONFIG_FILE, _TOKENIZER_FILE, "*.py", *([_WEIGHTS] if with_weights else [])]
     try:
         return download_files(name, patterns)
@@ -47,15 +50,20 @@ def find_model_folder(name: str, label: str, with_weights: bool = True) -> Path:
         ) from error
 
 
-def pin_model(name: str, label: str) -> str | None:
+def pin_model(name: str, label: str, with_weights: bool = True) -> str | None:
     """Return a Hub name with the commit that it stands for now; None for a folder.
+
+    Arguments are those of `find_model_folder`.
 
     Raises:
         InputError: it is neither.
     """
-    if Path(name).expanduser().is_dir():
-        return None
-    return pin_revision(name, find_model_folder(name, label))
+    folder = find_model_folder(name, label, with_weights)
+    return (
+        None
+        if folder in (Path(name).expanduser(), SHIPPED_TOKENIZER)
+        else pin_revision(name, folder)
+    )
 
 
 def find_context_length(folder: Path, longest: int) -> int:

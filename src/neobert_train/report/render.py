@@ -11,6 +11,7 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from neobert_train.config.typed import read_run_json
 from neobert_train.errors import InputError
@@ -19,7 +20,7 @@ from neobert_train.metrics_table import METRICS, format_metric
 from neobert_train.run.directory import RunDirectory
 from neobert_train.run.metrics_file import find_latest, read_metrics
 
-_STYLE = """
+STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1080px; color: #222; }
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(480px, 1fr)); gap: 1rem; }
@@ -49,19 +50,16 @@ def render_report(run: RunDirectory) -> str:
     figures = dict.fromkeys(metric.figure for metric in METRICS.values() if metric.figure)
     plots = "\n".join(_draw(title, records, entropy) for title in figures)
     config = _read_config(run.config_file)
-    rows = [*_summarise(records), *_flatten(_describe_starts(run))]
-    table = "\n".join(
-        f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>" for key, value in rows
-    )
+    rows = [*summarise(records), *_flatten(_describe_starts(run))]
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(run.path.name)}</title>
-<style>{_STYLE}</style></head><body>
+<style>{STYLE}</style></head><body>
 <h1>{html.escape(run.path.name)}</h1>
 <div class="plots">
 {plots}
 </div>
 <h2>Run</h2>
-<table>{table}</table>
+{draw_table(rows)}
 <h2>Configuration</h2>
 <pre>{html.escape(config)}</pre>
 </body></html>
@@ -83,13 +81,24 @@ def _draw(title: str, records: Sequence[dict[str, Any]], entropy: float | None) 
     axes.grid(alpha=0.3)
     if len(drawn) > 1 and axes.get_legend_handles_labels()[0]:
         axes.legend()
+    return to_svg(figure)
+
+
+def to_svg(figure: Figure) -> str:
+    """Return a figure as an SVG element, and close it."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
     plt.close(figure)
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 
-def _summarise(records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+def draw_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of text as an HTML table."""
+    lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
+    return "<table>" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def summarise(records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """Return the latest value of what a reader asks for first."""
     latest = find_latest(records)
     return [

@@ -15,7 +15,7 @@ from neobert_train.tokenizers.special_tokens import ROLES
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 SHIPPED_TOKENIZER = Path(__file__).resolve().parents[1] / "assets" / "bert-base-uncased"
-_SHIPPED_NAMES = ("bert-base-uncased", "google-bert/bert-base-uncased")
+SHIPPED_NAMES = ("bert-base-uncased", "google-bert/bert-base-uncased")
 
 _TOKENIZER_FILE = "tokenizer.json"
 # Later ones win: both are written by transformers, the first by versions before 5 only.
@@ -69,7 +69,7 @@ def pin_tokenizer(path: str) -> str | None:
     Raises:
         InputError: it is neither a local path nor on the Hub.
     """
-    if Path(path).expanduser().exists() or path in _SHIPPED_NAMES:
+    if Path(path).expanduser().exists() or path in SHIPPED_NAMES:
         return None
     return pin_revision(path, _download_folder(path))
 
@@ -78,7 +78,7 @@ def _find_folder(path: str) -> Path:
     local = Path(path).expanduser()
     if local.is_dir():
         return local
-    return SHIPPED_TOKENIZER if path in _SHIPPED_NAMES else _download_folder(path)
+    return SHIPPED_TOKENIZER if path in SHIPPED_NAMES else _download_folder(path)
 
 
 def _download_folder(name: str) -> Path:

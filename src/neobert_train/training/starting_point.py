@@ -114,7 +114,8 @@ def find_revisions(config: TrainConfig, run: RunDirectory, resumes: bool) -> dic
     if config.init_from and not resumes:
         names["init_from"] = pin_model(config.init_from, f"init_from={config.init_from}")
     if config.model.source and not resumes:
-        names["model.name"] = pin_model(config.model.source, f"model.name={config.model.source}")
+        label, with_weights = f"model.name={config.model.source}", config.model.origin is not None
+        names["model.name"] = pin_model(config.model.source, label, with_weights)
     return {key: name for key, name in names.items() if name is not None}
 
 
