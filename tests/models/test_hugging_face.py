@@ -109,6 +109,21 @@ def test_positions_beyond_the_windows_of_modernbert_are_not_seen(batch):
     assert not difference[9:].any()
 
 
+def test_a_kernel_for_packed_documents_cannot_be_forced_on_rows():
+    encoder = HuggingFaceEncoder(build_network("deberta-v2"))
+    with pytest.raises(InputError, match=r"padded rows only: write model\.attention=auto"):
+        encoder.choose_attention("sdpa", CPU, torch.float32)
+    with pytest.raises(InputError, match="it runs on CUDA devices only"):
+        encoder.choose_attention("torch_varlen", CPU, torch.float32)
+
+
+def test_a_network_without_an_encoder_of_its_own_is_refused():
+    network = build_network("bert")
+    network.base_model_prefix = "nothing"
+    with pytest.raises(InputError, match="base_model_prefix"):
+        HuggingFaceEncoder(network)
+
+
 def test_rotary_frequencies_keep_their_precision_in_bf16(batch):
     encoder, _ = build("nomic_bert")
     exact = {name: b.clone() for name, b in encoder.network.named_buffers() if "inv_freq" in name}

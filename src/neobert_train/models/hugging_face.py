@@ -65,6 +65,11 @@ class HuggingFaceEncoder:
     def __init__(self, network: PreTrainedModel) -> None:
         self.network = network
         self._base: nn.Module = network.base_model
+        if self._base is network:
+            raise InputError(
+                f"{type(network).__name__} is not told apart into an encoder and a head: name the "
+                f"encoder's attribute in its base_model_prefix"
+            )
         self._decoder = _find_decoder(network)
         self._backend: str | None = None  # of packed documents; None pads them
         self._fp32_buffers = _list_fp32_buffers(network)
@@ -168,18 +173,13 @@ class HuggingFaceEncoder:
             backend = choose_backend(wanted, device, dtype)
         except ValueError as error:
             raise InputError(f"{error}; write model.attention=auto to take one that can") from error
-        own, self._backend = self.network.config._attn_implementation, None
-        if not getattr(self.network, "_supports_attention_backend", False):
-            return "padded"
-        try:
-            self.network.set_attn_implementation(PACKED)
-            if self._packs_alike(own):
-                self._backend = backend
-                return backend
-        except Exception as error:  # whatever a network raises that packed documents do not suit
-            logger.debug("padded rows, since packed documents do not suit it: %r", error)
-        self.network.set_attn_implementation(own)
-        return "padded"
+        self._backend = backend if self._can_pack() else None
+        if self._backend is None and wanted != "auto":
+            raise InputError(
+                f"model.attention={wanted} attends to packed documents, and this network takes padded "
+                f"rows only: write model.attention=auto"
+            )
+        return self._backend or "padded"
 
     def compile(self, device: torch.device) -> bool:
         """Compile nothing, as `HuggingFaceModelConfig.can_compile` says."""
@@ -233,20 +233,30 @@ class HuggingFaceEncoder:
         empty = hidden.new_zeros(len(batch.input_ids), hidden.shape[-1])
         return empty.index_copy(0, torch.cat(places), hidden)
 
-    def _packs_alike(self, own: str) -> bool:
-        """Return whether packed documents get the hidden states that padded rows give."""
+    def _can_pack(self) -> bool:
+        """Return whether packed documents get the hidden states that padded rows give; switch to them."""
+        if not getattr(self.network, "_supports_attention_backend", False):
+            return False
+        own = self.network.config._attn_implementation
         device = next(self.network.parameters()).device
         batch = _build_trial(self.network.config.vocab_size, self.max_length).to(device)
         was_training = self.network.training
         self.network.eval()
+        packs = False
         with torch.no_grad():
-            packed = self._encode_packed(batch, "sdpa")
-            self.network.set_attn_implementation(own)
             padded = self._encode_padded(batch)
-            self.network.set_attn_implementation(PACKED)
+            try:
+                self.network.set_attn_implementation(PACKED)
+                packed = self._encode_packed(batch, "sdpa")
+                packs = bool((packed - padded).abs().max() < _TOLERANCE * padded.abs().max())
+            except (
+                Exception
+            ) as error:  # whatever a network raises that packed documents do not suit
+                logger.debug("padded rows, since packed documents do not suit it: %r", error)
         self.network.train(was_training)
-        difference = (packed - padded).abs().max() / padded.abs().max()
-        return bool(difference < _TOLERANCE)
+        if not packs:
+            self.network.set_attn_implementation(own)
+        return packs
 
     def _keep_buffers(self) -> None:
         """Give rotary frequencies back their precision; they are cast with the weights to bf16."""
