@@ -75,6 +75,9 @@ def test_loss_and_gradients_are_those_of_the_library(architecture, batch):
     assert num_correct.item() == (predicted == batch.labels).sum().item()
     own = dict(encoder.network.named_parameters())
     for name, parameter in network.named_parameters():
+        if parameter.grad is None:  # it is not used in some versions of transformers
+            assert own[name].grad is None
+            continue
         scale = parameter.grad.abs().max()
         difference = (own[name].grad - parameter.grad).abs().max()
         assert difference <= 1e-3 * scale + 1e-6, name
@@ -125,7 +128,7 @@ def test_a_network_without_an_encoder_of_its_own_is_refused():
 
 
 def test_rotary_frequencies_keep_their_precision_in_bf16(batch):
-    encoder, _ = build("nomic_bert")
+    encoder, _ = build("modernbert")
     exact = {name: b.clone() for name, b in encoder.network.named_buffers() if "inv_freq" in name}
     encoder.network.bfloat16()
     assert any(b.dtype is torch.bfloat16 for b in encoder.network.buffers())

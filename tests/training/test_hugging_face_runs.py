@@ -99,7 +99,7 @@ def test_every_architecture_is_continued_exactly(
     assert all(other.weights[name].equal(weight) for name, weight in final.weights.items())
     assert all(other.moments[name].equal(moment) for name, moment in final.moments.items())
     unchanged = {name for name, weight in final.weights.items() if weight.equal(weights[name])}
-    assert not unchanged
+    assert unchanged <= {"lm_head.bias"}  # no part of the network in some versions of transformers
 
 
 @pytest.fixture(scope="module")
