@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from neobert_train.batch import Batch
 from neobert_train.commands import evaluate
+from neobert_train.config.choices import AdamWConfig
 from neobert_train.config.command_schema import EvaluateConfig
 from neobert_train.config.model_schema import NeoBERTModelConfig
 from neobert_train.data.corpus import open_corpus
@@ -23,7 +24,7 @@ from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.models.neobert import NeoBERTEncoder
 from neobert_train.models.neobert_cost import NeoBERTCost
-from neobert_train.models.size import ModelSize, compute_state_bytes
+from neobert_train.models.size import ModelSize, compute_state_bytes, count_moments
 from neobert_train.objectives.masked_lm import MaskedLM
 from support.programs import run_command
 
@@ -182,7 +183,11 @@ def test_devices_are_known_by_the_names_of_their_drivers(name, key):
 )
 def test_bytes_of_training_state_per_parameter(stage, expected):
     size = ModelSize(800, 1000, 8, 1, 20)
-    assert compute_state_bytes(size, 2, stage, num_devices=8, bf16=True) == 1000 * expected
+    assert compute_state_bytes(size, 2000, stage, num_devices=8, bf16=True) == 1000 * expected
+
+
+def test_numbers_that_an_optimiser_keeps():
+    assert count_moments(AdamWConfig(), ModelSize(800, 1000, 8, 1, 20)) == 2 * 1000
 
 
 def test_the_plan_of_the_base_run():

@@ -98,4 +98,4 @@ def test_the_moments_are_those_that_the_optimiser_keeps():
     optimizer = build_adamw(AdamWConfig(), groups)
     optimizer.step()
     kept = {name for name, value in optimizer.state[parameter].items() if value.shape == (3,)}
-    assert kept == set(AdamWConfig.moments)
+    assert kept == {moment.name for moment in AdamWConfig.moments}

@@ -45,6 +45,7 @@ from neobert_train.models.compilation import decide_compilation, find_compiler_o
 from neobert_train.models.cost import build_cost
 from neobert_train.models.encoder import DTYPES
 from neobert_train.models.memory import USABLE_MEMORY, estimate_memory, find_largest_micro_batch
+from neobert_train.models.size import count_moments
 from neobert_train.optim.optimizers import BUILDERS
 from neobert_train.run.directory import RunDirectory
 from neobert_train.terminal import print_output
@@ -294,8 +295,9 @@ def _examine_disk(findings: Findings, config: DoctorConfig, tokenizer: TextToken
     run, checkpoint = RunDirectory(config.output_dir), config.checkpoint
     folder = _find_existing_folder(run)
     free = shutil.disk_usage(folder).free
-    parameters = build_cost(config.model, tokenizer.vocab_size).size.parameters
-    size = 4 * (1 + len(config.optimizer.moments)) * parameters  # fp32 weight and moments
+    model = build_cost(config.model, tokenizer.vocab_size).size
+    parameters = model.parameters
+    size = 4 * (parameters + count_moments(config.optimizer, model))  # all in fp32
     # One more is there while it is being written.
     kept = checkpoint.keep_last + checkpoint.keep_best + 1
     needed = max(1, kept - len(run.list_checkpoints())) * size

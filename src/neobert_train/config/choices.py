@@ -68,16 +68,38 @@ def _undecayed() -> GroupConfig:
     return GroupConfig(weight_decay=0.0)
 
 
+@dataclass(frozen=True)
+class Moment:
+    """A tensor that an optimiser keeps of a parameter.
+
+    Attributes:
+        name: key in its torch `state`, and in `optimizer.safetensors`; ends in `_sq` where the values
+            are means of squares, none of which may be negative.
+        per_row: whether it holds one number per row of the parameter and not one per weight.
+    """
+
+    name: str
+    per_row: bool = False
+
+    def compute_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return its shape beside a parameter of the shape given."""
+        return shape[:1] if self.per_row else shape
+
+
+_OF_ADAM = (Moment("exp_avg"), Moment("exp_avg_sq"))
+
+
 @dataclass
 class OptimizerConfig(Choice):
     """What every optimiser has: a learning rate, decay and clipping, and groups of parameters.
 
     Attributes:
-        moments: names of the tensors that it keeps of a parameter, each of the parameter's shape: keys
-            of its torch `state`, and of `optimizer.safetensors`.
+        moments: what it keeps of a parameter.
+        matrix_moments: what it keeps of a hidden matrix, where that differs.
     """
 
-    moments: ClassVar[tuple[str, ...]] = ()
+    moments: ClassVar[tuple[Moment, ...]] = ()
+    matrix_moments: ClassVar[tuple[Moment, ...] | None] = None
     lr: float = setting(6e-4, "Peak learning rate.", above=0.0)
     weight_decay: float = setting(0.1, "Decoupled weight decay.", at_least=0.0)
     max_grad_norm: float = setting(
@@ -88,12 +110,18 @@ class OptimizerConfig(Choice):
     head: GroupConfig = setting(GroupConfig, "")
     vector: GroupConfig = setting(_undecayed, "")
 
+    def list_moments(self, role: Role) -> tuple[Moment, ...]:
+        """Return what it keeps of a parameter of this role."""
+        if role is Role.hidden_matrix and self.matrix_moments is not None:
+            return self.matrix_moments
+        return self.moments
+
 
 @dataclass
 class AdamWConfig(OptimizerConfig):
     """AdamW (arXiv 1711.05101); norms and biases are not decayed."""
 
-    moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+    moments: ClassVar[tuple[Moment, ...]] = _OF_ADAM
     kind: str = kind_setting("adamw", "optimizer")
     betas: list[float] = setting(
         lambda: [0.9, 0.95], "Decay rates of the two moments.", at_least=0.0, below=1.0

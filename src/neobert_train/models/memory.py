@@ -4,7 +4,7 @@ from neobert_train.config.derived import compute_masking_rate, wants_compilation
 from neobert_train.config.divisors import find_divisors
 from neobert_train.config.schema import Precision, TrainConfig
 from neobert_train.models.cost import build_cost
-from neobert_train.models.size import compute_state_bytes
+from neobert_train.models.size import compute_state_bytes, count_moments
 
 # The rest is for the driver, for kernels' own needs, and for what lies between tensors.
 USABLE_MEMORY = 0.95
@@ -23,7 +23,8 @@ def estimate_memory(
     """Return the bytes of state and of activations on one GPU, for micro-batches of so many tokens."""
     bf16 = plans_bf16(config)
     compiled = wants_compilation(config, zero_stage, on_gpu=True)
-    cost, num_moments = build_cost(config.model, vocab_size), len(config.optimizer.moments)
+    cost = build_cost(config.model, vocab_size)
+    num_moments = count_moments(config.optimizer, cost.size)
     target_share = max(sample_masking_rates(config))
     return (
         compute_state_bytes(cost.size, num_moments, zero_stage, num_devices, bf16),

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from neobert_train.config.choices import OptimizerConfig, Role
+
 
 @dataclass(frozen=True)
 class ModelSize:
@@ -18,6 +20,11 @@ class ModelSize:
     hidden_size: int
     num_layers: int
     vocab_size: int
+
+    @property
+    def matrix_parameters(self) -> int:
+        """Of the blocks, without norms: what is multiplied with every token."""
+        return self.block_parameters - (2 * self.num_layers + 1) * self.hidden_size
 
     def compute_flops(self, tokens: float, squared_lengths: float, num_targets: float) -> float:
         """Return the forward and backward operations of training on whole documents.
@@ -38,8 +45,7 @@ class ModelSize:
         Returns:
             A whole number of operations for whole numbers.
         """
-        norms = (2 * self.num_layers + 1) * self.hidden_size
-        products = (self.block_parameters - norms) * tokens
+        products = self.matrix_parameters * tokens
         products_head = self.hidden_size * self.vocab_size * num_targets
         attention = 2 * self.hidden_size * self.num_layers * squared_lengths
         return 6 * (products + products_head + attention)
@@ -54,6 +60,19 @@ class ModelSize:
         return self.compute_flops(1, attended, target_share)
 
 
+def count_moments(optimizer: OptimizerConfig, size: ModelSize) -> int:
+    """Return the numbers that an optimiser keeps of a model.
+
+    One per row is a thousandth of one per weight and not counted.
+    """
+    of_matrices, of_others = (
+        sum(not moment.per_row for moment in optimizer.list_moments(role))
+        for role in (Role.hidden_matrix, Role.vector)
+    )
+    others = size.parameters - size.matrix_parameters
+    return size.matrix_parameters * of_matrices + others * of_others
+
+
 def compute_state_bytes(
     size: ModelSize, num_moments: int, zero_stage: int, num_devices: int, bf16: bool
 ) -> float:
@@ -61,19 +80,20 @@ def compute_state_bytes(
 
     In bf16 training a parameter has a bf16 copy (2), an fp32 gradient sum (4), an fp32 weight (4) and
     its fp32 moments (4 each); in fp32 training the weight is its own copy. Stage 1 divides optimiser
-    state (the fp32 weight included), stage 2 gradients too, stage 3 everything.
+    state (the fp32 weight included), stage 2 gradients too, stage 3 everything; 0 divides nothing.
 
     Args:
         size: of the model.
-        num_moments: tensors that the optimiser keeps of each parameter.
+        num_moments: numbers that the optimiser keeps in all.
         zero_stage: of DeepSpeed.
         num_devices: that share the state.
         bf16: whether the model is trained in bf16, or else in fp32.
     """
-    moments = 4 * num_moments
-    copy, optimiser = (2, 4 + moments) if bf16 else (4, moments)
-    gradient = 4
-    shared = [copy, gradient, optimiser]
-    divided = {0: 0, 1: 1, 2: 2, 3: 3}[zero_stage]
-    whole = sum(shared[: 3 - divided])
-    return size.parameters * (whole + sum(shared[3 - divided :]) / num_devices)
+    copies, weights = (2, 4) if bf16 else (4, 0)
+    gradients = 4
+    shares = [
+        size.parameters * copies,
+        size.parameters * gradients,
+        size.parameters * weights + 4 * num_moments,
+    ]
+    return sum(shares[: 3 - zero_stage]) + sum(shares[3 - zero_stage :]) / num_devices

@@ -44,7 +44,6 @@ CONFIG_FILE = "config.yaml"
 TOKENIZER_FOLDER = "tokenizer"
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 3
-SECOND_MOMENT = "exp_avg_sq."
 
 
 @dataclass
@@ -119,7 +118,7 @@ def check_numbers(name: str, tensor: Tensor) -> None:
         raise UnsoundNumberError(f"{name} is {tensor.dtype}, not float32")
     if not torch.isfinite(tensor).all():
         raise UnsoundNumberError(f"{name} has a value that is not finite")
-    if name.startswith(SECOND_MOMENT) and (tensor < 0).any():
+    if name.partition(".")[0].endswith("_sq") and (tensor < 0).any():  # see config.choices.Moment
         raise UnsoundNumberError(f"{name} has a negative value")
 
 

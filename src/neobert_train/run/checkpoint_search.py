@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from safetensors import SafetensorError, safe_open
 
+from neobert_train.config.choices import OptimizerConfig, Role
 from neobert_train.config.derived import compute_num_lanes
 from neobert_train.config.saved import load_train_config
 from neobert_train.config.typed import Count, parse
@@ -119,7 +120,7 @@ def find_damage(folder: Path) -> str | None:
             return (
                 f"{STATE_FILE} has {len(state.lanes)} lanes, and {CONFIG_FILE} asks for {num_lanes}"
             )
-        _check_tensors(folder, state, config.optimizer.moments)
+        _check_tensors(folder, state, config.optimizer)
     except (_DamagedError, InputError) as error:
         return str(error)
     return None
@@ -181,22 +182,42 @@ def _read_sound_state(folder: Path, step: int) -> TrainingState:
     return state
 
 
-def _check_tensors(folder: Path, state: TrainingState, names: Sequence[str]) -> None:
+def _check_tensors(folder: Path, state: TrainingState, optimizer: OptimizerConfig) -> None:
     """Look at every number: one that is not finite would be trained on, and exported.
 
     Args:
         folder: of the checkpoint.
         state: that it holds.
-        names: of the moments that its optimiser keeps of every parameter.
+        optimizer: whose moments they are.
     """
     weights = _check_file_of_tensors(folder / WEIGHTS_FILE)
     moments = _check_file_of_tensors(folder / MOMENTS_FILE)
     if not weights:
         raise _DamagedError(f"{WEIGHTS_FILE} holds no weights")
-    expected = {f"{moment}.{name}": shape for moment in names for name, shape in weights.items()}
+    expected: dict[str, tuple[int, ...]] = {}
+    for name, shape in weights.items():
+        expected |= _find_moments(name, shape, moments, optimizer)
     if moments != (expected if state.updates else {}):  # there are none before the first update
         odd = sorted(dict(moments.items() ^ expected.items()) if state.updates else moments)[0]
         raise _DamagedError(f"{MOMENTS_FILE} does not fit {WEIGHTS_FILE} in {odd}")
+
+
+def _find_moments(
+    name: str,
+    shape: tuple[int, ...],
+    found: Mapping[str, tuple[int, ...]],
+    optimizer: OptimizerConfig,
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that the moments of a weight should have, by `MOMENT.PARAMETER`.
+
+    What a weight is for does not stand in a checkpoint: of the moments that its optimiser keeps for the
+    roles, they are those of which the most were found.
+    """
+    kinds = [
+        {f"{moment.name}.{name}": moment.compute_shape(shape) for moment in moments}
+        for moments in dict.fromkeys(map(optimizer.list_moments, Role))
+    ]
+    return max(kinds, key=lambda kind: len(kind.items() & found.items()))
 
 
 def _check_file_of_tensors(path: Path) -> dict[str, tuple[int, ...]]:

@@ -125,7 +125,7 @@ class Engine:
         self.device, self.objective = device, objective
         self._config = config
         self._network = objective.encoder.network
-        self._moments = config.optimizer.moments
+        self._moments = [moment.name for moment in config.optimizer.moments]
         deepspeed = import_deepspeed(device)
         os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # it insists, launcher or not
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo")
