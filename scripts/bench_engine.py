@@ -73,7 +73,8 @@ class BareStep:
         self._objective, network = MaskedLM(encoder), encoder.network.to(device)
         # The optimiser's fp32 weights; in bf16 the model computes with copies of them.
         masters = build_encoder(config, tokenizer).network.to(device)
-        self._optimizer = build_optimizer(config.optimizer, masters, encoder.list_roles())
+        weights = dict(masters.named_parameters())
+        self._optimizer = build_optimizer(config.optimizer, weights, encoder.list_roles())
         if config.trainer.precision is Precision.bf16:
             network.bfloat16()
         self._pairs = list(zip(masters.parameters(), network.parameters(), strict=True))

@@ -62,10 +62,9 @@ def test_bf16_is_native_where_the_processor_has_instructions_for_it(cpu, kind, n
     cpu(**kind)
     assert has_native_bf16(CPU) is native
     chosen = Precision.bf16 if native else Precision.fp32
-    assert choose_precision(Precision.auto, CPU, zero_stage=1) is chosen
-    assert choose_precision(Precision.auto, CPU, zero_stage=0) is Precision.fp32
+    assert choose_precision(Precision.auto, CPU) is chosen
     for wanted in (Precision.bf16, Precision.fp32):
-        assert choose_precision(wanted, CPU, zero_stage=1) is wanted
+        assert choose_precision(wanted, CPU) is wanted
 
 
 @pytest.mark.parametrize("allowed", ["AVX2", "AVX512_CORE"])

@@ -16,6 +16,11 @@ def encoder(tokenizer):
     return NeoBERTEncoder.build(shape, tokenizer)
 
 
+def describe(encoder):
+    """What an optimiser is told of an encoder."""
+    return dict(encoder.network.named_parameters()), encoder.list_roles()
+
+
 def name_groups(groups, network):
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     return [[names[id(parameter)] for parameter in group["params"]] for group in groups]
@@ -37,7 +42,7 @@ def test_every_parameter_has_the_role_of_its_place(encoder):
 
 
 def test_by_default_matrices_are_decayed_and_vectors_are_not(encoder):
-    matrices, vectors = build_groups(AdamWConfig(), encoder.network, encoder.list_roles())
+    matrices, vectors = build_groups(AdamWConfig(), *describe(encoder))
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
     assert {p.dim() for p in matrices["params"]} == {2}
     assert {p.dim() for p in vectors["params"]} == {1}
@@ -51,7 +56,7 @@ def test_roles_have_rates_and_decay_of_their_own(encoder):
         head=GroupConfig(lr_multiplier=0.5, weight_decay=0.3),
         vector=GroupConfig(lr_multiplier=2.0),
     )
-    groups = build_groups(config, encoder.network, encoder.list_roles())
+    groups = build_groups(config, *describe(encoder))
     by_name = dict(zip(map(tuple, name_groups(groups, encoder.network)), groups, strict=True))
     found = {
         name: (group["base_lr"], group["weight_decay"])
@@ -66,16 +71,14 @@ def test_roles_have_rates_and_decay_of_their_own(encoder):
 
 
 def test_without_decay_vectors_still_have_their_own_group(encoder):
-    groups = build_groups(AdamWConfig(weight_decay=0.0), encoder.network, encoder.list_roles())
+    groups = build_groups(AdamWConfig(weight_decay=0.0), *describe(encoder))
     assert [group["weight_decay"] for group in groups] == [0.0, 0.0]
 
 
 def test_parameters_that_are_not_trained_are_left_out(encoder):
     encoder.network.decoder.weight.requires_grad_(False)
     try:
-        names = name_groups(
-            build_groups(AdamWConfig(), encoder.network, encoder.list_roles()), encoder.network
-        )
+        names = name_groups(build_groups(AdamWConfig(), *describe(encoder)), encoder.network)
         assert "decoder.weight" not in [name for group in names for name in group]
     finally:
         encoder.network.decoder.weight.requires_grad_(True)
@@ -83,7 +86,7 @@ def test_parameters_that_are_not_trained_are_left_out(encoder):
 
 def test_adamw_is_that_of_torch_with_its_settings(encoder):
     config = AdamWConfig(betas=[0.8, 0.9], eps=1e-6)
-    optimizer = build_optimizer(config, encoder.network, encoder.list_roles())
+    optimizer = build_optimizer(config, *describe(encoder))
     assert type(optimizer) is torch.optim.AdamW
     for group in optimizer.param_groups:
         assert (group["betas"], group["eps"], group["fused"]) == ((0.8, 0.9), 1e-6, True)

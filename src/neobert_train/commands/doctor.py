@@ -173,7 +173,7 @@ def _settle_precision(
 ) -> DoctorConfig:
     """Return the configuration with the precision that a run would train in."""
     wanted = config.trainer.precision
-    chosen = choose_precision(wanted, device, config.deepspeed.zero_stage)
+    chosen = choose_precision(wanted, device)
     rates = {name: find_peak_flops(device, dtype) for name, dtype in DTYPES.items()}
     known = {name: rate for name, rate in rates.items() if rate is not None}
     if known:

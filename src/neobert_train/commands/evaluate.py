@@ -66,7 +66,7 @@ def run(config: EvaluateConfig, world: World) -> None:
     if not batches:
         raise InputError("the texts hold nothing to evaluate on: all documents are empty")
     device = find_device(world)
-    precision = choose_precision(config.precision, device, zero_stage=1)
+    precision = choose_precision(config.precision, device)
     objective = MaskedLM(subject.encoder)
     subject.encoder.network.eval().to(device, DTYPES[precision])
     result = evaluate_objective(lambda b: objective.compute(b.to(device)), objective, batches)

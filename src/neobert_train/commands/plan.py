@@ -66,10 +66,7 @@ def format_plan(config: PlanConfig) -> str:
             f"{speed:,.0f} tokens/s a device (mfu={config.mfu:g} of {format_flops(peak)}, "
             f"{device.name})",
             f"memory of one device by ZeRO stage (deepspeed=zero{config.deepspeed.zero_stage} is set)",
-            *(
-                _format_memory(config, vocab_size, stage, device.memory_bytes)
-                for stage in range(1 if bf16 else 0, 4)
-            ),
+            *(_format_memory(config, vocab_size, stage, device.memory_bytes) for stage in range(4)),
             f"devices     {', '.join(DEVICES)}",
         ]
     )

@@ -22,7 +22,7 @@ from neobert_train.config.derived import (
     resolve_sources,
 )
 from neobert_train.config.divisors import find_divisors
-from neobert_train.config.schema import Precision, TrainConfig
+from neobert_train.config.schema import TrainConfig
 from neobert_train.config.setting import iter_settings
 
 # What fits where somebody means something else.
@@ -205,11 +205,6 @@ def _iter_training_problems(config: TrainConfig) -> Iterator[str]:
                 f"trainer.time_limit={config.trainer.time_limit} is no duration: write "
                 f"trainer.time_limit='23:50:00' (hours:minutes:seconds)"
             )
-    if config.trainer.precision is Precision.bf16 and config.deepspeed.zero_stage == 0:
-        yield (
-            "trainer.precision=bf16 needs fp32 master weights, which DeepSpeed keeps from ZeRO 1 "
-            "on: write deepspeed=zero1 (the same cost on one process) or trainer.precision=fp32"
-        )
 
 
 def _iter_evaluate_problems(config: EvaluateConfig) -> Iterator[str]:

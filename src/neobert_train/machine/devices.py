@@ -38,17 +38,16 @@ def has_native_bf16(device: torch.device) -> bool:
     return has_instructions and not is_hidden
 
 
-def choose_precision(wanted: Precision, device: torch.device, zero_stage: int) -> Precision:
+def choose_precision(wanted: Precision, device: torch.device) -> Precision:
     """Return the precision to train in: the one wanted, or for `auto` the fastest.
 
     Args:
         wanted: as configured.
         device: of this process.
-        zero_stage: bf16 needs fp32 master weights, which DeepSpeed keeps from stage 1 on.
     """
     if wanted is not Precision.auto:
         return wanted
-    return Precision.bf16 if zero_stage and has_native_bf16(device) else Precision.fp32
+    return Precision.bf16 if has_native_bf16(device) else Precision.fp32
 
 
 def describe_slow_bf16(device: torch.device) -> str:

@@ -12,9 +12,7 @@ USABLE_MEMORY = 0.95
 
 def plans_bf16(config: TrainConfig) -> bool:
     """Return whether an experiment trains in bf16 on a GPU; all that the plan knows have it."""
-    precision = config.trainer.precision
-    chosen_by_zero = precision is Precision.auto and config.deepspeed.zero_stage > 0
-    return precision is Precision.bf16 or chosen_by_zero
+    return config.trainer.precision is not Precision.fp32
 
 
 def estimate_memory(

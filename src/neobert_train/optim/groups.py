@@ -9,7 +9,7 @@ from neobert_train.config.choices import GroupConfig, OptimizerConfig, Role
 
 
 def build_groups(
-    config: OptimizerConfig, network: nn.Module, roles: Mapping[str, Role]
+    config: OptimizerConfig, weights: Mapping[str, nn.Parameter], roles: Mapping[str, Role]
 ) -> list[dict[str, Any]]:
     """Return the trainable parameters as groups of a torch optimiser.
 
@@ -19,12 +19,12 @@ def build_groups(
 
     Args:
         config: the learning rate and decay of each role.
-        network: whose parameters they are.
+        weights: by parameter name.
         roles: of every parameter by its name.
     """
     groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
-    for name, parameter in network.named_parameters():
-        if not parameter.requires_grad:
+    for name, weight in weights.items():
+        if not weight.requires_grad:
             continue
         settings: GroupConfig = getattr(config, roles[name].value)
         lr, decay = config.lr * settings.lr_multiplier, settings.weight_decay
@@ -33,5 +33,5 @@ def build_groups(
             (lr, decay, roles[name] is Role.vector),
             {"params": [], "lr": lr, "base_lr": lr, "weight_decay": decay},
         )
-        group["params"].append(parameter)
+        group["params"].append(weight)
     return list(groups.values())

@@ -19,13 +19,13 @@ BUILDERS: dict[
 
 
 def build_optimizer(
-    config: OptimizerConfig, network: nn.Module, roles: Mapping[str, Role]
+    config: OptimizerConfig, weights: Mapping[str, nn.Parameter], roles: Mapping[str, Role]
 ) -> torch.optim.Optimizer:
     """Return the optimiser over all trainable parameters of a network.
 
     Args:
         config: its kind and settings.
-        network: whose parameters it updates.
+        weights: what it updates, by parameter name.
         roles: of every parameter by its name.
     """
-    return BUILDERS[type(config)](config, build_groups(config, network, roles))
+    return BUILDERS[type(config)](config, build_groups(config, weights, roles))

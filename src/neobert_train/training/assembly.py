@@ -153,7 +153,7 @@ def build_starting_engine(
     updates = start.state.updates
     if start.checkpoint is not None and updates:
         assert start.weights is not None
-        engine.continue_from(EngineState(start.weights, load_moments(start.checkpoint), updates))
+        engine.restore(EngineState(start.weights, load_moments(start.checkpoint), updates))
     return engine
 
 
@@ -166,7 +166,7 @@ def settle_precision(
     without them, a warning says what it costs.
     """
     wanted = config.trainer.precision
-    own = choose_precision(wanted, device, config.deepspeed.zero_stage)
+    own = choose_precision(wanted, device)
     (num_fp32,) = collectives.sum([own is Precision.fp32])
     precision = Precision.fp32 if num_fp32 else Precision.bf16
     if collectives.world.is_main and precision is Precision.bf16 and not has_native_bf16(device):

@@ -4,8 +4,8 @@ import collections
 import contextlib
 import io
 import logging
-import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from neobert_train.batch import Batch
 from neobert_train.config.derived import compute_accumulation_steps
 from neobert_train.config.schema import Precision, TrainConfig
+from neobert_train.models.encoder import Encoder
 from neobert_train.objectives.objective import Objective, Outcome
 from neobert_train.optim.optimizers import build_optimizer
 from neobert_train.optim.schedules import compute_learning_rate
+from neobert_train.training.sharded import ShardedState
+from neobert_train.training.whole import WholeState
 from neobert_train.world import World
 
 # Elements. DeepSpeed's own choice is ten times as many, which takes a buffer on every device of 1 GB at
@@ -51,20 +54,21 @@ def build_deepspeed_config(
         largest_parameter: its number of elements.
     """
     accumulation = compute_accumulation_steps(config, world.world_size)
+    stage, is_bf16 = config.deepspeed.zero_stage, config.trainer.precision is Precision.bf16
     return {
         # DeepSpeed counts samples; a micro-batch is one.
         "train_batch_size": accumulation * world.world_size,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": accumulation,
-        # Without ZeRO `Engine.step` clips.
-        "gradient_clipping": config.optimizer.max_grad_norm if config.deepspeed.zero_stage else 0.0,
+        # Without ZeRO `WholeState` clips, and has the bf16 copies.
+        "gradient_clipping": config.optimizer.max_grad_norm if stage else 0.0,
         "zero_optimization": {
-            "stage": config.deepspeed.zero_stage,
+            "stage": stage,
             # All-reduce bucket, in elements.
             "reduce_bucket_size": max(REDUCE_BUCKET, largest_parameter),
         },
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": config.trainer.precision is Precision.bf16},
+        "bf16": {"enabled": is_bf16 and stage > 0},
         # Gradients are added up in fp32, over micro-batches and over processes.
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
@@ -124,21 +128,20 @@ class Engine:
         """
         self.device, self.objective = device, objective
         self._config = config
-        self._network = objective.encoder.network
-        self._moments = [moment.name for moment in config.optimizer.moments]
         deepspeed = import_deepspeed(device)
         os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # it insists, launcher or not
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo")
         forward = _Forward(objective).to(device)
         largest = max(parameter.numel() for parameter in forward.parameters())
-        roles = objective.encoder.list_roles()
+        self._state = _build_state(config, objective.encoder)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory use
             self._deepspeed: Any
             self._deepspeed, *_ = deepspeed.initialize(
                 model=forward,
-                optimizer=build_optimizer(config.optimizer, self._network, roles),
+                optimizer=self._state.optimizer,
                 config=build_deepspeed_config(config, world, largest),
             )
+        self._state.attach(self._deepspeed)
 
     def compute(self, batch: Batch) -> Outcome:
         """Return the objective's sums over a batch, which may lie on another device."""
@@ -167,21 +170,7 @@ class Engine:
             Norm of the global batch's gradient before clipping; NaN before the last micro step, and
             where the weights were not updated because the gradient is not finite.
         """
-        is_last = self._deepspeed.is_gradient_accumulation_boundary()
-        if not self._is_plain:
-            self._deepspeed.step()
-            if not is_last or not self._deepspeed.was_step_applied():
-                return math.nan  # DeepSpeed keeps the norm of the step before
-            return float(self._deepspeed.get_global_grad_norm())
-        norm = math.nan
-        if is_last:
-            norm = self._clip_gradients(self._config.optimizer.max_grad_norm)
-            if not math.isfinite(norm):
-                # An optimiser skips parameters without a gradient, and so the whole step.
-                for parameter in self._network.parameters():
-                    parameter.grad = None
-        self._deepspeed.step()
-        return norm
+        return self._state.step()
 
     def read_state(self, updates: int, keep: bool) -> EngineState | None:
         """Collect weights and moments from all processes.
@@ -192,103 +181,25 @@ class Engine:
             updates: made by the optimiser.
             keep: whether this process wants the state.
         """
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        if updates:
-            self._link_moments()
         weights, moments = {}, {}
-        for name, parameter in self._network.named_parameters():
-            weight = safe_get_full_fp32_param(parameter)
-            # A plain torch optimiser (ZeRO 0 in fp32) has no fp32 copies; the parameter is the weight.
-            values = {name: parameter.data if weight is None else weight}
-            for moment in self._moments if updates else ():
-                value = self._find_plain_moment(parameter, moment)
-                if value is None:
-                    value = safe_get_full_optimizer_state(parameter, moment)
-                values[f"{moment}.{name}"] = value
+        for name, weight, kept in self._state.iter_state(with_moments=updates > 0):
             if keep:
-                copies = {
-                    key: value.detach().float().cpu().clone() for key, value in values.items()
-                }
-                weights[name] = copies.pop(name)
-                moments.update(copies)
+                weights[name] = _copy(weight)
+                moments.update({f"{moment}.{name}": _copy(value) for moment, value in kept.items()})
         return EngineState(weights, moments, updates) if keep else None
 
-    def continue_from(self, state: EngineState) -> None:
-        """Continue an optimiser where it was; the weights are already in the network.
+    def restore(self, state: EngineState) -> None:
+        """Continue where another optimiser was, at a start or in place of the steps taken since.
 
         The moments are created by one step with a learning rate of zero and then overwritten, together
-        with the fp32 weights, which that step may have rounded, and the step count.
+        with the weights, which that step may have rounded, and the step count.
         """
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
         self._create_moments()
-        self._link_moments()
-        for name, parameter in self._network.named_parameters():
-            for moment in self._moments:
-                value = state.moments[f"{moment}.{name}"].to(self.device)
-                plain = self._find_plain_moment(parameter, moment)
-                if plain is None:
-                    safe_set_full_optimizer_state(parameter, value, moment)
-                else:
-                    plain.copy_(value)
-            weight = state.weights[name].to(self.device)
-            if self._is_plain:
-                parameter.data.copy_(weight)
-            else:
-                safe_set_full_fp32_param(parameter, weight)
-        optimizer = self._deepspeed.optimizer
-        for values in getattr(optimizer, "optimizer", optimizer).state.values():
+        self._state.write(state.weights, state.moments)
+        for values in self._state.optimizer.state.values():
             if "step" in values:
                 count = torch.as_tensor(values["step"], dtype=torch.float32)
                 values["step"] = torch.full_like(count, state.updates)
-
-    def restore(self, state: EngineState) -> None:
-        """Put the weights and moments of another step into an engine that has trained since."""
-        import deepspeed
-
-        self.continue_from(state)
-        for name, parameter in self._network.named_parameters():
-            # The low-precision copies; of ZeRO 3 every process holds a part.
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                if parameter.numel() == state.weights[name].numel():
-                    parameter.data.copy_(state.weights[name])
-
-    @property
-    def _is_plain(self) -> bool:
-        """Whether the optimiser is torch's own, as in fp32 without ZeRO."""
-        return isinstance(self._deepspeed.optimizer, torch.optim.Optimizer)
-
-    def _clip_gradients(self, max_norm: float) -> float:
-        """Clip as ZeRO does, and return the norm before.
-
-        DeepSpeed's own clipping of a plain optimiser keeps no norm, and adds squares up in fp32, which
-        was 0.05 % off on an embedding of two million weights.
-        """
-        gradients = [p.grad for p in self._network.parameters() if p.grad is not None]
-        squares = [torch.linalg.vector_norm(g, dtype=torch.float64) ** 2 for g in gradients]
-        norm = float(torch.stack(squares).sum().sqrt())
-        if 0 < max_norm < norm + 1e-6:
-            for gradient in gradients:
-                gradient.mul_(max_norm / (norm + 1e-6))
-        return norm
-
-    def _find_plain_moment(self, parameter: nn.Parameter, moment: str) -> Tensor | None:
-        if not self._is_plain:
-            return None
-        value: Tensor | None = self._deepspeed.optimizer.state.get(parameter, {}).get(moment)
-        return value
-
-    def _link_moments(self) -> None:
-        """Let ZeRO 1 and 2 find the moments of every parameter group.
-
-        DeepSpeed links moments to parameters once, after the step of the first group, when the other
-        groups have none yet (seen in 0.19.8).
-        """
-        optimizer = self._deepspeed.optimizer
-        if hasattr(optimizer, "_hp_optimizer_states_linked"):
-            optimizer._hp_optimizer_states_linked = False
-            optimizer._lazy_init_hp_params_optimizer_state()
 
     def _create_moments(self) -> None:
         """Take one step with zero gradients and learning rate, in which ZeRO 3 takes part too."""
@@ -298,7 +209,29 @@ class Engine:
         with torch.compiler.set_stance("force_eager"):  # no other batch has this size
             for _ in range(self._deepspeed.gradient_accumulation_steps()):
                 self.backward(self.compute(batch).loss_sum * 0.0)
-                self._deepspeed.step()
+                self.step()
+
+
+def _build_state(config: TrainConfig, encoder: Encoder) -> WholeState | ShardedState:
+    """Return the weights of an encoder with the optimiser over them, as the ZeRO stage holds them."""
+    roles = encoder.list_roles()
+    moments = {
+        name: [moment.name for moment in config.optimizer.list_moments(role)]
+        for name, role in roles.items()
+    }
+
+    def build(weights: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+        return build_optimizer(config.optimizer, weights, roles)
+
+    if config.deepspeed.zero_stage:
+        return ShardedState(encoder.network, build, moments)
+    is_bf16 = config.trainer.precision is Precision.bf16
+    return WholeState(encoder.network, build, moments, is_bf16, config.optimizer.max_grad_norm)
+
+
+def _copy(value: Tensor) -> Tensor:
+    """Return a copy in fp32 on the CPU, which training does not change."""
+    return value.detach().float().cpu().clone()
 
 
 def _build_smallest_batch() -> Batch:
