@@ -74,7 +74,8 @@ class BareStep:
         # The optimiser's fp32 weights; in bf16 the model computes with copies of them.
         masters = build_encoder(config, tokenizer).network.to(device)
         weights = dict(masters.named_parameters())
-        self._optimizer = build_optimizer(config.optimizer, weights, encoder.list_roles())
+        roles, layouts = encoder.list_roles(), encoder.list_layouts()
+        self._optimizer = build_optimizer(config.optimizer, weights, roles, layouts)
         if config.trainer.precision is Precision.bf16:
             network.bfloat16()
         self._pairs = list(zip(masters.parameters(), network.parameters(), strict=True))

@@ -129,7 +129,7 @@ def test_all_mistakes_come_in_one_message_without_a_traceback(tmp_path):
 
 def test_all_contradictions_come_in_one_message(tmp_path):
     done = start(
-        "+experiment=smoke", "batch.context_length=1024", "output_dir=",
+        "+experiment=smoke", "batch.context_length=1024", "optimizer=muon",
         "scheduler.warmup_steps=9", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 2
@@ -137,7 +137,7 @@ def test_all_contradictions_come_in_one_message(tmp_path):
     for mend in (
         "batch.micro_batch_tokens=1024",
         "model.max_length=1024",
-        "output_dir=runs/NAME",
+        "deepspeed=zero0",
         "scheduler.warmup_steps=0",
     ):
         assert mend in done.stderr

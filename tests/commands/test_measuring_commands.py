@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from neobert_train.batch import Batch
 from neobert_train.commands import evaluate
-from neobert_train.config.choices import AdamWConfig
+from neobert_train.config.choices import CHOICES
 from neobert_train.config.command_schema import EvaluateConfig
 from neobert_train.config.model_schema import NeoBERTModelConfig
 from neobert_train.data.corpus import open_corpus
@@ -186,8 +186,20 @@ def test_bytes_of_training_state_per_parameter(stage, expected):
     assert compute_state_bytes(size, 2000, stage, num_devices=8, bf16=True) == 1000 * expected
 
 
-def test_numbers_that_an_optimiser_keeps():
-    assert count_moments(AdamWConfig(), ModelSize(800, 1000, 8, 1, 20)) == 2 * 1000
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("adamw", 2 * 1000), ("muon", 2 * 224 + 776), ("normuon", 2 * 224 + 776)]
+)
+def test_numbers_that_an_optimiser_keeps(kind, expected):
+    size = ModelSize(800, 1000, 8, 1, 20)  # 24 of the 800 in blocks are norms
+    assert count_moments(CHOICES["optimizer"][kind](), size) == expected
+
+
+def test_the_plan_of_an_optimiser_of_whole_matrices():
+    settings = ("plan", "+experiment=pretrain_base", "optimizer=muon", "deepspeed=zero0")
+    lines = [line.strip() for line in run_command(*settings).splitlines()]
+    # 18 bytes per parameter with AdamW, and 14 for a hidden matrix.
+    (line,) = [line for line in lines if line.startswith("ZeRO")]
+    assert line.startswith("ZeRO 0: 3.6 GB state")
 
 
 def test_the_plan_of_the_base_run():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neobert_train.config.checks import find_problems
-from neobert_train.config.choices import ConstantConfig, WSDConfig
+from neobert_train.config.choices import ConstantConfig, MuonConfig, NorMuonConfig, WSDConfig
 from neobert_train.config.command_schema import EvaluateConfig, ExportConfig
 from neobert_train.config.data_schema import DataConfig, MixtureSourceConfig, SourceKind
 from neobert_train.config.derived import (
@@ -229,6 +229,18 @@ CROSS_SECTION = [
         "scheduler.decay_start=400",
         {"scheduler__decay_start": 400},
     ),
+    (
+        {"optimizer": MuonConfig()},
+        "optimizer=muon updates whole matrices, of which deepspeed=zero1 gives every process a slice",
+        "write deepspeed=zero0",
+        {"deepspeed__zero_stage": 0},
+    ),
+    (
+        {"optimizer": NorMuonConfig(heads_per_matrix=5), "deepspeed__zero_stage": 0},
+        "optimizer.heads_per_matrix=5",
+        "choose it among 1, 2, 3, 4, 6, 12",
+        {"optimizer__heads_per_matrix": 3},
+    ),
 ]
 
 
@@ -267,9 +279,10 @@ def test_all_contradictions_are_told_at_once():
         "data__source": SourceKind.files,
         "trainer__max_steps": 2100,
         "output_dir": "",
+        "optimizer": MuonConfig(),
     }
     problems = find_problems(change(TrainConfig(), **changes))
-    assert len(problems) == 5
+    assert len(problems) == 6
 
 
 def test_a_constant_rate_and_full_precision_lift_their_limits():

@@ -68,7 +68,10 @@ def test_a_kind_brings_its_own_settings(sgd):
 
 def test_a_setting_of_another_kind_is_named_with_it(sgd):
     (problem,) = find_problems("optimizer.momentum=0.5")
-    assert problem == "optimizer.momentum belongs to optimizer=sgd, and another optimizer is chosen"
+    assert problem == (
+        "optimizer.momentum belongs to optimizer=muon, optimizer=normuon, optimizer=sgd, and another "
+        "optimizer is chosen"
+    )
     (problem,) = find_problems("optimizer=sgd", "optimizer.betas=[0.9,0.99]")
     assert "optimizer.betas belongs to optimizer=adamw" in problem
     (problem,) = find_problems("optimizer=sgd", "optimizer.momentun=0.5")
@@ -188,7 +191,7 @@ def test_a_configuration_of_version_0_1_0_is_read(tmp_path, name):
 
 
 WRONG = {
-    "optimizer: {kind: newton}": "optimizer.kind is \"newton\": input should be 'adamw'",
+    "optimizer: {kind: newton}": "optimizer.kind is \"newton\": input should be 'adamw', 'muon' or 'normuon'",
     "scheduler: {kind: wsd, name: wsd}": "scheduler.name is not known",
     "scheduler: {name: exp}": 'scheduler.kind is "exp": input should be',
     "scheduler: {kind: wsd}\nscheduler: {kind: cosine}": "it holds the key scheduler twice",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from neobert_train.config.choices import AdamWConfig, GroupConfig, Role
+from neobert_train.config.choices import CHOICES, AdamWConfig, GroupConfig, Role
 from neobert_train.config.model_schema import NeoBERTModelConfig
 from neobert_train.models.neobert import NeoBERTEncoder
 from neobert_train.optim.groups import build_groups
@@ -18,7 +18,7 @@ def encoder(tokenizer):
 
 def describe(encoder):
     """What an optimiser is told of an encoder."""
-    return dict(encoder.network.named_parameters()), encoder.list_roles()
+    return dict(encoder.network.named_parameters()), encoder.list_roles(), encoder.list_layouts()
 
 
 def name_groups(groups, network):
@@ -92,13 +92,18 @@ def test_adamw_is_that_of_torch_with_its_settings(encoder):
         assert (group["betas"], group["eps"], group["fused"]) == ((0.8, 0.9), 1e-6, True)
 
 
-def test_the_moments_are_those_that_the_optimiser_keeps():
-    parameter = torch.nn.Parameter(torch.ones(3))
-    parameter.grad = torch.ones(3)
-    groups = [{"params": [parameter], "lr": 0.1, "base_lr": 0.1, "weight_decay": 0.0}]
-    from neobert_train.optim.adamw import build_adamw
-
-    optimizer = build_adamw(AdamWConfig(), groups)
+@pytest.mark.parametrize("kind", CHOICES["optimizer"])
+def test_the_moments_are_those_that_the_optimiser_keeps(kind):
+    config = CHOICES["optimizer"][kind]()
+    roles = {"matrix": Role.hidden_matrix, "table": Role.embedding, "bias": Role.vector}
+    shapes = {"matrix": (4, 6), "table": (4, 6), "bias": (6,)}
+    weights = {name: torch.nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()}
+    for weight in weights.values():
+        weight.grad = torch.ones_like(weight)
+    optimizer = build_optimizer(config, weights, roles, {})
     optimizer.step()
-    kept = {name for name, value in optimizer.state[parameter].items() if value.shape == (3,)}
-    assert kept == {moment.name for moment in AdamWConfig.moments}
+    for name, weight in weights.items():
+        kept = {key: tuple(value.shape) for key, value in optimizer.state[weight].items()}
+        kept.pop("step", None)
+        moments = config.list_moments(roles[name])
+        assert kept == {moment.name: moment.compute_shape(shapes[name]) for moment in moments}

@@ -293,6 +293,39 @@ def test_numbers_that_cannot_be_trained_on_are_named(run, forgery, caplog):
     assert re.search(f"{name}.safetensors.*{words}", caplog.text)
 
 
+OF_NORMUON = {
+    "sound": (lambda t: None, None),
+    "rows below 0": (lambda t: t["row_avg_sq.a.weight"].fill_(-1e-9), "row_avg_sq.a.weight has a negative"),
+    "rows missing": (lambda t: t.pop("row_avg_sq.a.weight"), "does not fit .* in row_avg_sq.a.weight"),
+    "one per weight": (
+        lambda t: t.update({"row_avg_sq.a.weight": torch.zeros(3, 5)}), "in row_avg_sq.a.weight"
+    ),
+    "moments of both": (
+        lambda t: t.update({"exp_avg.a.weight": torch.zeros(3, 5)}), "in exp_avg.a.weight"
+    ),
+    "none of the bias": (lambda t: t.pop("exp_avg.a.bias"), "in exp_avg.a.bias"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("forgery", OF_NORMUON)
+def test_matrices_have_moments_of_their_own(forgery, make_config, tokenizer, caplog):
+    change, words = OF_NORMUON[forgery]
+    config, checkpoint = make_config("optimizer=normuon"), make(1)
+    checkpoint.moments = {
+        "momentum_buffer.a.weight": torch.randn(3, 5), "row_avg_sq.a.weight": torch.rand(3),
+        "exp_avg.a.bias": torch.randn(3), "exp_avg_sq.a.bias": torch.rand(3),
+    }  # fmt: skip
+    run = RunDirectory(config.output_dir)
+    run.create()
+    folder = save_checkpoint(run, checkpoint, config, tokenizer)
+    forge_tensors(folder, "optimizer.safetensors", change)
+    if words is None:
+        assert find_checkpoint(run) == folder
+        return
+    with pytest.raises(InputError, match=words):
+        find_checkpoint(run)
+
+
 def test_numbers_that_cannot_be_trained_on_are_not_written_and_push_nothing_out(
     run, make_config, tokenizer
 ):

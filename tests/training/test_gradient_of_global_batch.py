@@ -83,7 +83,7 @@ def test_norms_and_biases_are_not_decayed(make_config, tokenizer):
     encoder = build_encoder(config, tokenizer)
     names = {id(parameter): name for name, parameter in encoder.network.named_parameters()}
     weights = dict(encoder.network.named_parameters())
-    optimizer = build_optimizer(config.optimizer, weights, encoder.list_roles())
+    optimizer = build_optimizer(config.optimizer, weights, encoder.list_roles(), {})
     decayed, free = optimizer.param_groups
     assert decayed["weight_decay"] == 0.1
     assert free["weight_decay"] == 0.0

@@ -19,7 +19,7 @@ SETTINGS = (
     "deepspeed=zero0", "trainer.precision=bf16", "batch.global_batch_tokens=1024",
     "batch.micro_batch_tokens=256", "masking.rate=0.05",
 )  # fmt: skip
-KINDS = ["adamw"]
+KINDS = ["adamw", "muon", "normuon"]
 
 
 @pytest.fixture
@@ -126,3 +126,14 @@ def test_a_step_that_is_not_finite_changes_nothing_that_follows(make_engine, ste
         take_step(one, 2, steps[1])
     expected, found = read(other, 2), read(engine, 2)
     assert all(found[name].equal(expected[name]) for name in expected)
+
+
+def test_the_raw_gradient_is_clipped_before_the_momentum(make_engine, steps):
+    free, clipped = (
+        make_engine("optimizer=muon", f"optimizer.max_grad_norm={norm}") for norm in (0, 0.1)
+    )
+    norm, same = (take_step(one, 1, steps[0]) for one in (free, clipped))
+    assert norm == same > 0.1
+    name = "momentum_buffer.model.transformer_encoder.0.wo.weight"
+    expected = read(free, 1)[name] * (0.1 / (norm + 1e-6))
+    torch.testing.assert_close(read(clipped, 1)[name], expected, rtol=1e-5, atol=0)

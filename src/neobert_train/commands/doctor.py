@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 
 from neobert_train.config.checks import find_experiment_problems
+from neobert_train.config.choices import Role
 from neobert_train.config.command_schema import DoctorConfig
 from neobert_train.config.derived import compute_num_lanes, resolve_sources
 from neobert_train.config.divisors import find_divisors
@@ -46,7 +47,7 @@ from neobert_train.models.cost import build_cost
 from neobert_train.models.encoder import DTYPES
 from neobert_train.models.memory import USABLE_MEMORY, estimate_memory, find_largest_micro_batch
 from neobert_train.models.size import count_moments
-from neobert_train.optim.optimizers import BUILDERS
+from neobert_train.optim.optimizers import build_optimizer
 from neobert_train.run.directory import RunDirectory
 from neobert_train.terminal import print_output
 from neobert_train.tokenizers.loading import build_tokenizer
@@ -212,10 +213,10 @@ def _examine_kernels(findings: Findings, config: DoctorConfig, device: torch.dev
 def _examine_optimizer(findings: Findings, config: DoctorConfig, device: torch.device) -> None:
     kind = config.optimizer.kind
     try:
-        parameter = torch.nn.Parameter(torch.ones(8, device=device))
-        parameter.grad = torch.ones_like(parameter)
-        groups = [{"params": [parameter], "lr": 0.1, "base_lr": 0.1, "weight_decay": 0.0}]
-        BUILDERS[type(config.optimizer)](config.optimizer, groups).step()
+        weight = torch.nn.Parameter(torch.ones(8, 8, device=device))
+        weight.grad = torch.ones_like(weight)
+        roles = {"weight": Role.hidden_matrix}
+        build_optimizer(config.optimizer, {"weight": weight}, roles, {}).step()
         findings.tell("optimizer", f"optimizer={kind} can take a step on {device.type}")
     except RuntimeError as error:
         findings.problems.append(

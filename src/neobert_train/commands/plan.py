@@ -66,7 +66,10 @@ def format_plan(config: PlanConfig) -> str:
             f"{speed:,.0f} tokens/s a device (mfu={config.mfu:g} of {format_flops(peak)}, "
             f"{device.name})",
             f"memory of one device by ZeRO stage (deepspeed=zero{config.deepspeed.zero_stage} is set)",
-            *(_format_memory(config, vocab_size, stage, device.memory_bytes) for stage in range(4)),
+            *(
+                _format_memory(config, vocab_size, stage, device.memory_bytes)
+                for stage in ([0] if config.optimizer.needs_whole_matrices else range(4))
+            ),
             f"devices     {', '.join(DEVICES)}",
         ]
     )

@@ -59,6 +59,7 @@ def find_experiment_problems(config: TrainConfig, world_size: int = 1) -> list[s
         *_iter_batch_problems(config, world_size),
         *_iter_model_problems(config),
         *_iter_choice_problems(config),
+        *_iter_optimizer_problems(config),
         *_iter_data_problems(config),
         *_iter_training_problems(config),
     ]
@@ -128,6 +129,22 @@ def _iter_choice_problems(config: TrainConfig) -> Iterator[str]:
     for section in CHOICES:
         yield from getattr(config, section).iter_problems()
     yield from config.scheduler.iter_decay_problems(config.trainer.max_steps)
+
+
+def _iter_optimizer_problems(config: TrainConfig) -> Iterator[str]:
+    optimizer, stage = config.optimizer, config.deepspeed.zero_stage
+    if optimizer.needs_whole_matrices and stage:
+        yield (
+            f"optimizer={optimizer.kind} updates whole matrices, of which deepspeed=zero{stage} gives "
+            f"every process a slice: write deepspeed=zero0"
+        )
+    heads = getattr(config.model, "num_attention_heads", None)
+    together = getattr(optimizer, "heads_per_matrix", None)
+    if heads and together and heads % together:
+        yield (
+            f"optimizer.heads_per_matrix={together} does not divide model.num_attention_heads={heads}: "
+            f"choose it among {', '.join(map(str, find_divisors(heads)))}"
+        )
 
 
 def _iter_data_problems(config: TrainConfig) -> Iterator[str]:

@@ -96,10 +96,12 @@ class OptimizerConfig(Choice):
     Attributes:
         moments: what it keeps of a parameter.
         matrix_moments: what it keeps of a hidden matrix, where that differs.
+        needs_whole_matrices: whether it cannot work on the slices of parameters that ZeRO deals out.
     """
 
     moments: ClassVar[tuple[Moment, ...]] = ()
     matrix_moments: ClassVar[tuple[Moment, ...] | None] = None
+    needs_whole_matrices: ClassVar[bool] = False
     lr: float = setting(6e-4, "Peak learning rate.", above=0.0)
     weight_decay: float = setting(0.1, "Decoupled weight decay.", at_least=0.0)
     max_grad_norm: float = setting(
@@ -132,6 +134,44 @@ class AdamWConfig(OptimizerConfig):
         """Yield why the betas are not two."""
         if len(self.betas) != 2:
             yield "optimizer.betas needs two values: write optimizer.betas=[0.9,0.95]"
+
+
+@dataclass
+class MuonConfig(AdamWConfig):
+    """Muon for hidden matrices, AdamW with `betas` and `eps` for the rest; ZeRO 0 only.
+
+    The momentum of every matrix is orthogonalised (https://kellerjordan.github.io/posts/muon) and
+    scaled to the size of AdamW's updates (arXiv 2502.16982), so that AdamW's rates carry over.
+    """
+
+    matrix_moments: ClassVar[tuple[Moment, ...] | None] = (Moment("momentum_buffer"),)
+    needs_whole_matrices: ClassVar[bool] = True
+    kind: str = kind_setting("muon", "optimizer")
+    momentum: float = setting(
+        0.95, "Share of the momentum of hidden matrices that a step keeps.", at_least=0.0, below=1.0
+    )
+    nesterov: bool = setting(True, "Update by the gradient and the momentum; false by the latter.")
+    ns_steps: int = setting(
+        5, "Newton-Schulz steps that orthogonalise an update.", at_least=1, at_most=20
+    )
+    heads_per_matrix: int | None = setting(
+        None, "Attention heads whose queries (keys, values) make one matrix; all of them by default.",
+        at_least=1,
+    )  # fmt: skip
+
+
+@dataclass
+class NorMuonConfig(MuonConfig):
+    """Muon whose updates are divided, row by row, by their running size (arXiv 2510.05491)."""
+
+    matrix_moments: ClassVar[tuple[Moment, ...] | None] = (
+        Moment("momentum_buffer"),
+        Moment("row_avg_sq", per_row=True),
+    )
+    kind: str = kind_setting("normuon", "optimizer")
+    beta2: float = setting(
+        0.95, "Decay rate of the mean square of every row's updates.", at_least=0.0, below=1.0
+    )
 
 
 @dataclass(frozen=True)
@@ -271,7 +311,7 @@ def _find_usual_start(max_steps: int) -> int:
 CHOICES: dict[str, dict[str, type[Choice]]] = {
     "model": {"neobert": NeoBERTModelConfig, "hugging_face": HuggingFaceModelConfig},
     "objective": {"masked_lm": MaskedLMConfig},
-    "optimizer": {"adamw": AdamWConfig},
+    "optimizer": {"adamw": AdamWConfig, "muon": MuonConfig, "normuon": NorMuonConfig},
     "scheduler": {
         "constant": ConstantConfig,
         "cosine": CosineConfig,

@@ -11,6 +11,7 @@ from neobert_train.batch import Batch
 from neobert_train.config.choices import Role
 from neobert_train.config.schema import Precision
 from neobert_train.models.size import ModelSize
+from neobert_train.optim.matrices import MatrixLayout
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
@@ -40,6 +41,12 @@ class Encoder(Protocol):
 
     def list_roles(self) -> dict[str, Role]:
         """Return what every parameter is for, by its name."""
+
+    def list_layouts(self) -> dict[str, MatrixLayout]:
+        """Return how hidden matrices are taken apart that hold several, by name.
+
+        One that is left out is a single matrix, as wide as its input.
+        """
 
     def choose_attention(self, wanted: str, device: torch.device, dtype: torch.dtype) -> str:
         """Return the attention kernel that is used from now on.

@@ -18,6 +18,7 @@ from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.models.compilation import prepare_compiler
 from neobert_train.models.remote_code import AUTO_MAP, write_remote_code
+from neobert_train.optim.matrices import MatrixLayout
 from neobert_train.run.checkpoint import save_tensors
 from neobert_train.tokenizers.text_tokenizer import TOKENIZER_CLASS, TextTokenizer
 
@@ -88,6 +89,17 @@ class NeoBERTEncoder:
             name: roles.get(p, Role.vector if p.dim() < 2 else Role.hidden_matrix)
             for name, p in self.network.named_parameters()
         }
+
+    def list_layouts(self) -> dict[str, MatrixLayout]:
+        """Return those of `qkv`, whose rows are q, k and v of one head after the other, and of `w12`."""
+        num_heads, head_size = self.network.config.num_attention_heads, self.network.config.dim_head
+        qkv = MatrixLayout((num_heads, 3, head_size), apart=(1,), heads=0)
+        gate_and_value = MatrixLayout((2, self.network.config.feed_forward_width), apart=(0,))
+        layouts: dict[str, MatrixLayout] = {}
+        for number in range(self.network.config.num_hidden_layers):
+            block = f"model.transformer_encoder.{number}"
+            layouts |= {f"{block}.qkv.weight": qkv, f"{block}.ffn.w12.weight": gate_and_value}
+        return layouts
 
     def choose_attention(self, wanted: str, device: torch.device, dtype: torch.dtype) -> str:
         """Return the backend of `modeling.attention` that is used from now on."""

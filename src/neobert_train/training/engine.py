@@ -214,14 +214,14 @@ class Engine:
 
 def _build_state(config: TrainConfig, encoder: Encoder) -> WholeState | ShardedState:
     """Return the weights of an encoder with the optimiser over them, as the ZeRO stage holds them."""
-    roles = encoder.list_roles()
+    roles, layouts = encoder.list_roles(), encoder.list_layouts()
     moments = {
         name: [moment.name for moment in config.optimizer.list_moments(role)]
         for name, role in roles.items()
     }
 
     def build(weights: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-        return build_optimizer(config.optimizer, weights, roles)
+        return build_optimizer(config.optimizer, weights, roles, layouts)
 
     if config.deepspeed.zero_stage:
         return ShardedState(encoder.network, build, moments)
