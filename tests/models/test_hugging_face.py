@@ -174,6 +174,29 @@ def test_roles_follow_from_where_a_parameter_lies(architecture):
     assert all("norm" in name.lower() or name.endswith("bias") for name in vectors)
 
 
+def test_weights_that_hold_several_matrices_are_taken_apart():
+    encoder, _ = build("modernbert")
+    weights, layouts = dict(encoder.network.named_parameters()), encoder.list_layouts()
+    assert {name.split(".")[-2] for name in layouts} == {"Wqkv", "Wi"}
+    qkv, wi = weights["model.layers.0.attn.Wqkv.weight"], weights["model.layers.1.mlp.Wi.weight"]
+    layout = layouts["model.layers.0.attn.Wqkv.weight"]
+    assert layout.take_apart(qkv).equal(qkv.view(3, 32, 32))
+    assert layout.group_heads(2).take_apart(qkv).equal(qkv.view(6, 16, 32))
+    assert layouts["model.layers.1.mlp.Wi.weight"].take_apart(wi).equal(wi.view(2, 64, 32))
+
+
+@pytest.mark.parametrize("architecture", sorted(set(ARCHITECTURES) - {"modernbert"}))
+def test_queries_keys_and_values_can_be_taken_apart_by_heads(architecture):
+    encoder, _ = build(architecture)
+    weights, layouts = dict(encoder.network.named_parameters()), encoder.list_layouts()
+    assert len(layouts) == 6  # of two blocks
+    for name, layout in layouts.items():
+        assert encoder.list_roles()[name] is Role.hidden_matrix
+        assert layout.num_matrices == 1
+        single = layout.group_heads(1)
+        assert single.take_apart(weights[name]).shape[1:] == (8, 32)
+
+
 def test_sizes_are_those_of_the_network(make_config, tokenizer):
     config = make_config()
     expected = build_cost(config.model, tokenizer.vocab_size).size

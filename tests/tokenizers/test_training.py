@@ -363,7 +363,9 @@ def test_bad_records_stop_or_are_left_out_and_counted(tmp_path):
 
 def test_the_model_takes_size_and_padding_from_the_tokenizer(speeches):
     tokenizer = learn(speeches[:10], "wordpiece", "vocab_size=500")
-    model = build_encoder(make_config("model=neobert_tiny", "batch.context_length=128"), tokenizer).network
+    model = build_encoder(
+        make_config("model=neobert_tiny", "batch.context_length=128"), tokenizer
+    ).network
     assert model.config.vocab_size == 500
     assert model.config.pad_token_id == tokenizer.special.pad == 0
     assert model.get_input_embeddings().weight.shape[0] == 500

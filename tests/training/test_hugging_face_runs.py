@@ -17,14 +17,12 @@ from neobert_train.data.heldout import CorpusSample
 from neobert_train.data.lane.lane import initial_states
 from neobert_train.data.loader import StepLoader
 from neobert_train.data.sources import build_units
-from neobert_train.distributed import Collectives
 from neobert_train.models.families import build_encoder
 from neobert_train.models.loading import load_initial_weights, load_into
 from neobert_train.objectives.masked_lm import MaskedLM
 from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.training.engine import Engine
 from neobert_train.training.heldout_sample import build_heldout_batches
-from neobert_train.world import World
 from support.architectures import ARCHITECTURES, write_folder
 from support.programs import run_command
 from training.runs import (
@@ -39,14 +37,6 @@ from training.runs import (
 )
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def world():
-    """One process; DeepSpeed remembers its group, so that all tests share one."""
-    collectives = Collectives(World(), CPU)
-    yield collectives.world
-    collectives.close()
 
 
 def choose(folder, *overrides):
@@ -92,7 +82,7 @@ def test_every_architecture_is_continued_exactly(
 
     shutil.rmtree(folder)  # a run keeps what it needs of the network
     again = build_engine(config, tokenizer, world, state.weights, json.loads(json.dumps(kept)))
-    again.continue_from(state)
+    again.restore(state)
     assert take_steps(again, steps[2:], 3) == expected
     final, other = engine.read_state(4, keep=True), again.read_state(4, keep=True)
     assert final.weights.keys() == weights.keys()
@@ -100,6 +90,25 @@ def test_every_architecture_is_continued_exactly(
     assert all(other.moments[name].equal(moment) for name, moment in final.moments.items())
     unchanged = {name for name, weight in final.weights.items() if weight.equal(weights[name])}
     assert unchanged <= {"lm_head.bias"}  # no part of the network in some versions of transformers
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_muon_trains_them_without_zero(make_config, tokenizer, world, tmp_path, precision):
+    """ModernBERT, with a parameter that nothing uses, as some networks have them."""
+    write_folder(tmp_path, "modernbert", tokenizer)
+    settings = ["optimizer=muon", "deepspeed=zero0", f"trainer.precision={precision}"]
+    config = make_config(*choose(tmp_path, "batch.global_batch_tokens=1024", *settings))
+    encoder = build_encoder(config, tokenizer)
+    encoder.network.head.unused = torch.nn.Parameter(torch.ones(3))
+    engine = Engine(config, MaskedLM(encoder), world, CPU)
+    units = build_units(config.data, compute_num_lanes(config))
+    loader = StepLoader(config, units, initial_states(range(compute_num_lanes(config))))
+    batches = loader.next_step()
+    losses = take_steps(engine, [batches, batches, batches], 1)
+    assert sum(losses[-len(batches) :]) < sum(losses[: len(batches)])
+    state = engine.read_state(3, keep=True)
+    assert state.moments["momentum_buffer.model.layers.0.attn.Wqkv.weight"].any()
+    assert not state.moments["exp_avg.head.unused"].any()
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,14 @@ from neobert_train.models.hugging_face_config import (
     read_config,
     restore_dropout,
 )
+from neobert_train.models.hugging_face_parts import (
+    find_decoder,
+    find_first_position,
+    find_layout,
+    list_fp32_buffers,
+)
 from neobert_train.models.packed_attention import PACKED
+from neobert_train.optim.matrices import MatrixLayout
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
@@ -70,11 +77,11 @@ class HuggingFaceEncoder:
                 f"{type(network).__name__} is not told apart into an encoder and a head: name the "
                 f"encoder's attribute in its base_model_prefix"
             )
-        self._decoder = _find_decoder(network)
+        self._decoder = find_decoder(network)
         self._backend: str | None = None  # of packed documents; None pads them
-        self._fp32_buffers = _list_fp32_buffers(network)
+        self._fp32_buffers = list_fp32_buffers(network)
         # RoBERTa and its kin count from behind the padding id.
-        self._first_position = _find_first_position(network)
+        self._first_position = find_first_position(network)
         longest = getattr(network.config, "max_position_embeddings", None)
         self.max_length: int = (longest or _UNBOUNDED) - self._first_position
 
@@ -166,6 +173,18 @@ class HuggingFaceEncoder:
             or (Role.vector if p.dim() < 2 else Role.hidden_matrix if p in in_base else Role.head)
             for name, p in self.network.named_parameters()
         }
+
+    def list_layouts(self) -> dict[str, MatrixLayout]:
+        """Return how the weights of queries, keys and values, and of gated layers, are taken apart."""
+        config = self.network.config
+        head_size = getattr(config, "head_dim", None)
+        head_size = head_size or config.hidden_size // config.num_attention_heads
+        layouts: dict[str, MatrixLayout] = {}
+        for name, parameter in self._base.named_parameters(prefix=self.network.base_model_prefix):
+            layout = find_layout(name.removesuffix(".weight"), len(parameter), head_size)
+            if layout is not None and parameter.dim() == 2:
+                layouts[name] = layout
+        return layouts
 
     def choose_attention(self, wanted: str, device: torch.device, dtype: torch.dtype) -> str:
         """Return the kernel that is used from now on, `padded` where the network takes rows only."""
@@ -292,32 +311,6 @@ def _replace_forward(module: nn.Module, function: Callable[..., Any]) -> Iterato
         yield
     finally:
         del module.forward
-
-
-def _find_decoder(network: PreTrainedModel) -> Any:
-    """Return the product with the vocabulary at the end of the head; None where it is another thing."""
-    decoder = network.get_output_embeddings()
-    is_product = (
-        isinstance(decoder, nn.Linear) and decoder.out_features == network.config.vocab_size
-    )
-    return decoder if is_product else None
-
-
-def _find_first_position(network: PreTrainedModel) -> int:
-    """Return the position of a document's first token: that behind the padding id, or 0."""
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
-            return 0 if module.padding_idx is None else module.padding_idx + 1
-    return 0
-
-
-def _list_fp32_buffers(network: PreTrainedModel) -> list[tuple[nn.Module, str, Tensor]]:
-    return [
-        (module, name, buffer.clone())
-        for module in network.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-        if buffer.is_floating_point()
-    ]
 
 
 def _group_documents(bounds: list[int]) -> Iterator[tuple[list[int], list[int]]]:

@@ -111,6 +111,9 @@ class WholeState:
             self._flat_sum.div_(dist.get_world_size())
             for name, part in self._sums.items():
                 self._weights[name].grad = part
+        for weight in self._weights.values():
+            if weight.requires_grad and weight.grad is None:  # the network does not use it
+                weight.grad = torch.zeros_like(weight)
         norm = self._clip_gradients()
         if not math.isfinite(norm):
             for weight in self._weights.values():
