@@ -54,3 +54,8 @@ def test_two_processes_do_the_same_and_one_continues(uninterrupted, tmp_path):
         # AdamW makes much of the rounding of gradients that are almost zero.
         tolerance = 1e-6 if "transformer_encoder" in name else 2e-5
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=tolerance)
+
+
+def test_it_is_not_continued_with_another_optimiser(uninterrupted):
+    output = train_forked(uninterrupted, "deepspeed=zero0", "resume=changed", code=2)
+    assert "was trained with optimizer=muon, whose state means nothing to optimizer=adamw" in output
