@@ -9,19 +9,25 @@ import yaml
 from tokenizers import Tokenizer, models
 
 from neobert_train.config.data_schema import SourceKind
+from neobert_train.config.model_schema import HuggingFaceModelConfig
 from neobert_train.config.schema import TrainConfig
 from neobert_train.export.model_card import CardNames, render_model_card
 from neobert_train.models.cost import build_cost
+from neobert_train.models.size import ModelSize
 from neobert_train.run.checkpoint import TrainingState
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 NASTY = "runs/<script>alert('x')</script>|`a` ``` [b](javascript:c) *d* \"e\"\n# f & g"
 
 
-def render(name="org/name", dataset="org/data", mask="[MASK]", **metrics):
-    config, specials = TrainConfig(), ["<pad>", "<s>", "</s>", mask]
+def make_tokenizer(mask="[MASK]"):
+    specials = ["<pad>", "<s>", "</s>", mask]
     vocabulary = {token: index for index, token in enumerate(specials)}
-    tokenizer = TextTokenizer(Tokenizer(models.WordLevel(vocabulary)), "words", {"mask": mask})
+    return TextTokenizer(Tokenizer(models.WordLevel(vocabulary)), "words", {"mask": mask})
+
+
+def render(name="org/name", dataset="org/data", mask="[MASK]", **metrics):
+    config, tokenizer = TrainConfig(), make_tokenizer(mask)
     config.data.source, config.data.dataset = SourceKind.huggingface, dataset
     names = CardNames(name, name)
     state = replace(TrainingState.begin({}), step=3, tokens=10, num_targets=2)
@@ -78,3 +84,27 @@ def test_a_measurement_that_was_not_finite_is_shown_as_such():
     assert "| held-out loss (nats per masked token) | not a finite number |" in card
     assert "| training loss (nats per masked token) | 2.0000 |" in card
     assert "Nothing was measured" in render()
+
+
+def test_a_network_from_elsewhere_is_named_and_its_code_only_shown_where_it_has_some(
+    monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+
+    def write(**settings):
+        config, tokenizer = TrainConfig(model=HuggingFaceModelConfig(**settings)), make_tokenizer()
+        size = ModelSize(1, 2, 3, 4, 5)
+        names, state = CardNames("mine", "mine"), TrainingState.begin({})
+        return render_model_card(names, config, state, tokenizer, size, {})
+
+    own = write(name="org/base@main")
+    assert "base_model: org/base\n" in own
+    assert "architecture and initial weights of [org/base](https://huggingface.co/org/base)," in own
+    assert "trust_remote_code" not in own
+    (tmp_path / "networks" / "toy").mkdir(parents=True)
+    toy = write(name="networks/toy", from_scratch=True, trust_remote_code=True)
+    assert "architecture of toy," in toy
+    assert "base_model" not in toy
+    assert "huggingface.co" not in toy
+    assert "trust_remote_code=True" in toy
+    assert "AutoModelForSequenceClassification" not in toy

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from transformers import AutoModelForMaskedLM, BertConfig, BertModel
 
 from neobert_train.config.choices import Role
@@ -197,6 +199,43 @@ def test_queries_keys_and_values_can_be_taken_apart_by_heads(architecture):
         assert single.take_apart(weights[name]).shape[1:] == (8, 32)
 
 
+def build_other(kind, **settings):
+    """A small random network of a class of transformers, by the name of its configuration."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 500}
+    config = getattr(transformers, kind)(**shape, intermediate_size=64, pad_token_id=0, **settings)
+    return HuggingFaceEncoder(AutoModelForMaskedLM.from_config(config).eval())
+
+
+@pytest.mark.parametrize("kind", ["FNetConfig", "ConvBertConfig"])
+def test_a_network_that_looks_at_padding_is_refused(kind):
+    with pytest.raises(InputError, match="depend on the padding behind it"):
+        build_other(kind).choose_attention("auto", CPU, torch.float32)
+
+
+def test_a_network_that_takes_no_documents_of_any_length_is_refused():
+    encoder = build_other("NystromformerConfig", segment_means_seq_len=64, num_landmarks=16)
+    with pytest.raises(InputError, match="does not take documents of any length"):
+        encoder.choose_attention("auto", CPU, torch.float32)
+
+
+def test_a_head_that_adds_to_its_scores_is_scored_whole(batch):
+    encoder = build_other("EsmConfig", mask_token_id=4, position_embedding_type="rotary")
+    encoder.choose_attention("auto", CPU, torch.float32)
+    small = batch.to(CPU)
+    small.input_ids, small.labels = batch.input_ids % 400 + 50, batch.labels % 500
+    loss, _ = encoder.score(encoder.encode(small)[small.masked_positions], small.labels)
+    bounds = list(itertools.pairwise(small.cu_seqlens.tolist()))
+    network = build_other("EsmConfig", mask_token_id=4, position_embedding_type="rotary").network
+    scores = torch.cat([network(small.input_ids[None, a:b]).logits[0] for a, b in bounds])
+    expected = F.cross_entropy(scores[small.masked_positions], small.labels, reduction="sum")
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_positions_of_any_kind_of_table_are_counted():
+    assert build_other("IBertConfig", max_position_embeddings=514).max_length == 513
+
+
 def test_sizes_are_those_of_the_network(make_config, tokenizer):
     config = make_config()
     expected = build_cost(config.model, tokenizer.vocab_size).size
@@ -211,6 +250,16 @@ def test_a_folder_is_planned_as_it_is_built(tmp_path, tokenizer):
     assert cost.size.parameters == sum(p.numel() for p in network.parameters())
     assert cost.size.block_parameters == blocks + norm.weight.numel() + norm.bias.numel()
     assert cost.estimate_activation_bytes(2048, 0.2, True, False) > 0
+
+
+def write_toy(folder):
+    """The network in one file that docs/extending.md shows."""
+    text = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+    (code,) = re.findall(r"```python\n# networks/toy/modeling_toy\.py\n(.*?)```", text, re.DOTALL)
+    (settings,) = re.findall(r"```json\n(.*?)```", text[text.index(code) :], re.DOTALL)
+    folder.mkdir()
+    (folder / "modeling_toy.py").write_text(code)
+    (folder / "config.json").write_text(settings)
 
 
 def make(folder, *overrides):
@@ -237,6 +286,43 @@ def test_random_weights_have_the_shape_that_is_asked_for(tmp_path, tokenizer, ma
     assert not other.head.dense.weight.equal(network.head.dense.weight)
 
 
+def test_shape_that_is_not_overridden_stays(tmp_path, tokenizer):
+    special = ("bos_token_id", "eos_token_id", "mask_token_id")
+    write_folder(tmp_path / "euro", "eurobert", tokenizer, head_dim=16, num_key_value_heads=1)
+    config = make(tmp_path / "euro", ("from_scratch", True), ("num_hidden_layers", 3))
+    network = HuggingFaceEncoder.build(config, tokenizer, None).network
+    assert (network.config.num_key_value_heads, network.config.head_dim) == (1, 16)
+    assert network.config.num_hidden_layers == len(network.model.layers) == 3
+    assert all(getattr(network.config, name) < tokenizer.vocab_size for name in special)
+    write_folder(tmp_path / "distil", "distilbert", tokenizer)
+    config = make(tmp_path / "distil", ("from_scratch", True), ("intermediate_size", 96))
+    network = HuggingFaceEncoder.build(config, tokenizer, None).network
+    assert network.distilbert.transformer.layer[0].ffn.lin1.out_features == 96
+
+
+def test_weights_that_are_not_numbers_are_named(tmp_path, tokenizer):
+    network = write_folder(tmp_path, "bert", tokenizer)
+    network.bert.encoder.layer[1].output.dense.weight.data[3, 4] = torch.nan
+    network.save_pretrained(tmp_path)
+    with pytest.raises(
+        InputError, match=r"layer\.1\.output\.dense\.weight has a value that is not"
+    ):
+        load_initial_weights("model.name", str(tmp_path), make(tmp_path), VOCAB_SIZE)
+
+
+def test_layers_without_weights_and_weights_without_layers_are_told(tmp_path, tokenizer, caplog):
+    write_folder(tmp_path, "bert", tokenizer)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(InputError, match="as many layers as its config"):
+        HuggingFaceEncoder.load(tmp_path, "model=folder")
+    file.write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    logging.getLogger("neobert_train").propagate = True
+    HuggingFaceEncoder.load(tmp_path, "model=folder")
+    assert "not taken from model=folder: bert.encoder.layer.1" in caplog.text
+
+
 def test_dropout_is_off_in_training_and_restored_in_an_export(tmp_path, tokenizer, batch):
     write_folder(tmp_path / "model", "bert", tokenizer)
     config = make(tmp_path / "model")
@@ -255,7 +341,7 @@ def test_dropout_is_off_in_training_and_restored_in_an_export(tmp_path, tokenize
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_export_loads_without_our_code(tmp_path, architecture, tokenizer, batch):
     network = write_folder(tmp_path / "model", architecture, tokenizer)
-    encoder = find_family(tmp_path / "model", "model").load(tmp_path / "model", "model")
+    encoder = find_family(tmp_path / "model", "model").load(tmp_path / "model", "model", False)
     assert isinstance(encoder, HuggingFaceEncoder)
     encoder.write(tmp_path / "export", tokenizer, 128)
     loaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "export").eval()
@@ -280,6 +366,20 @@ def test_code_of_a_model_runs_only_where_it_is_trusted(tmp_path, tokenizer, make
         assert torch.allclose(encoder.encode(batch), ours.encode(batch), atol=1e-5)
 
 
+def test_evaluation_runs_code_only_where_it_is_trusted(tmp_path, tokenizer):
+    write_toy(tmp_path / "toy")
+    trusting = make(tmp_path / "toy", ("from_scratch", True), ("trust_remote_code", True))
+    HuggingFaceEncoder.build(trusting, tokenizer, None).write(tmp_path / "export", tokenizer, 128)
+    label = "model=export"
+    with pytest.raises(
+        InputError, match="comes with code of its own: read it, and write trust_remote"
+    ):
+        find_family(tmp_path / "export", label)
+    family = find_family(tmp_path / "export", label, trust_remote_code=True)
+    encoder = family.load(tmp_path / "export", label, True)
+    assert type(encoder.network).__name__ == "ToyForMaskedLM"
+
+
 def test_what_does_not_fit_is_named(tmp_path, tokenizer, make_config):
     write_folder(tmp_path / "small", "bert", tokenizer, vocab_size=500)
     with pytest.raises(InputError, match="500 token ids, and the tokenizer has 30,522"):
@@ -292,7 +392,7 @@ def test_what_does_not_fit_is_named(tmp_path, tokenizer, make_config):
     BertModel(
         BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
     ).save_pretrained(tmp_path / "headless")
-    with pytest.raises(InputError, match=r"no weights for .*model\.from_scratch=true"):
+    with pytest.raises(InputError, match=r"lacks weights that a head .*model\.from_scratch=true"):
         HuggingFaceEncoder.load(tmp_path / "headless", "model.name=headless")
     with pytest.raises(InputError, match="neither a folder nor a model on the Hub"):
         HuggingFaceEncoder.build(make(tmp_path / "nowhere"), tokenizer, None)
@@ -306,16 +406,11 @@ def test_what_does_not_fit_is_named(tmp_path, tokenizer, make_config):
 def test_a_neobert_is_none_of_transformers(tmp_path, tokenizer, make_config):
     encoder = build_encoder(make_config(), tokenizer)
     encoder.write(tmp_path, tokenizer, 128)
-    assert isinstance(find_family(tmp_path, "x").load(tmp_path, "x"), NeoBERTEncoder)
+    assert isinstance(find_family(tmp_path, "x").load(tmp_path, "x", False), NeoBERTEncoder)
 
 
 def test_the_network_in_one_file_of_the_docs_trains(tmp_path, tokenizer, make_config, batch):
-    text = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
-    (code,) = re.findall(r"```python\n# networks/toy/modeling_toy\.py\n(.*?)```", text, re.DOTALL)
-    (settings,) = re.findall(r"```json\n(.*?)```", text[text.index(code) :], re.DOTALL)
-    (tmp_path / "toy").mkdir()
-    (tmp_path / "toy" / "modeling_toy.py").write_text(code)
-    (tmp_path / "toy" / "config.json").write_text(settings)
+    write_toy(tmp_path / "toy")
     config = make_config()
     config.model = make(tmp_path / "toy", ("from_scratch", True), ("trust_remote_code", True))
     encoder = build_encoder(config, tokenizer)
@@ -327,3 +422,5 @@ def test_the_network_in_one_file_of_the_docs_trains(tmp_path, tokenizer, make_co
     expected = F.cross_entropy(scores[batch.masked_positions], batch.labels, reduction="sum")
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert all(parameter.grad.any() for parameter in encoder.network.parameters())
+    assert encoder.list_layouts() == {}
+    assert set(encoder.list_roles().values()) == set(Role)

@@ -20,7 +20,7 @@ from neobert_train.data.sources import build_units
 from neobert_train.models.families import build_encoder
 from neobert_train.models.loading import load_initial_weights, load_into
 from neobert_train.objectives.masked_lm import MaskedLM
-from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER, load_tokenizer
 from neobert_train.training.engine import Engine
 from neobert_train.training.heldout_sample import build_heldout_batches
 from support.architectures import ARCHITECTURES, write_folder
@@ -202,6 +202,52 @@ def test_a_run_of_another_model_is_not_continued(bert, tmp_path, tokenizer):
     assert "model.name" in output
     output = train_forked(bert / "run", code=2)
     assert "model.kind: hugging_face -> neobert" in output
+
+
+def test_changed_settings_do_not_make_it_another_network(bert, tmp_path, tokenizer):
+    shutil.copytree(bert / "run", tmp_path / "run")
+    write_folder(tmp_path / "model", "roberta", tokenizer, pad_token_id=0)
+    settings = choose(tmp_path / "model", "resume=changed")
+    output = train_forked(tmp_path / "run", *settings, code=2)
+    assert "model.safetensors has " in output
+    # The same model in another folder is the same network.
+    shutil.copytree(bert / "model", tmp_path / "moved")
+    output = train_forked(tmp_path / "run", *choose(tmp_path / "moved", "resume=changed"))
+    assert "is complete after 8 steps" in output
+
+
+def test_a_run_continues_without_the_folder_that_it_came_from(bert, tmp_path):
+    for name in ("model", "run"):
+        shutil.copytree(bert / name, tmp_path / name)
+    settings = choose(tmp_path / "model", "trainer.max_steps=9", "resume=changed")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000006")
+    train_forked(tmp_path / "run", *settings)
+    shutil.rmtree(tmp_path / "model")
+    output = train_forked(tmp_path / "run", *choose(tmp_path / "model"), "trainer.max_steps=10")
+    assert "continuing with the tokenizer in" in output
+    assert "Done: 10 steps" in output
+
+
+def test_weights_are_trained_with_their_own_tokenizer(bert, tmp_path):
+    output = train_forked(
+        tmp_path / "run", *choose(bert / "model"), f"tokenizer.path={write_words(tmp_path)}", code=2
+    )
+    assert "gives other ids than the tokenizer of model.name=" in output
+
+
+def write_words(folder):
+    """A tokenizer with some of BERT's entries under other ids."""
+    content = json.loads((SHIPPED_TOKENIZER / "tokenizer.json").read_text())
+    kept = sorted(content["model"]["vocab"], key=content["model"]["vocab"].get)[:2000]
+    content["model"]["vocab"] = {token: index for index, token in enumerate(kept)}
+    (folder / "words").mkdir()
+    (folder / "words" / "tokenizer.json").write_text(json.dumps(content))
+    return folder / "words"
+
+
+def test_a_run_of_another_kind_gives_no_weights(bert, tmp_path):
+    output = train_forked(tmp_path / "run", f"init_from={bert / 'run'}", code=2)
+    assert "is a run with model.kind=hugging_face" in output
 
 
 def test_random_weights_start_another_run_with_init_from(bert, tmp_path):

@@ -45,6 +45,8 @@ from neobert_train.modeling.attention import (
 from neobert_train.models.compilation import decide_compilation, find_compiler_obstacle
 from neobert_train.models.cost import build_cost
 from neobert_train.models.encoder import DTYPES
+from neobert_train.models.families import build_encoder
+from neobert_train.models.loading import load_initial_weights, load_into
 from neobert_train.models.memory import USABLE_MEMORY, estimate_memory, find_largest_micro_batch
 from neobert_train.models.size import count_moments
 from neobert_train.optim.optimizers import build_optimizer
@@ -125,6 +127,8 @@ def examine(config: DoctorConfig, world: World) -> Findings:
         return findings
     findings.tell("tokenizer", f"{config.tokenizer.path}, {tokenizer.vocab_size:,} entries")
     _examine_disk(findings, config, tokenizer)
+    if config.model.source is not None:
+        findings.attempt(lambda: _examine_network(findings, config, tokenizer, device))
     if settings_are_sound and device.type == "cuda":
         _examine_memory(findings, config, device, tokenizer)
     if settings_are_sound:
@@ -208,6 +212,21 @@ def _examine_kernels(findings: Findings, config: DoctorConfig, device: torch.dev
     if compiles and obstacle:
         findings.notes.append(f"torch.compile {obstacle}: a run continues uncompiled")
     _examine_optimizer(findings, config, device)
+
+
+def _examine_network(
+    findings: Findings, config: DoctorConfig, tokenizer: TextTokenizer, device: torch.device
+) -> None:
+    """Load a network that comes from elsewhere, and let it compute a few documents."""
+    encoder, origin = build_encoder(config, tokenizer), config.model.origin
+    if origin is not None:
+        weights = load_initial_weights("model.name", origin, config.model, tokenizer.vocab_size)
+        load_into(encoder, weights, f"model.name={origin}")
+    wanted, dtype = config.model.attention.value, DTYPES[config.trainer.precision]
+    kernel = encoder.choose_attention(wanted, device, dtype)
+    findings.tell(
+        "network", f"{config.model.source}, {type(encoder.network).__name__}: {kernel} attention"
+    )
 
 
 def _examine_optimizer(findings: Findings, config: DoctorConfig, device: torch.device) -> None:

@@ -68,7 +68,9 @@ def run(config: EvaluateConfig, world: World) -> None:
     device = find_device(world)
     precision = choose_precision(config.precision, device)
     objective = MaskedLM(subject.encoder)
-    subject.encoder.network.eval().to(device, DTYPES[precision])
+    subject.encoder.network.eval()
+    subject.encoder.choose_attention("auto", device, DTYPES[precision])
+    subject.encoder.network.to(device, DTYPES[precision])
     result = evaluate_objective(lambda b: objective.compute(b.to(device)), objective, batches)
     num_tokens = sum(batch.num_tokens for batch in batches)
     print_output(
@@ -108,7 +110,7 @@ class Subject:
 def load_subject(config: EvaluateConfig) -> Subject:
     """Load the model to measure, and how it was trained."""
     if config.run_dir is None:
-        return _load_exported(str(config.model))
+        return _load_exported(str(config.model), config.trust_remote_code)
     trained = load_trained(RunDirectory(config.run_dir), config.step)
     train = trained.config
     return Subject(
@@ -116,11 +118,15 @@ def load_subject(config: EvaluateConfig) -> Subject:
     )
 
 
-def _load_exported(name: str) -> Subject:
-    """Return an exported or published model: its safetensors are read, none of its code is run."""
+def _load_exported(name: str, trust_remote_code: bool = False) -> Subject:
+    """Return an exported or published model: its safetensors are read.
+
+    Of a NeoBERT none of its code is run, and of others only where it is trusted.
+    """
     label = f"model={name}"
     folder = find_model_folder(name, label)
-    encoder = find_family(folder, label).load(folder, label)
+    family = find_family(folder, label, trust_remote_code)
+    encoder = family.load(folder, label, trust_remote_code)
     context_length = find_context_length(folder, encoder.max_length)
     return Subject(encoder, load_tokenizer(name), context_length)
 

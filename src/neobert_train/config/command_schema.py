@@ -134,6 +134,9 @@ class EvaluateConfig:
     model: str | None = setting(
         None, "Exported folder or org/name@revision on the Hub to evaluate; give this or run_dir."
     )
+    trust_remote_code: bool = setting(
+        False, "model: run the Python code that comes with it, which may do anything."
+    )
     step: int | None = setting(
         None, "run_dir: step of the checkpoint; the newest by default.", at_least=0
     )

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import PurePath
-from typing import ClassVar
+from pathlib import Path, PurePath
+from typing import Any, ClassVar
 
 from neobert_train.config.choice import Choice, kind_setting
 from neobert_train.config.divisors import find_divisors
@@ -52,6 +52,16 @@ class ModelConfig(Choice):
         """The folder or Hub name that the network comes from; None for one of our own."""
         return None
 
+    @property
+    def network_key(self) -> tuple[Any, ...]:
+        """What decides which network it is, for kinds whose runs keep its configuration."""
+        return ()
+
+    @property
+    def repository(self) -> str | None:
+        """The name on the Hub of the model that it comes from, without its revision."""
+        return None
+
     def pin(self, source: str) -> "ModelConfig":
         """Return the same with a commit in the name of its source."""
         return self
@@ -64,6 +74,11 @@ class ModelConfig(Choice):
     @property
     def needs_remote_code(self) -> bool:
         """Whether transformers loads an export only with the code that lies in it."""
+        return True
+
+    @property
+    def has_all_heads(self) -> bool:
+        """Whether an export loads as encoder and with heads for other tasks as well."""
         return True
 
     def describe(self) -> str:
@@ -168,6 +183,18 @@ class HuggingFaceModelConfig(ModelConfig):
         """The model that is named."""
         return self.name
 
+    @property
+    def network_key(self) -> tuple[Any, ...]:
+        """The model and the shape."""
+        return self.name, self.from_scratch, *self.overrides.items()
+
+    @property
+    def repository(self) -> str | None:
+        """The model, where it is no folder."""
+        name = self.name.partition("@")[0]
+        is_name = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+        return name if is_name and not Path(name).is_dir() else None
+
     def pin(self, source: str) -> "HuggingFaceModelConfig":
         """Return the same with a commit in the name."""
         return dataclasses.replace(self, name=source)
@@ -183,6 +210,11 @@ class HuggingFaceModelConfig(ModelConfig):
         return self.trust_remote_code
 
     @property
+    def has_all_heads(self) -> bool:
+        """Whether it is one that transformers knows."""
+        return not self.trust_remote_code
+
+    @property
     def overrides(self) -> dict[str, int]:
         """The settings of the shape that are given, by their name in the model's `config.json`."""
         names = (
@@ -194,10 +226,10 @@ class HuggingFaceModelConfig(ModelConfig):
 
     def describe(self) -> str:
         """Return which model it is, or has the architecture of; of a folder, its last part."""
-        name, _, _ = self.name.partition("@")
-        shown = f"[{name}](https://huggingface.co/{name})" if name.count("/") == 1 else name
-        if name.startswith((".", "/", "~")) or name.count("/") > 1:
-            shown = PurePath(name).name
+        repository = self.repository
+        shown = PurePath(self.name.partition("@")[0]).name
+        if repository:
+            shown = f"[{repository}](https://huggingface.co/{repository})"
         taken = "architecture" if self.from_scratch else "architecture and initial weights"
         return f"A text encoder with the {taken} of {shown},"
 

@@ -105,6 +105,7 @@ def render_model_card(
         "text": json.dumps(example, ensure_ascii=False),
         "trusted": ", trust_remote_code=True" if config.model.needs_remote_code else "",
     }
+    uses = _USES if config.model.has_all_heads else _USES[:1]
     measured = {
         metric.label + (f" ({metric.unit})" if metric.unit else ""): format_metric(
             key, metrics[key]
@@ -122,7 +123,7 @@ def render_model_card(
             "",
             f"{config.model.describe()} pre-trained with neobert_train by {config.objective.title}.",
             "",
-            *(line for use in _USES for line in _format_use(*use, literals)),
+            *(line for use in uses for line in _format_use(*use, literals)),
             "## Recipe",
             "",
             *_table(_describe_recipe(config, state, size)),
@@ -143,9 +144,8 @@ def _build_front_matter(names: CardNames, config: TrainConfig) -> dict[str, Any]
         "pipeline_tag": "fill-mask",
         "tags": [config.model.kind, config.objective.kind.replace("_", "-")],
     }
-    origin = (config.model.origin or "").partition("@")[0]
-    if REPOSITORY.fullmatch(origin):
-        front["base_model"] = origin
+    if config.model.repository and config.model.origin:
+        front["base_model"] = config.model.repository
     if names.license:
         front["license"] = names.license
     if dataset and REPOSITORY.fullmatch(dataset):

@@ -78,7 +78,9 @@ def check_parity(folder: Path, model: PreTrainedModel, needs_remote_code: bool) 
         found = load_file(result)
     training = model.training
     with torch.no_grad():
-        expected = model.eval()(found["input_ids"], found["attention_mask"]).logits
+        expected = model.eval()(
+            input_ids=found["input_ids"], attention_mask=found["attention_mask"]
+        ).logits
     model.train(training)
     difference = float((expected - found["logits"]).abs().max())
     if not difference <= TOLERANCE:

@@ -33,7 +33,7 @@ class Family:
         name: for messages.
         build: an encoder with random weights, of the settings of a kind, a tokenizer, and what
             `Encoder.describe_network` gave a run that continues (None for one that begins).
-        load: an encoder from a folder, named by a label in messages.
+        load: an encoder from a folder, named by a label in messages, whose code may run or not.
         read_weights: fp32 weights by parameter name from a folder, named by a label, for the settings of
             a kind.
         read_config: the network's own configuration in a folder, with the settings of
@@ -43,7 +43,7 @@ class Family:
 
     name: str
     build: Callable[[Any, TextTokenizer, Mapping[str, Any] | None], Encoder]
-    load: Callable[[Path, str], Encoder]
+    load: Callable[[Path, str, bool], Encoder]
     read_weights: Callable[[Path, str, Any], dict[str, Tensor]]
     read_config: Callable[[Path], Any]
     embedding: str = ""
@@ -60,7 +60,7 @@ FAMILIES: dict[type[ModelConfig], Family] = {
     NeoBERTModelConfig: Family(
         name="NeoBERT",
         build=NeoBERTEncoder.build,
-        load=NeoBERTEncoder.load,
+        load=lambda folder, label, _: NeoBERTEncoder.load(folder, label),
         read_weights=lambda folder, label, _: load_folder_weights(folder, label),
         read_config=read_network_config,
         embedding="model.encoder.weight",
@@ -98,17 +98,30 @@ def build_encoder(
     return encoder
 
 
-def find_family(folder: Path, label: str) -> Family:
+def find_family(folder: Path, label: str, trust_remote_code: bool = False) -> Family:
     """Return the family of the model in a folder.
+
+    Args:
+        folder: of the model.
+        label: the setting that names it, as it was written.
+        trust_remote_code: whether it may be one with code of its own.
 
     Raises:
         InputError: the folder holds no model, or one of another architecture.
     """
-    kind = _read_config(folder, label).get("model_type")
+    config = _read_config(folder, label)
+    kind, own_code = config.get("model_type"), config.get("auto_map")
     if kind == MODEL_TYPE:
         return FAMILIES[NeoBERTModelConfig]
     if isinstance(kind, str) and kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return FAMILIES[HuggingFaceModelConfig]
+    if own_code and trust_remote_code:
+        return FAMILIES[HuggingFaceModelConfig]
+    if own_code and label.startswith("model="):
+        raise InputError(
+            f"{label} holds a {describe_model(folder, label)}, which comes with code of its own: read it, "
+            f"and write trust_remote_code=true"
+        )
     raise InputError(
         f"{label} holds a {describe_model(folder, label)}, as its config.json says, which is neither a "
         f"NeoBERT nor a masked-language model of transformers: name a run directory, an exported "

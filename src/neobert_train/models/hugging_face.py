@@ -45,6 +45,7 @@ from neobert_train.models.hugging_face_parts import (
     find_layout,
     list_fp32_buffers,
 )
+from neobert_train.models.hugging_face_trial import Trial, describe, try_out
 from neobert_train.models.packed_attention import PACKED
 from neobert_train.optim.matrices import MatrixLayout
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
@@ -57,10 +58,6 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 # Documents share a group of rows when the shortest is at least this long, as a share of the longest.
 _SHORTEST_SHARE = 0.75
 _UNBOUNDED = 1 << 20
-# Of the documents that packed and padded rows are compared on: together longer than what networks
-# with learned positions take.
-_TRIED_LENGTHS = (200, 9, 170, 60, 101)
-_TOLERANCE = 1e-3
 
 
 class HuggingFaceEncoder:
@@ -120,16 +117,12 @@ class HuggingFaceEncoder:
                 trust_remote_code=trust_remote_code, output_loading_info=True,
             )  # fmt: skip
         except Exception as error:  # whatever transformers and the code of a model raise
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise InputError(f"{label} cannot be loaded by transformers: {reason}") from error
+            raise InputError(
+                f"{label} cannot be loaded by transformers: {describe(error)}"
+            ) from error
         finally:
             set_verbosity(verbosity)
-        if info["missing_keys"]:  # they would be random
-            missing = ", ".join(sorted(info["missing_keys"])[:3])
-            raise InputError(
-                f"{label} has no weights for {missing}, as a model without the head of masked-language "
-                f"modelling has not: write model.from_scratch=true for random ones throughout"
-            )
+        _check_keys(network, info, label)
         return cls(network)
 
     def encode(self, batch: Batch) -> Tensor:
@@ -177,8 +170,8 @@ class HuggingFaceEncoder:
     def list_layouts(self) -> dict[str, MatrixLayout]:
         """Return how the weights of queries, keys and values, and of gated layers, are taken apart."""
         config = self.network.config
-        head_size = getattr(config, "head_dim", None)
-        head_size = head_size or config.hidden_size // config.num_attention_heads
+        num_heads = getattr(config, "num_attention_heads", 1)  # a network may have none
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // num_heads
         layouts: dict[str, MatrixLayout] = {}
         for name, parameter in self._base.named_parameters(prefix=self.network.base_model_prefix):
             layout = find_layout(name.removesuffix(".weight"), len(parameter), head_size)
@@ -192,8 +185,12 @@ class HuggingFaceEncoder:
             backend = choose_backend(wanted, device, dtype)
         except ValueError as error:
             raise InputError(f"{error}; write model.attention=auto to take one that can") from error
-        self._backend = backend if self._can_pack() else None
-        if self._backend is None and wanted != "auto":
+        was_training = self.network.training
+        with torch.no_grad():
+            packs = self._settle(try_out(self.network.eval(), self.max_length))
+        self.network.train(was_training)
+        self._backend = backend if packs else None
+        if not packs and wanted != "auto":
             raise InputError(
                 f"model.attention={wanted} attends to packed documents, and this network takes padded "
                 f"rows only: write model.attention=auto"
@@ -252,30 +249,44 @@ class HuggingFaceEncoder:
         empty = hidden.new_zeros(len(batch.input_ids), hidden.shape[-1])
         return empty.index_copy(0, torch.cat(places), hidden)
 
-    def _can_pack(self) -> bool:
-        """Return whether packed documents get the hidden states that padded rows give; switch to them."""
+    def _settle(self, trial: Trial) -> bool:
+        """Find what can be done with the network; return whether it takes packed documents.
+
+        Raises:
+            InputError: in rows, documents change each other or their padding changes them, or the head
+                cannot be told apart.
+        """
+        name, batch, is_same = type(self.network).__name__, trial.batch, trial.agrees_on_hidden
+        if not is_same(self._encode_padded(batch)):
+            raise InputError(
+                f"{name} cannot be trained here: the hidden states of a document depend on the padding "
+                f"behind it, or are not the same every time"
+            )
+        if not self._scores_like(trial):
+            self._decoder = None  # its head does something with the scores
+            if not self._scores_like(trial):
+                raise InputError(
+                    f"{name} cannot be trained here: its head needs more than the hidden states of its "
+                    f"encoder, or of other tokens than the one it scores"
+                )
         if not getattr(self.network, "_supports_attention_backend", False):
             return False
         own = self.network.config._attn_implementation
-        device = next(self.network.parameters()).device
-        batch = _build_trial(self.network.config.vocab_size, self.max_length).to(device)
-        was_training = self.network.training
-        self.network.eval()
-        packs = False
-        with torch.no_grad():
-            padded = self._encode_padded(batch)
-            try:
-                self.network.set_attn_implementation(PACKED)
-                packed = self._encode_packed(batch, "sdpa")
-                packs = bool((packed - padded).abs().max() < _TOLERANCE * padded.abs().max())
-            except (
-                Exception
-            ) as error:  # whatever a network raises that packed documents do not suit
-                logger.debug("padded rows, since packed documents do not suit it: %r", error)
-        self.network.train(was_training)
-        if not packs:
-            self.network.set_attn_implementation(own)
-        return packs
+        with contextlib.suppress(Exception):  # whatever a network raises that does not suit
+            self.network.set_attn_implementation(PACKED)
+            if is_same(self._encode_packed(batch, "sdpa")):
+                return True
+        self.network.set_attn_implementation(own)
+        return False
+
+    def _scores_like(self, trial: Trial) -> bool:
+        """Return whether the head, by itself, gives the loss of the network."""
+        chosen = trial.hidden[trial.batch.masked_positions]
+        try:
+            loss_sum, _ = self.score(chosen, trial.batch.labels)
+        except Exception:  # whatever a network raises for a loss in the place of scores
+            return False
+        return trial.agrees_on_loss(loss_sum)
 
     def _keep_buffers(self) -> None:
         """Give rotary frequencies back their precision; they are cast with the weights to bf16."""
@@ -298,9 +309,28 @@ def build_network(
             network_config, dtype=torch.float32, trust_remote_code=config.trust_remote_code
         )
     except Exception as error:  # whatever transformers and the code of a model raise
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise InputError(f"model.name={config.name} cannot be built: {reason}") from error
+        raise InputError(f"model.name={config.name} cannot be built: {describe(error)}") from error
     return network
+
+
+def _check_keys(network: PreTrainedModel, info: Mapping[str, Any], label: str) -> None:
+    """Raise InputError where weights are missing, which would be random; warn of those left out."""
+    missing, others = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if missing:
+        prefix = f"{network.base_model_prefix}."
+        why = "as many layers as its config.json asks for have"
+        if not any(name.startswith(prefix) for name in missing):
+            why = "a head of masked-language modelling has"
+        fix = ": write model.from_scratch=true for random ones throughout"
+        raise InputError(
+            f"{label} lacks weights that {why}, such as {', '.join(missing[:3])}"
+            + (fix if label.startswith("model.name=") else "")
+        )
+    if others:
+        logger.warning(
+            "not taken from %s: %s%s, of which this network has none", label, ", ".join(others[:3]),
+            f" and {len(others) - 3} more" if len(others) > 3 else "",
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -327,23 +357,3 @@ def _group_documents(bounds: list[int]) -> Iterator[tuple[list[int], list[int]]]
         lengths.append(length)
     if lengths:
         yield begins, lengths
-
-
-def _build_trial(vocab_size: int, max_length: int) -> Batch:
-    """Return documents of random ids, among them some that differ much in length."""
-    lengths = [min(length, max_length) for length in _TRIED_LENGTHS]
-    bounds = torch.tensor([0, *lengths]).cumsum(0)
-    generator = torch.Generator().manual_seed(0)
-    return Batch(
-        # The first ids are special, among them the padding.
-        input_ids=torch.randint(
-            vocab_size // 2, vocab_size, (int(bounds[-1]),), generator=generator
-        ),
-        position_ids=torch.cat([torch.arange(length) for length in lengths]).int(),
-        cu_seqlens=bounds.int(),
-        max_seqlen=max(lengths),
-        masked_positions=torch.zeros(0, dtype=torch.int64),
-        labels=torch.zeros(0, dtype=torch.int64),
-        lane=0,
-        lane_state={},
-    )

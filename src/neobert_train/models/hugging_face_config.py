@@ -16,8 +16,14 @@ from neobert_train.tokenizers.special_tokens import SpecialTokens
 # Of heads for other tasks, which are not trained here.
 _OF_OTHER_HEADS = ("classifier", "seq_classif", "qa_", "pooler", "summary")
 _ORIGINAL_DROPOUT = "original_dropout"
-# What follows from other settings, and is made again where these change.
-_DERIVED = ("layer_types", "head_dim", "num_key_value_heads")
+# What follows from the shape, and is made again where these settings of it change.
+_DERIVED = {
+    "layer_types": ("num_hidden_layers",),
+    "head_dim": ("hidden_size", "num_attention_heads"),
+    "num_key_value_heads": ("num_attention_heads",),
+}
+# What some networks call the settings of the shape, where transformers does not map the names itself.
+_OTHER_NAMES = {"intermediate_size": "hidden_dim"}
 
 
 def make_network_config(
@@ -45,11 +51,12 @@ def make_network_config(
     if config.from_scratch:
         ids = _list_special_ids(special)
         known = {name: ids[name] for name in ids if getattr(network, name, None) is not None}
-        network = _reshape(network, config.overrides, {**known, "vocab_size": vocab_size})
+        overrides = _find_names(network, config.overrides, label)
+        network = _reshape(network, overrides, {**known, "vocab_size": vocab_size})
     elif vocab_size > network.vocab_size:
         raise InputError(
             f"{label} is for {network.vocab_size:,} token ids, and the tokenizer has {vocab_size:,}: "
-            f"leave tokenizer.path out to take the model's own, or write model.from_scratch=true"
+            f"give the one that it was trained with (tokenizer.path), or write model.from_scratch=true"
         )
     return switch_off_dropout(network)
 
@@ -114,6 +121,27 @@ def _restore(
     return known.from_dict(dict(kept))
 
 
+def _find_names(
+    network: PretrainedConfig, overrides: Mapping[str, int], label: str
+) -> dict[str, int]:
+    """Return settings of the shape by the names that a configuration has for them.
+
+    Raises:
+        InputError: it has none for one of them.
+    """
+    names = {}
+    for name, value in overrides.items():
+        other = _OTHER_NAMES.get(name, name)
+        found = next((known for known in (name, other) if hasattr(network, known)), None)
+        if found is None:
+            raise InputError(
+                f"model.{name}={value} has no effect on {label}, a {network.model_type}, whose "
+                f"config.json does not know it: leave it out"
+            )
+        names[found] = value
+    return names
+
+
 def _reshape(
     network: PretrainedConfig, overrides: Mapping[str, int], vocabulary: Mapping[str, int]
 ) -> PretrainedConfig:
@@ -122,8 +150,9 @@ def _reshape(
     for name, value in {**overrides, **vocabulary}.items():
         setattr(changed, name, value)  # by the name that its architecture has for it
     values = changed.to_dict()
-    for name in _DERIVED if overrides else ():
-        values.pop(name, None)
+    for name, settings in _DERIVED.items():
+        if overrides.keys() & set(settings):
+            values.pop(name, None)
     return type(network).from_dict(values)
 
 

@@ -27,7 +27,7 @@ def find_decoder(network: PreTrainedModel) -> Any:
 def find_first_position(network: PreTrainedModel) -> int:
     """Return the position of a document's first token: that behind the padding id, or 0."""
     for name, module in network.named_modules():
-        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
+        if name.endswith("position_embeddings") and hasattr(module, "padding_idx"):
             return 0 if module.padding_idx is None else module.padding_idx + 1
     return 0
 

@@ -16,7 +16,13 @@ from neobert_train.errors import InputError
 from neobert_train.models.encoder import Encoder, get_parameters
 from neobert_train.models.families import FAMILIES, build_encoder, describe_model, find_family
 from neobert_train.models.folder import find_model_folder
-from neobert_train.run.checkpoint import CONFIG_FILE, TOKENIZER_FOLDER, load_weights
+from neobert_train.run.checkpoint import (
+    CONFIG_FILE,
+    TOKENIZER_FOLDER,
+    UnsoundNumberError,
+    check_numbers,
+    load_weights,
+)
 from neobert_train.run.checkpoint_search import find_checkpoint
 from neobert_train.run.directory import RunDirectory
 from neobert_train.tokenizers.loading import load_tokenizer
@@ -78,7 +84,10 @@ def load_initial_weights(
             load_train_config(checkpoint / CONFIG_FILE).model,
             load_weights(checkpoint),
         )
-        found = FAMILIES[type(config)]
+        if FAMILIES[type(config)] is not family:
+            raise InputError(
+                f"{label} is a run with model.kind={config.kind}, and model.kind={model.kind} is another"
+            )
     else:
         folder = find_model_folder(origin, label)
         # A kind that names its network says by itself what a folder lacks.
@@ -89,6 +98,11 @@ def load_initial_weights(
                 f"another: write model=hugging_face {to_shell('model.name', origin)} to train it further"
             )
         config, weights = found.read_config(folder), found.read_weights(folder, label, model)
+    for name, tensor in weights.items():
+        try:
+            check_numbers(name, tensor)
+        except UnsoundNumberError as error:
+            raise InputError(f"the weights of {label} cannot be trained: {error}") from error
     _check_shape(label, config, model)
     _check_vocabulary(label, weights.get(family.embedding), vocab_size)
     return weights

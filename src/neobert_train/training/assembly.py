@@ -237,14 +237,14 @@ def open_run_directory(
         for difference in find_environment_changes(before[-1], environment):
             logger.warning("continuing in another environment: %s", difference)
     try:
+        if network:
+            write_checked_json(run.network_file, network)
         write_atomically(run.config_file, dump_config(config))
         write_checked_json(run.environment_file, [*before, environment])
         begins = not run.holds_run() or not run.sources_file.exists()
         if begins or config.resume is Resume.changed:
             files = to_json(list_source_files(units))
             write_checked_json(run.sources_file, files, indent=None)
-        if network and (begins or not run.network_file.exists()):
-            write_checked_json(run.network_file, network)
         if sample.heldout:
             sample.save(run.heldout_file)
     except OSError as error:

@@ -1,5 +1,6 @@
 """Where a run begins: anew, at given weights, or at the newest checkpoint that is its own."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -72,7 +73,8 @@ class StartingPoint:
 
     def pin(self, config: TrainConfig) -> TrainConfig:
         """Return the configuration with commits in place of branches, which may move."""
-        return pin_config(config, self.revisions)
+        pinned = pin_config(config, self.revisions)
+        return replace(pinned, tokenizer=replace(pinned.tokenizer, path=self.tokenizer.name))
 
 
 def find_starting_point(
@@ -86,6 +88,8 @@ def find_starting_point(
     resumes = collectives.on_main(lambda: check_resume(config, run))
     revisions = collectives.on_main(lambda: find_revisions(config, run, resumes))
     pinned = pin_config(config, revisions)
+    path = collectives.on_all(lambda: find_tokenizer(pinned, run, resumes))
+    pinned = replace(pinned, tokenizer=replace(pinned.tokenizer, path=path))
     tokenizer = collectives.on_all(lambda: build_tokenizer(pinned.tokenizer))
     units = collectives.on_all(lambda: open_corpus(config, tokenizer))
     check_same_tokenizer(tokenizer, collectives)
@@ -98,7 +102,7 @@ def find_starting_point(
     state, weights = collectives.on_all(
         lambda: load_state_and_weights(pinned, tokenizer, checkpoint)
     )
-    network = run.read_network() if resumes else None
+    network = read_kept_network(config, run) if resumes else None
     return StartingPoint(tokenizer, units, checkpoint, state, weights, network, revisions)
 
 
@@ -110,13 +114,33 @@ def find_revisions(config: TrainConfig, run: RunDirectory, resumes: bool) -> dic
     Raises:
         InputError: a name is not on the Hub, or a file of the run directory is damaged.
     """
-    names = {"tokenizer.path": pin_tokenizer(find_recorded(config, run) or config.tokenizer.path)}
+    path = find_recorded(config, run) or config.tokenizer.path
+    names = {"tokenizer.path": None if resumes else pin_tokenizer(path)}
+    if resumes:
+        with contextlib.suppress(InputError):  # `find_tokenizer` says what it does instead
+            names["tokenizer.path"] = pin_tokenizer(path)
     if config.init_from and not resumes:
         names["init_from"] = pin_model(config.init_from, f"init_from={config.init_from}")
     if config.model.source and not resumes:
         label, with_weights = f"model.name={config.model.source}", config.model.origin is not None
         names["model.name"] = pin_model(config.model.source, label, with_weights)
     return {key: name for key, name in names.items() if name is not None}
+
+
+def find_tokenizer(config: TrainConfig, run: RunDirectory, resumes: bool) -> str:
+    """Return where the tokenizer of a run lies; where it is gone, in the newest checkpoint."""
+    path, checkpoints = config.tokenizer.path, run.list_checkpoints()
+    if not resumes or not checkpoints:
+        return path
+    try:
+        build_tokenizer(config.tokenizer)
+    except InputError as error:
+        if Path(path).expanduser().exists():
+            raise  # it is another one than it was
+        kept = checkpoints[-1][1] / TOKENIZER_FOLDER
+        logger.warning("continuing with the tokenizer in %s: %s", kept, error)
+        return str(kept)
+    return path
 
 
 def find_recorded(config: TrainConfig, run: RunDirectory) -> str | None:
@@ -140,6 +164,15 @@ def pin_config(config: TrainConfig, revisions: Mapping[str, str]) -> TrainConfig
         model=config.model.pin(name) if name else config.model,
         tokenizer=replace(config.tokenizer, path=path),
     )
+
+
+def read_kept_network(config: TrainConfig, run: RunDirectory) -> dict[str, Any] | None:
+    """Return the network's configuration that a run kept; None where the settings name another one."""
+    if run.config_file.exists():
+        saved = load_train_config(run.config_file)
+        if saved.model.network_key != config.model.network_key:
+            return None
+    return run.read_network()
 
 
 def check_resume(config: TrainConfig, run: RunDirectory) -> bool:
@@ -251,7 +284,7 @@ def find_resume_point(config: TrainConfig, run: RunDirectory, tokenizer: TextTok
         InputError: there is none.
     """
     with torch.device("meta"):
-        network = build_encoder(config, tokenizer, run.read_network()).network
+        network = build_encoder(config, tokenizer, read_kept_network(config, run)).network
     shapes = {name: tuple(tensor.shape) for name, tensor in get_parameters(network).items()}
 
     def is_same_run(config_file: Path) -> bool:
@@ -302,9 +335,27 @@ def load_state_and_weights(
     key, origin = "init_from", config.init_from
     if not origin:
         key, origin = "model.name", config.model.origin
+        check_own_tokenizer(config, tokenizer)
     if not origin:
         return state, None
     return state, load_initial_weights(key, origin, config.model, tokenizer.vocab_size)
+
+
+def check_own_tokenizer(config: TrainConfig, tokenizer: TextTokenizer) -> None:
+    """Raise InputError for weights whose own tokenizer gives other ids than the run's."""
+    origin = config.model.origin
+    if not origin or config.tokenizer.path == origin:
+        return
+    try:
+        own = load_tokenizer(origin)
+    except InputError:
+        return  # it has none
+    if not tokenizer.gives_same_ids_as(own):
+        raise InputError(
+            f"tokenizer.path={config.tokenizer.path} gives other ids than the tokenizer of "
+            f"model.name={origin}, by which its weights were trained: leave tokenizer.path out, or write "
+            f"model.from_scratch=true"
+        )
 
 
 def check_lanes(config: TrainConfig, state: TrainingState, checkpoint: Path) -> None:
