@@ -76,6 +76,7 @@ def take_outputs(files: list[int]) -> None:
 
 def load_libraries() -> None:
     """Import what the commands import, and what DeepSpeed imports for its first engine."""
+    from neobert_train.config.store import compose_config, to_typed
     from neobert_train.machine.threads import limit_spinning
 
     limit_spinning()
@@ -84,6 +85,8 @@ def load_libraries() -> None:
     for module in pkgutil.iter_modules(neobert_train.commands.__path__):
         importlib.import_module(f"neobert_train.commands.{module.name}")
     importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    # The first composition loads Hydra and builds its parsers.
+    to_typed("train", compose_config("train", ["+experiment=smoke"]))
     gc.freeze()
 
 
