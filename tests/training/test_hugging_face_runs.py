@@ -150,6 +150,23 @@ def test_rows_are_trained_in_bf16_with_recomputed_activations(tmp_path, tokenize
     assert [r["train/loss"] for r in records[:2]] == [r["train/loss"] for r in expected[:2]]
 
 
+def test_rows_in_parts_are_trained_by_two_processes(tmp_path, tokenizer):
+    """Their groups of rows are not equally many, and ZeRO 3 gathers weights in every forward pass."""
+    write_folder(tmp_path / "model", "modernbert", tokenizer)
+    lines = [" ".join(["the state of the union"] * (1 + number % 23)) for number in range(400)]
+    (tmp_path / "lines.txt").write_text("\n".join(lines))
+    data = ["data=files", f"data.paths=[{tmp_path / 'lines.txt'}]", "data.text_documents=line"]
+    settings = choose(tmp_path / "model", *data, "data.heldout_fraction=0.1")
+    train_forked(tmp_path / "alone", *settings)
+    train_on_two(tmp_path / "run", *settings, "deepspeed=zero3")
+    assert_same_run(tmp_path / "run", tmp_path / "alone", tolerance=1e-5)
+
+
+def test_packed_documents_are_trained_with_recomputed_activations(bert, tmp_path):
+    train_forked(tmp_path / "run", *choose(bert / "model"), "model.activation_checkpointing=true")
+    assert_same_run(tmp_path / "run", bert / "run", tolerance=1e-6)
+
+
 def test_training_lowers_the_heldout_loss_that_an_export_gives(bert):
     """In plain transformers, on the same masks."""
     run_dir, start = bert / "run", bert / "model"

@@ -55,7 +55,7 @@ disable_progress_bar()  # it writes a line for every file of weights
 # Loading imports DeepSpeed, which otherwise looks for an accelerator and warns of what it finds.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
-# Documents share a group of rows when the shortest is at least this long, as a share of the longest.
+# Length of the shortest document of a group of rows, as a share of the longest.
 _SHORTEST_SHARE = 0.75
 _UNBOUNDED = 1 << 20
 
@@ -237,7 +237,10 @@ class HuggingFaceEncoder:
         """Return the hidden states; zeros for the padding behind the documents."""
         padding = self.network.config.pad_token_id or 0
         device, parts, places = batch.input_ids.device, [], []
-        for begins, lengths in _group_documents(batch.cu_seqlens.tolist()):
+        # With weights in parts (ZeRO 3) every forward pass is one of all processes together.
+        is_joint = hasattr(next(self.network.parameters()), "ds_id")
+        least = 0.0 if is_joint else _SHORTEST_SHARE
+        for begins, lengths in _group_documents(batch.cu_seqlens.tolist(), least):
             offsets = torch.arange(max(lengths), device=device)
             is_token = offsets < torch.tensor(lengths, device=device)[:, None]
             place = torch.tensor(begins, device=device)[:, None] + offsets
@@ -343,14 +346,21 @@ def _replace_forward(module: nn.Module, function: Callable[..., Any]) -> Iterato
         del module.forward
 
 
-def _group_documents(bounds: list[int]) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield where the documents of a group begin and how long they are, those of like length together."""
+def _group_documents(
+    bounds: list[int], shortest_share: float
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield where the documents of a group begin and how long they are, those of like length together.
+
+    Args:
+        bounds: where documents begin and the last one ends.
+        shortest_share: length of the shortest document of a group, as a share of the longest.
+    """
     pairs = itertools.pairwise(bounds)
     documents = sorted(((end - begin, begin) for begin, end in pairs if end > begin), reverse=True)
     begins: list[int] = []
     lengths: list[int] = []
     for length, begin in documents:
-        if lengths and length < _SHORTEST_SHARE * lengths[0]:
+        if lengths and length < shortest_share * lengths[0]:
             yield begins, lengths
             begins, lengths = [], []
         begins.append(begin)
