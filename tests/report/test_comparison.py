@@ -1,6 +1,8 @@
 """Several runs in one report: their last values, and the settings in which they differ."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -52,3 +54,34 @@ def test_a_run_without_metrics_is_named(tmp_path):
     runs = [write_run(tmp_path / "first", 5.0), RunDirectory(tmp_path / "second")]
     with pytest.raises(InputError, match="second holds no metrics yet"):
         render_comparison(runs)
+
+
+def test_names_are_drawn_as_they_are(tmp_path):
+    runs = [write_run(tmp_path / name, 5.0) for name in (r"p$\frac$q", "_under", "日本")]
+    text = render_comparison(runs)
+    assert "_under -->" in text
+    assert text.count("<svg") == 8
+
+
+def test_metrics_without_tokens_are_left_out_of_the_curves(tmp_path):
+    runs = [write_run(tmp_path / name, 5.0) for name in ("first", "second")]
+    runs[1].metrics_file.write_text('{"step": 1, "train/loss": 9.0}\n')
+    assert "<td>second</td>" in render_comparison(runs)
+
+
+def test_a_run_is_not_compared_with_itself(tmp_path):
+    run = write_run(tmp_path / "first", 5.0)
+    with pytest.raises(InputError, match="named twice"):
+        render_comparison([run, RunDirectory(tmp_path / "other" / ".." / "first")])
+
+
+@pytest.mark.parametrize("arguments", [["missing"], [""], ["file", "file/x"]])
+def test_what_is_no_run_directory_is_told(tmp_path, arguments):
+    (tmp_path / "file").write_text("x")
+    done = subprocess.run(
+        [sys.executable, "-m", "neobert_train.report", *arguments],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "is no run directory: it holds no config.yaml" in done.stderr
+    assert not list(tmp_path.glob("*.html"))

@@ -39,6 +39,8 @@ def write_comparison(runs: Sequence[RunDirectory]) -> Path:
 
 def render_comparison(runs: Sequence[RunDirectory]) -> str:
     """Return the comparison as HTML: curves over tokens, last values, and settings that differ."""
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise InputError("a run directory is named twice: name each once")
     names = _name_runs([run.path for run in runs])
     records = {
         name: list(read_metrics(run.metrics_file)) for name, run in zip(names, runs, strict=True)
@@ -85,15 +87,21 @@ def _draw(key: str, metric: Metric, records: Mapping[str, Sequence[Mapping[str, 
     """Return one metric of all runs over the tokens that they had trained on, as SVG."""
     figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
     for name, found in records.items():
-        points = [(r["train/tokens"], r[key]) for r in found if r.get(key) is not None]
+        both = ((r.get("train/tokens"), r.get(key)) for r in found)
+        points = [point for point in both if None not in point]
         if points:
             marker = "o" if key.startswith("eval/") else None
-            axes.plot(*zip(*points, strict=True), label=name, marker=marker)
+            axes.plot(*zip(*points, strict=True), label=_to_label(name), marker=marker)
     axes.set(title=metric.label, xlabel="tokens", ylabel=metric.unit or metric.label)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
     return to_svg(figure)
+
+
+def _to_label(name: str) -> str:
+    """Return a name as a legend shows it: not as a formula, nor left out for its underscore."""
+    return " " + name.replace("$", r"\$")
 
 
 def _transpose(columns: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:

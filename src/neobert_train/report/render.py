@@ -3,6 +3,7 @@
 import html
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,9 @@ def _draw(title: str, records: Sequence[dict[str, Any]], entropy: float | None) 
 def to_svg(figure: Figure) -> str:
     """Return a figure as an SVG element, and close it."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # letters that the font lacks
+        figure.savefig(buffer, format="svg")
     plt.close(figure)
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
