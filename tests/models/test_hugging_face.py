@@ -374,7 +374,7 @@ def test_evaluation_runs_code_only_where_it_is_trusted(tmp_path, tokenizer):
     with pytest.raises(
         InputError, match="comes with code of its own: read it, and write trust_remote"
     ):
-        find_family(tmp_path / "export", label)
+        find_family(tmp_path / "export", label, trust_remote_code=False)
     family = find_family(tmp_path / "export", label, trust_remote_code=True)
     encoder = family.load(tmp_path / "export", label, True)
     assert type(encoder.network).__name__ == "ToyForMaskedLM"

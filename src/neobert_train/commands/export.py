@@ -54,7 +54,7 @@ def run(config: ExportConfig, world: World) -> None:
             write_pooling(draft, network.config.hidden_size, config.pooling, context_length)
         difference = check_parity(draft, network, trained.config.model.needs_remote_code)
         if config.format is ExportFormat.onnx:
-            write_onnx(draft, network)
+            write_onnx(draft, network, trained.encoder.max_length)
         location = config.push_to_hub or str(output)
         title = (config.push_to_hub or run_directory.path.resolve().name).rpartition("/")[2]
         revision = config.revision if config.push_to_hub else None

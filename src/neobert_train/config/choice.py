@@ -1,16 +1,21 @@
 """What the kinds of a section have in common."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from neobert_train.config.setting import setting
 
 
 @dataclass
 class Choice:
-    """A section whose settings depend on the kind that is chosen for it."""
+    """A section whose settings depend on the kind that is chosen for it.
 
+    Attributes:
+        elsewhere: defaults of other sections, by section and setting, that come with the kind.
+    """
+
+    elsewhere: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     kind: str = setting("", "What SECTION=KIND chooses.")
 
     def iter_problems(self) -> Iterator[str]:

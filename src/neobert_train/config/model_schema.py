@@ -30,12 +30,10 @@ class ModelConfig(Choice):
 
     Attributes:
         shape: names of the settings that weights from elsewhere have to agree with.
-        elsewhere: defaults of other sections, by section and setting, that come with this kind.
         can_compile: whether its blocks can be compiled.
     """
 
     shape: ClassVar[tuple[str, ...]] = ()
-    elsewhere: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     can_compile: ClassVar[bool] = True
     attention: AttentionBackend = setting(
         AttentionBackend.auto, "auto, sdpa, flash_attn, torch_varlen or xformers."
@@ -83,7 +81,7 @@ class ModelConfig(Choice):
 
     def describe(self) -> str:
         """Return what a model card calls it, an article first."""
-        raise NotImplementedError
+        return "A text encoder"
 
     def announce_length(self, context_length: int) -> int:
         """Return the longest context that a tokenizer saved with the model announces, in tokens.

@@ -68,7 +68,7 @@ def register_schemas(command: str) -> None:
     for section, kinds in CHOICES.items():
         store.repo.pop(section, None)  # of the command before, if this process has composed another
         for kind, settings in kinds.items() if has_groups else ():
-            node = {section: OmegaConf.structured(settings), **getattr(settings, "elsewhere", {})}
+            node = {section: OmegaConf.structured(settings), **settings.elsewhere}
             store.store(group=section, name=kind, node=node, package="_global_")
     node = OmegaConf.structured(SCHEMAS[command])
     for section in list_chosen_sections(SCHEMAS[command]):
@@ -197,9 +197,8 @@ def normalise_override(argument: str) -> str:
     """Return what Hydra has to be told for what a user may write.
 
     `experiment=x` stands for `+experiment=x`, since no experiment is part of the defaults, and so does
-    `size=x`. A setting
-    of a source, `data.mixture.NAME.key=value`, may name a source that is new, which Hydra takes
-    only as `++data.mixture={NAME:{key:value}}`.
+    `size=x`. A setting of a source, `data.mixture.NAME.key=value`, may name a source that is new, which
+    Hydra takes only as `++data.mixture={NAME:{key:value}}`.
     """
     if argument.startswith(tuple(f"{group}=" for group in ADDED_GROUPS)):
         return f"+{argument}"

@@ -38,12 +38,13 @@ class _Encoder(nn.Module):
         return hidden
 
 
-def write_onnx(folder: Path, model: PreTrainedModel) -> float:
+def write_onnx(folder: Path, model: PreTrainedModel, max_length: int) -> float:
     """Write `onnx/model.onnx`, for any number of sequences of any length, and try it.
 
     Args:
         folder: of the export.
         model: in fp32 on the CPU; its encoder is written, without the vocabulary projection.
+        max_length: most tokens of a sequence that it takes.
 
     Returns:
         The largest difference of a hidden state that onnxruntime gives.
@@ -69,9 +70,7 @@ def write_onnx(folder: Path, model: PreTrainedModel) -> float:
         )  # fmt: skip
         assert program is not None
         program.save(path)
-    longest = getattr(model.config, "max_position_embeddings", None) or 300
-    # RoBERTa and its kin count positions from behind the padding id.
-    return _compare(path, encoder, model.config.vocab_size, max(1, longest - 2))
+    return _compare(path, encoder, model.config.vocab_size, max_length)
 
 
 def _make_inputs(batch: int, length: int, vocab_size: int) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 from neobert_train.batch import Batch
 from neobert_train.config.choices import Role
 from neobert_train.config.schema import Precision
+from neobert_train.errors import InputError
+from neobert_train.modeling.attention import choose_backend
 from neobert_train.models.size import ModelSize
 from neobert_train.optim.matrices import MatrixLayout
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
@@ -75,6 +77,18 @@ class Encoder(Protocol):
             tokenizer: of the model, written beside it.
             context_length: tokens to which the tokenizer cuts texts when asked to.
         """
+
+
+def choose_kernel(wanted: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Return the kernel for packed documents that `model.attention` stands for.
+
+    Raises:
+        InputError: the one wanted cannot run on this device; says why.
+    """
+    try:
+        return choose_backend(wanted, device, dtype)
+    except ValueError as error:
+        raise InputError(f"{error}; write model.attention=auto to take one that can") from error
 
 
 def get_parameters(network: PreTrainedModel) -> dict[str, Tensor]:

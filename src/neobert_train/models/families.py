@@ -98,13 +98,13 @@ def build_encoder(
     return encoder
 
 
-def find_family(folder: Path, label: str, trust_remote_code: bool = False) -> Family:
+def find_family(folder: Path, label: str, trust_remote_code: bool | None = None) -> Family:
     """Return the family of the model in a folder.
 
     Args:
         folder: of the model.
         label: the setting that names it, as it was written.
-        trust_remote_code: whether it may be one with code of its own.
+        trust_remote_code: whether code that lies in the folder may run; None where nobody can say so.
 
     Raises:
         InputError: the folder holds no model, or one of another architecture.
@@ -117,7 +117,7 @@ def find_family(folder: Path, label: str, trust_remote_code: bool = False) -> Fa
         return FAMILIES[HuggingFaceModelConfig]
     if own_code and trust_remote_code:
         return FAMILIES[HuggingFaceModelConfig]
-    if own_code and label.startswith("model="):
+    if own_code and trust_remote_code is False:
         raise InputError(
             f"{label} holds a {describe_model(folder, label)}, which comes with code of its own: read it, "
             f"and write trust_remote_code=true"

@@ -30,9 +30,9 @@ from neobert_train.batch import Batch
 from neobert_train.config.choices import Role
 from neobert_train.config.model_schema import HuggingFaceModelConfig
 from neobert_train.errors import InputError
-from neobert_train.modeling.attention import choose_backend
 from neobert_train.modeling.cross_entropy import sum_cross_entropy
 from neobert_train.modeling.layouts import close_documents
+from neobert_train.models.encoder import choose_kernel
 from neobert_train.models.folder import check_weights
 from neobert_train.models.hugging_face_config import (
     make_network_config,
@@ -52,8 +52,6 @@ from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
 disable_progress_bar()  # it writes a line for every file of weights
-# Loading imports DeepSpeed, which otherwise looks for an accelerator and warns of what it finds.
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 # Length of the shortest document of a group of rows, as a share of the longest.
 _SHORTEST_SHARE = 0.75
@@ -111,6 +109,8 @@ class HuggingFaceEncoder:
         check_weights(folder, label, may_be_split=True)
         verbosity = get_verbosity()
         set_verbosity_error()  # of a table of what the folder holds beyond this model
+        # Loading imports DeepSpeed, which otherwise looks for an accelerator and warns of what it finds.
+        os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
         try:
             network, info = AutoModelForMaskedLM.from_pretrained(
                 folder, config=config, dtype=torch.float32, use_safetensors=True,
@@ -181,10 +181,7 @@ class HuggingFaceEncoder:
 
     def choose_attention(self, wanted: str, device: torch.device, dtype: torch.dtype) -> str:
         """Return the kernel that is used from now on, `padded` where the network takes rows only."""
-        try:
-            backend = choose_backend(wanted, device, dtype)
-        except ValueError as error:
-            raise InputError(f"{error}; write model.attention=auto to take one that can") from error
+        backend = choose_kernel(wanted, device, dtype)
         was_training = self.network.training
         with torch.no_grad():
             packs = self._settle(try_out(self.network.eval(), self.max_length))
@@ -324,10 +321,9 @@ def _check_keys(network: PreTrainedModel, info: Mapping[str, Any], label: str) -
         why = "as many layers as its config.json asks for have"
         if not any(name.startswith(prefix) for name in missing):
             why = "a head of masked-language modelling has"
-        fix = ": write model.from_scratch=true for random ones throughout"
         raise InputError(
-            f"{label} lacks weights that {why}, such as {', '.join(missing[:3])}"
-            + (fix if label.startswith("model.name=") else "")
+            f"{label} lacks weights that {why}, such as {', '.join(missing[:3])} (training with "
+            f"model.from_scratch=true begins with random ones throughout)"
         )
     if others:
         logger.warning(

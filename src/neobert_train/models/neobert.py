@@ -13,10 +13,10 @@ from neobert_train.batch import Batch
 from neobert_train.config.choices import Role
 from neobert_train.config.model_schema import NeoBERTModelConfig
 from neobert_train.errors import InputError
-from neobert_train.modeling.attention import choose_backend
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.models.compilation import prepare_compiler
+from neobert_train.models.encoder import choose_kernel
 from neobert_train.models.remote_code import AUTO_MAP, write_remote_code
 from neobert_train.optim.matrices import MatrixLayout
 from neobert_train.run.checkpoint import save_tensors
@@ -103,10 +103,7 @@ class NeoBERTEncoder:
 
     def choose_attention(self, wanted: str, device: torch.device, dtype: torch.dtype) -> str:
         """Return the backend of `modeling.attention` that is used from now on."""
-        try:
-            backend = choose_backend(wanted, device, dtype)
-        except ValueError as error:
-            raise InputError(f"{error}; write model.attention=auto to take one that can") from error
+        backend = choose_kernel(wanted, device, dtype)
         self.network.model.attention_backend = backend
         return backend
 

@@ -72,7 +72,7 @@ class StartingPoint:
     revisions: dict[str, str]
 
     def pin(self, config: TrainConfig) -> TrainConfig:
-        """Return the configuration with commits in place of branches, which may move."""
+        """Return the configuration with commits in place of branches, and the tokenizer that was found."""
         pinned = pin_config(config, self.revisions)
         return replace(pinned, tokenizer=replace(pinned.tokenizer, path=self.tokenizer.name))
 
@@ -88,9 +88,7 @@ def find_starting_point(
     resumes = collectives.on_main(lambda: check_resume(config, run))
     revisions = collectives.on_main(lambda: find_revisions(config, run, resumes))
     pinned = pin_config(config, revisions)
-    path = collectives.on_all(lambda: find_tokenizer(pinned, run, resumes))
-    pinned = replace(pinned, tokenizer=replace(pinned.tokenizer, path=path))
-    tokenizer = collectives.on_all(lambda: build_tokenizer(pinned.tokenizer))
+    tokenizer = collectives.on_all(lambda: find_tokenizer(pinned, run, resumes))
     units = collectives.on_all(lambda: open_corpus(config, tokenizer))
     check_same_tokenizer(tokenizer, collectives)
     check_same_files(units, collectives)
@@ -115,10 +113,10 @@ def find_revisions(config: TrainConfig, run: RunDirectory, resumes: bool) -> dic
         InputError: a name is not on the Hub, or a file of the run directory is damaged.
     """
     path = find_recorded(config, run) or config.tokenizer.path
-    names = {"tokenizer.path": None if resumes else pin_tokenizer(path)}
-    if resumes:
-        with contextlib.suppress(InputError):  # `find_tokenizer` says what it does instead
-            names["tokenizer.path"] = pin_tokenizer(path)
+    names: dict[str, str | None] = {}
+    # A run that continues without it says so in `find_tokenizer`.
+    with contextlib.suppress(*([InputError] if resumes else [])):
+        names["tokenizer.path"] = pin_tokenizer(path)
     if config.init_from and not resumes:
         names["init_from"] = pin_model(config.init_from, f"init_from={config.init_from}")
     if config.model.source and not resumes:
@@ -127,20 +125,21 @@ def find_revisions(config: TrainConfig, run: RunDirectory, resumes: bool) -> dic
     return {key: name for key, name in names.items() if name is not None}
 
 
-def find_tokenizer(config: TrainConfig, run: RunDirectory, resumes: bool) -> str:
-    """Return where the tokenizer of a run lies; where it is gone, in the newest checkpoint."""
-    path, checkpoints = config.tokenizer.path, run.list_checkpoints()
-    if not resumes or not checkpoints:
-        return path
+def find_tokenizer(config: TrainConfig, run: RunDirectory, resumes: bool) -> TextTokenizer:
+    """Return the tokenizer of a run; where it is gone, that of the newest checkpoint.
+
+    Raises:
+        InputError: it cannot be read, or there is no checkpoint.
+    """
     try:
-        build_tokenizer(config.tokenizer)
+        return build_tokenizer(config.tokenizer)
     except InputError as error:
-        if Path(path).expanduser().exists():
-            raise  # it is another one than it was
-        kept = checkpoints[-1][1] / TOKENIZER_FOLDER
+        checkpoints = run.list_checkpoints() if resumes else []
+        if not checkpoints or Path(config.tokenizer.path).expanduser().exists():
+            raise  # what is there and cannot be read is another one than it was
+        kept = str(checkpoints[-1][1] / TOKENIZER_FOLDER)
         logger.warning("continuing with the tokenizer in %s: %s", kept, error)
-        return str(kept)
-    return path
+        return build_tokenizer(replace(config.tokenizer, path=kept))
 
 
 def find_recorded(config: TrainConfig, run: RunDirectory) -> str | None:
