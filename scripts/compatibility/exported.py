@@ -49,7 +49,7 @@ def write_models(folder: Path) -> None:
         NeoBERTEncoder(model).write(folder / name, tokenizer, CONTEXT)
         if pooling is not Pooling.none:
             write_pooling(folder / name, config.hidden_size, pooling, CONTEXT)
-    write_onnx(folder / "mean", model)
+    write_onnx(folder / "mean", model, model.config.max_length)
     link_as_cached(folder / "model", folder / "hub" / f"models--{HUB_NAME.replace('/', '--')}")
     expected = _compute(model, *_encode(tokenizer))
     inputs = expected["ids"], expected["mask"]

@@ -5,11 +5,14 @@ import logging
 import re
 
 import pytest
+import torch
 
 from neobert_train.errors import InputError
 from neobert_train.models.families import build_encoder
+from neobert_train.run.checkpoint import load_weights
 from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.training.starting_point import check_resumed_tokenizer
+from support.architectures import write_folder
 from support.local_hub import LocalHub
 from support.programs import run_anew
 
@@ -67,6 +70,31 @@ def test_a_run_keeps_the_commit_that_it_began_with(hub, commit, tmp_path):
     output = run_anew(*arguments, code=2, **environment)
     assert "tokenizer.path=org/name@step-00000002 gives other token ids than when the" in output
     assert "tokenizer.path=org/name@COMMIT" in output
+
+
+def test_a_model_of_the_hub_is_trained_from_its_commit(hub, tokenizer, tmp_path):
+    """Its weights and tokenizer, and nothing of it once the branch has moved."""
+    network = write_folder(tmp_path / "model", "bert", tokenizer)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    commit = hub.write("org/bert", files, revision="v1")
+    run, environment = tmp_path / "run", hub.environment(tmp_path / "home")
+    settings = [
+        "+experiment=smoke", "model=hugging_face", "model.name=org/bert@v1", f"output_dir={run}",
+        "checkpoint.save_every_steps=1", "evaluation.max_tokens=0", "logging.report=false",
+        "data.num_workers=1", "optimizer.lr=1e-9",
+    ]  # fmt: skip
+    run_anew(*settings, "trainer.max_steps=1", **environment)
+    (begun,) = read_environments(run)
+    assert begun["revisions"] == dict.fromkeys(
+        ("tokenizer.path", "model.name"), f"org/bert@{commit}"
+    )
+    weights = load_weights(run / "checkpoints" / "step-00000001")
+    own = dict(network.named_parameters())
+    assert all(torch.allclose(weights[name], own[name], atol=1e-6) for name in own)
+
+    hub.write("org/bert", {"config.json": b"{}"}, revision="v1")
+    output = run_anew(*settings, "trainer.max_steps=2", **environment)
+    assert "Done: 2 steps" in output
 
 
 def test_other_ids_are_continued_with_only_when_asked(
