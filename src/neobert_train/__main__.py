@@ -31,6 +31,7 @@ from neobert_train.config.store import (
     register_schemas,
     to_typed,
 )
+from neobert_train.config.tasks import SUMMARIES
 from neobert_train.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, InputError
 from neobert_train.machine.threads import limit_spinning
 from neobert_train.signals import StopSignal, hold_stop_signals, raise_stop_signals
@@ -48,7 +49,7 @@ COMMAND_SUMMARIES = {
     "prepare": "tokenise once what an experiment reads, into memory-mapped shards",
     "inspect_data": "show the documents and masked text of the global batch of a step",
     "train_tokenizer": "train a WordPiece, Unigram or byte-level BPE tokenizer on a source",
-    "evaluate": "held-out loss, accuracy and perplexity of a run or an exported model",
+    "evaluate": "compare models on tasks, or measure one on text",
     "export": "write a folder that transformers loads, and push it to the Hub",
     "plan": "parameters, FLOPs, memory and hours of an experiment on named hardware",
     "doctor": "what this machine has, what a run would use, and what would stop it",
@@ -242,6 +243,9 @@ def format_help(command: str, arguments: Sequence[str]) -> str:
         ]
         lines += [f"  {group}: {', '.join(names)}" for group, names in groups.items()]
         lines += ["  --help scheduler=wsd shows the settings that a choice brings with it."]
+    if command == "evaluate":
+        lines += ["", "Tasks (tasks=[NAME,NAME]):"]
+        lines += [f"  {name:20} {summary}" for name, summary in SUMMARIES.items()]
     lines += ["", f"Settings of {command} (key=value):", *iter_help_lines(config)]
     lines += [
         "",

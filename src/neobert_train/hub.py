@@ -26,12 +26,13 @@ def split_revision(name: str) -> tuple[str, str | None]:
     return repository, revision or None
 
 
-def download_files(name: str, patterns: Sequence[str]) -> Path:
+def download_files(name: str, patterns: Sequence[str], kind: str = "model") -> Path:
     """Return the folder of the files of a repository that match patterns, downloaded if need be.
 
     Args:
         name: `org/name` or `org/name@revision`.
         patterns: globs of file names.
+        kind: model or dataset.
 
     Raises:
         HubError: there is no such repository or revision, or it cannot be reached and is not in the
@@ -42,7 +43,9 @@ def download_files(name: str, patterns: Sequence[str]) -> Path:
     repository, revision = split_revision(name)
     try:
         bound_waits(REQUEST_SECONDS)
-        folder = snapshot_download(repository, revision=revision, allow_patterns=list(patterns))
+        folder = snapshot_download(
+            repository, repo_type=kind, revision=revision, allow_patterns=list(patterns)
+        )
     except Exception as error:  # whatever the Hub client or the network raises
         raise HubError(describe_hub_error(error, repository, revision)) from error
     return Path(folder)

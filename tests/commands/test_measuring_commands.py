@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from neobert_train.batch import Batch
 from neobert_train.commands import evaluate
 from neobert_train.config.choices import CHOICES
-from neobert_train.config.command_schema import EvaluateConfig
+from neobert_train.config.evaluate_schema import EvaluateConfig
 from neobert_train.config.model_schema import NeoBERTModelConfig
 from neobert_train.data.corpus import open_corpus
 from neobert_train.data.lane.lane import initial_states
@@ -90,7 +90,7 @@ def test_a_model_that_is_a_pickle_is_not_read(finished_run, tmp_path):
 def test_evaluate_says_what_is_missing(finished_run):
     output = run_command("evaluate", f"run_dir={finished_run}", "paths=[nothing.txt]", code=2)
     assert "nothing.txt: no such file" in output
-    assert "give either run_dir" in run_command("evaluate", code=2)
+    assert "give models=[...] to compare" in run_command("evaluate", code=2)
 
 
 @pytest.mark.parametrize("lengths", [[128], [64, 32, 32], [16, 48, 64]])

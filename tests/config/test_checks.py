@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 
 from neobert_train.config.checks import find_problems
 from neobert_train.config.choices import ConstantConfig, MuonConfig, NorMuonConfig, WSDConfig
-from neobert_train.config.command_schema import EvaluateConfig, ExportConfig
+from neobert_train.config.command_schema import ExportConfig
 from neobert_train.config.data_schema import DataConfig, MixtureSourceConfig, SourceKind
 from neobert_train.config.derived import (
     compute_accumulation_steps,
     compute_num_lanes,
 )
 from neobert_train.config.divisors import find_divisors
+from neobert_train.config.evaluate_schema import EvaluateConfig, GridConfig
 from neobert_train.config.model_schema import NeoBERTModelConfig
 from neobert_train.config.schema import Precision, TrainConfig
 from neobert_train.config.setting import Range, iter_settings
@@ -349,11 +350,44 @@ EVALUATE = [
     ({"run_dir": "a", "model": "b", "paths": ["c"]}, "not both"),
     ({"model": "b"}, "paths="),
     ({"model": "b", "paths": ["c"], "step": 3}, "step=.*run_dir"),
-    ({"run_dir": "a", "tasks": ["glu"]}, "'glu'.*masked_lm"),
+    ({"run_dir": "a", "tasks": ["glu"]}, "no task glu: did you mean glue"),
     ({"run_dir": "a", "tasks": []}, "masked_lm"),
     ({"run_dir": "a", "context_length": 99, "micro_batch_tokens": 98}, "micro_batch_tokens=99"),
     ({"run_dir": "a", "micro_batch_tokens": 7}, "micro_batch_tokens=7.*at least 8"),
     ({"run_dir": "a", "context_length": 0}, "context_length=0.*at least 8"),
+    ({"run_dir": "a", "tasks": ["rte"]}, r"for rte write 'models=\[a\]' output=FOLDER"),
+    ({"models": ["a"], "output": None, "paths": ["c"]}, "output=evaluations/NAME"),
+    ({"models": ["a", "a"], "output": "o", "paths": ["c"]}, "names a model twice"),
+    ({"models": ["a"], "output": "o"}, r"need texts: write paths="),
+    ({"models": ["a"], "model": "b", "output": "o", "paths": ["c"]}, "does not go with model="),
+    ({"models": ["a"], "output": "o", "tasks": ["sst"]}, "no task sst: did you mean sst2"),
+    (
+        {"models": ["a"], "output": "o", "tasks": ["classification/"], "data_dir": "d"},
+        "no task classification/",
+    ),
+    ({"models": ["a"], "output": "o", "tasks": ["sts"]}, "write data_dir=FOLDER"),
+    (
+        {"models": ["a"], "output": "o", "tasks": ["rte"], "grid": GridConfig(seeds=[])},
+        r"grid.seeds=\[\]",
+    ),
+    (
+        {
+            "models": ["a"],
+            "output": "o",
+            "tasks": ["rte"],
+            "grid": GridConfig(start_from_mnli=["rte"]),
+        },
+        "add mnli to tasks",
+    ),
+    (
+        {
+            "models": ["a"],
+            "output": "o",
+            "tasks": ["rte"],
+            "grid": GridConfig(task_epochs={"rt": [1]}),
+        },
+        "no task rt: did you mean rte",
+    ),
 ]
 
 
@@ -366,6 +400,8 @@ def test_evaluation_needs_something_to_measure_and_texts(values, message):
 def test_sound_evaluation_and_export_have_no_problem():
     assert find_problems(EvaluateConfig(run_dir="a", step=0, context_length=64)) == []
     assert find_problems(EvaluateConfig(model="a", paths=["b"])) == []
+    several = {"tasks": ["glue", "sts/mine"], "data_dir": "d", "output": "o"}
+    assert find_problems(EvaluateConfig(models=["a", "b"], **several)) == []
     assert find_problems(ExportConfig(run_dir="a")) == []
 
 

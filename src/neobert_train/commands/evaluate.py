@@ -1,53 +1,136 @@
-"""Measure a run or an exported model on text."""
+"""Compare models on tasks, or measure a run or an exported model on text."""
 
-import itertools
+import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import sys
+from pathlib import Path
 
 import numpy as np
+import torch
 import transformers
+from tqdm import tqdm
 
-from neobert_train.config.command_schema import EvaluateConfig
-from neobert_train.config.data_schema import (
-    BadRecordPolicy,
-    MaskingConfig,
-    SourceConfig,
-    SourceKind,
-)
 from neobert_train.config.derived import override
+from neobert_train.config.evaluate_schema import EvaluateConfig
+from neobert_train.config.schema import Precision
 from neobert_train.data.heldout import CorpusSample, build_evaluation_batches
-from neobert_train.data.lane.admission import Admission
-from neobert_train.data.lane.encoding import Entry, iter_encoded
-from neobert_train.data.sources.files import list_units
-from neobert_train.data.sources.source import BadRecord, Unit
 from neobert_train.distributed import find_device
 from neobert_train.errors import InputError
+from neobert_train.evaluation.candidates import load_candidate
+from neobert_train.evaluation.catalogue import build_tasks
+from neobert_train.evaluation.cells import Cell, CellStore, Measurement
+from neobert_train.evaluation.comparison import Comparison, run_comparison
 from neobert_train.evaluation.heldout import Evaluation, evaluate_objective
+from neobert_train.evaluation.planning import format_plan
+from neobert_train.evaluation.results import collect_results
+from neobert_train.evaluation.tasks import Conditions
+from neobert_train.evaluation.texts import (
+    Subject,
+    list_text_units,
+    load_exported,
+    read_documents,
+)
+from neobert_train.extras import require_packages
 from neobert_train.machine.devices import choose_precision
-from neobert_train.models.encoder import DTYPES, Encoder
-from neobert_train.models.families import find_family
-from neobert_train.models.folder import find_context_length, find_model_folder
+from neobert_train.models.encoder import DTYPES
 from neobert_train.models.loading import load_trained
 from neobert_train.objectives.masked_lm import MaskedLM
+from neobert_train.report.evaluation_page import write_results
+from neobert_train.report.evaluation_tables import render_markdown
 from neobert_train.run.directory import RunDirectory
-from neobert_train.storage.stored_files import Network
-from neobert_train.terminal import print_output
-from neobert_train.tokenizers.loading import load_tokenizer
+from neobert_train.terminal import print_message, print_output
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from neobert_train.world import World
 
 # What messages about data name in the words of training.
 _DATA_SETTING = re.compile(r"\bdata\.((?:paths|format|column|text_documents)=)")
+# What launchers set; trainers of libraries would take it for one training on several devices.
+_LAUNCHER_VARIABLES = (
+    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT",
+)  # fmt: skip
 
 
 def run(config: EvaluateConfig, world: World) -> None:
+    """Compare models on tasks, or print what one model comes to on text.
+
+    Raises:
+        InputError: a model, a task's data or the texts cannot be read, or hold nothing to predict.
+    """
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    if config.models:
+        compare(config, world)
+    else:
+        measure_on_text(config, world)
+
+
+def compare(config: EvaluateConfig, world: World) -> None:
+    """Compute the cells that are missing, beside other processes, and write the tables.
+
+    Raises:
+        InputError: a model or the data of a task cannot be read, or the output cannot be written.
+    """
+    assert config.output is not None
+    require_packages("evaluation", ["accelerate"], "models=[...]")
+    output, device = Path(config.output).expanduser(), take_device(world)
+    candidates = [
+        load_candidate(name, output / "models", config.trust_remote_code) for name in config.models
+    ]
+    bf16 = choose_precision(config.precision, device) is Precision.bf16
+    comparison = Comparison(
+        candidates,
+        build_tasks(config),
+        Conditions(device, bf16, config.micro_batch_tokens),
+        CellStore(output / "cells"),
+        output / "starts",
+    )
+    if config.plan:
+        print_output(format_plan(comparison))
+        return
+    count = sum(
+        len(task.list_settings()) * len(task.seeds) * len(candidates) for task in comparison.tasks
+    )
+    with tqdm(total=count, unit="cell", disable=not world.is_main, file=sys.stderr) as bar:
+
+        def tell(cell: Cell, measurement: Measurement, is_new: bool) -> None:
+            bar.update()
+            if not is_new:  # what was there before says nothing of the time that is left
+                bar.initial += 1
+            if measurement.error and is_new:
+                bar.clear()
+                print_message(f"{cell.label} on {cell.task} failed: {measurement.error}")
+
+        run_comparison(comparison, config.retry_failed, tell)
+    if not world.is_main:
+        return
+    results = collect_results(comparison)
+    try:
+        files = write_results(results, output)
+    except OSError as error:
+        raise InputError(f"{output} cannot be written: {error.strerror}") from error
+    print_output(render_markdown(results))
+    print_output(f"wrote {', '.join(map(str, files))}")
+
+
+def take_device(world: World) -> torch.device:
+    """Return the device of this process, which computes cells of its own beside others."""
+    for name in _LAUNCHER_VARIABLES:
+        os.environ.pop(name, None)
+    if torch.cuda.device_count() > 1:
+        # Trainers take all that they see.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[world.local_rank % len(names)]
+        return torch.device("cuda", 0)
+    return find_device(world)
+
+
+def measure_on_text(config: EvaluateConfig, world: World) -> None:
     """Print held-out loss, accuracy and perplexity.
 
     Raises:
         InputError: the model or the texts cannot be read, or hold nothing to predict.
     """
-    transformers.utils.logging.disable_progress_bar()
     subject = load_subject(config)
     try:
         documents = load_documents(config, subject.tokenizer)
@@ -89,46 +172,15 @@ def format_result(result: Evaluation, subject: str, num_documents: int, num_toke
     )
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is measured, and how it was trained, as far as that is known.
-
-    Attributes:
-        encoder, tokenizer: what is measured.
-        context_length: most tokens of a document.
-        masking: which tokens were predicted.
-        seed: of the run.
-    """
-
-    encoder: Encoder
-    tokenizer: TextTokenizer
-    context_length: int
-    masking: MaskingConfig = field(default_factory=MaskingConfig)
-    seed: int = 0
-
-
 def load_subject(config: EvaluateConfig) -> Subject:
     """Load the model to measure, and how it was trained."""
     if config.run_dir is None:
-        return _load_exported(str(config.model), config.trust_remote_code)
+        return load_exported(str(config.model), config.trust_remote_code)
     trained = load_trained(RunDirectory(config.run_dir), config.step)
     train = trained.config
     return Subject(
         trained.encoder, trained.tokenizer, train.batch.context_length, train.masking, train.seed
     )
-
-
-def _load_exported(name: str, trust_remote_code: bool = False) -> Subject:
-    """Return an exported or published model: its safetensors are read.
-
-    Of a NeoBERT none of its code is run, and of others only where it is trusted.
-    """
-    label = f"model={name}"
-    folder = find_model_folder(name, label)
-    family = find_family(folder, label, trust_remote_code)
-    encoder = family.load(folder, label, trust_remote_code)
-    context_length = find_context_length(folder, encoder.max_length)
-    return Subject(encoder, load_tokenizer(name), context_length)
 
 
 def load_documents(config: EvaluateConfig, tokenizer: TextTokenizer) -> list[np.ndarray]:
@@ -138,16 +190,7 @@ def load_documents(config: EvaluateConfig, tokenizer: TextTokenizer) -> list[np.
         InputError: a file or record cannot be read, or the run has no held-out documents.
     """
     if config.paths:
-        source = SourceConfig(
-            source=SourceKind.files,
-            paths=config.paths,
-            format=config.format,
-            column=config.column,
-            text_documents=config.text_documents,
-        )
-        stop = BadRecordPolicy.stop
-        units = list_units(source, config.paths, Network(), stop)
-        return _read_documents(units, tokenizer, config.max_tokens)
+        return read_documents(list_text_units(config), tokenizer, config.max_tokens)
     heldout = RunDirectory(str(config.run_dir)).heldout_file
     if not heldout.exists():
         raise InputError(
@@ -155,26 +198,3 @@ def load_documents(config: EvaluateConfig, tokenizer: TextTokenizer) -> list[np.
         )
     sample = CorpusSample.load(heldout, tokenizer.vocab_size)
     return [np.array(ids) for ids in sample.heldout]
-
-
-def _read_documents(
-    units: Sequence[Unit], tokenizer: TextTokenizer, max_tokens: int
-) -> list[np.ndarray]:
-    documents: list[np.ndarray] = []
-    num_tokens = 0
-    for entry in itertools.chain.from_iterable(iter_encoded(_iter_entries(units), tokenizer)):
-        if entry.ids is not None:
-            documents.append(entry.ids)
-            num_tokens += len(entry.ids)
-        if num_tokens >= max_tokens:
-            break
-    return documents
-
-
-def _iter_entries(units: Sequence[Unit]) -> Iterator[Entry]:
-    rule = Admission()
-    for unit in units:
-        for record in unit.iter_records(0):
-            if isinstance(record, BadRecord):
-                raise InputError(record.reason)
-            yield Entry(record, rule.classify(record), unit)

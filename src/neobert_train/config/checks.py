@@ -7,7 +7,6 @@ from typing import Any
 from neobert_train.config.choices import CHOICES
 from neobert_train.config.command_schema import (
     DoctorConfig,
-    EvaluateConfig,
     ExportConfig,
     PrepareConfig,
     StatusConfig,
@@ -22,6 +21,8 @@ from neobert_train.config.derived import (
     resolve_sources,
 )
 from neobert_train.config.divisors import find_divisors
+from neobert_train.config.evaluate_checks import iter_evaluate_problems
+from neobert_train.config.evaluate_schema import EvaluateConfig
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.setting import iter_settings
 
@@ -47,7 +48,7 @@ def find_problems(config: Any, world_size: int = 1) -> list[str]:
     if isinstance(config, TrainConfig):
         problems += find_experiment_problems(config, world_size)
     elif isinstance(config, EvaluateConfig):
-        problems += _iter_evaluate_problems(config)
+        problems += iter_evaluate_problems(config)
     elif isinstance(config, ExportConfig):
         problems += _iter_export_problems(config)
     return problems
@@ -224,23 +225,6 @@ def _iter_training_problems(config: TrainConfig) -> Iterator[str]:
             )
 
 
-def _iter_evaluate_problems(config: EvaluateConfig) -> Iterator[str]:
-    if bool(config.run_dir) == bool(config.model):
-        yield "give either run_dir=runs/NAME or model=FOLDER, and not both"
-    if config.model and not config.paths:
-        yield "model=... has no held-out documents of its own: write paths=[my_texts.parquet]"
-    if config.model and config.step is not None:
-        yield "step=... belongs to run_dir=...: an exported model has no steps"
-    unknown = [task for task in config.tasks if task not in EVALUATION_TASKS]
-    if unknown or not config.tasks:
-        yield f"tasks={unknown} is not known: choose among {', '.join(EVALUATION_TASKS)}"
-    if config.context_length and config.context_length > config.micro_batch_tokens:
-        yield (
-            f"context_length={config.context_length} does not fit in micro_batch_tokens="
-            f"{config.micro_batch_tokens}: write micro_batch_tokens={config.context_length} or more"
-        )
-
-
 def _iter_export_problems(config: ExportConfig) -> Iterator[str]:
     if not config.run_dir:
         yield "run_dir is not set: write run_dir=runs/NAME"
@@ -252,6 +236,3 @@ def _iter_export_problems(config: ExportConfig) -> Iterator[str]:
 def _iter_repository_problems(key: str, name: str | None) -> Iterator[str]:
     if name is not None and not REPOSITORY.fullmatch(name):
         yield f"{key}={name} is no repository of the Hub: write {key}=org/name"
-
-
-EVALUATION_TASKS = ("masked_lm",)

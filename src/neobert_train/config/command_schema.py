@@ -4,13 +4,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from neobert_train.config.data_schema import (
-    FORMAT_NAMES,
-    FileFormat,
-    MaskingOverrides,
-    TextDocuments,
-)
-from neobert_train.config.schema import Precision, TrainConfig
+from neobert_train.config.evaluate_schema import EvaluateConfig
+from neobert_train.config.schema import TrainConfig
 from neobert_train.config.setting import setting
 
 
@@ -124,49 +119,6 @@ class ExportConfig:
         None, "push_to_hub: branch to upload to, such as step-00010000; main by default."
     )
     private: bool = setting(False, "Create the Hub repository as a private one.")
-
-
-@dataclass
-class EvaluateConfig:
-    """Measure a run or an exported model on text."""
-
-    run_dir: str | None = setting(None, "Run directory to evaluate; give this or model.")
-    model: str | None = setting(
-        None, "Exported folder or org/name@revision on the Hub to evaluate; give this or run_dir."
-    )
-    trust_remote_code: bool = setting(
-        False, "model: run the Python code that comes with it, which may do anything."
-    )
-    step: int | None = setting(
-        None, "run_dir: step of the checkpoint; the newest by default.", at_least=0
-    )
-    tasks: list[str] = setting(lambda: ["masked_lm"], "What to measure: masked_lm.")
-    paths: list[str] = setting(
-        list, "Files, folders, globs or URLs of texts; the run's own held-out documents by default."
-    )
-    format: FileFormat = setting(FileFormat.auto, f"paths: {FORMAT_NAMES}.")
-    column: str = setting(
-        "content", "Column or JSON key that holds the text; text.en is the field en of text."
-    )
-    text_documents: TextDocuments = setting(
-        TextDocuments.blank_line, "Text files: a document is a block between blank_line, a line or a file."
-    )  # fmt: skip
-    context_length: int | None = setting(
-        None, "Most tokens of a document; those of the training by default, as far as the model says.",
-        at_least=8,
-    )  # fmt: skip
-    micro_batch_tokens: int = setting(
-        16_384, "Tokens of one forward pass, which masks depend on: with the run's own number its "
-        "held-out loss comes out again.", at_least=8,
-    )  # fmt: skip
-    max_tokens: int = setting(1_048_576, "Most tokens to evaluate on.", at_least=1)
-    masking: MaskingOverrides = setting(MaskingOverrides, "")
-    seed: int | None = setting(
-        None, "Decides which tokens are masked; the run's own (or 0) by default.", at_least=0
-    )
-    precision: Precision = setting(
-        Precision.fp32, "bf16 or fp32 for the forward pass; auto is bf16 where the hardware has it."
-    )
 
 
 SCHEMAS: dict[str, type[Any]] = {

@@ -20,9 +20,12 @@ from neobert_train.config.command_schema import SCHEMAS
 from neobert_train.config.schema import TrainConfig
 from neobert_train.errors import InputError
 
-COMMANDS_WITH_GROUPS = (
+_EXPERIMENT_COMMANDS = (
     "train", "prepare", "inspect_data", "train_tokenizer", "plan", "doctor", "status",
 )  # fmt: skip
+# Commands with YAML files, and the folder of these. What is a group for a command cannot be a setting
+# of it: `model=FOLDER` goes with a folder that has no group of that name.
+_FOLDERS = {**dict.fromkeys(_EXPERIMENT_COMMANDS, ""), "evaluate": "evaluate"}
 
 # Config groups of which the defaults choose nothing; a choice is added, as in `+experiment=smoke`.
 ADDED_GROUPS = ("experiment", "size")
@@ -64,24 +67,24 @@ def register_schemas(command: str) -> None:
     """
     store = ConfigStore.instance()
     store.store(name="quiet_hydra", node=_QUIET_HYDRA, package="_global_")
-    has_groups = command in COMMANDS_WITH_GROUPS
+    has_choices = command in _EXPERIMENT_COMMANDS
     for section, kinds in CHOICES.items():
         store.repo.pop(section, None)  # of the command before, if this process has composed another
-        for kind, settings in kinds.items() if has_groups else ():
+        for kind, settings in kinds.items() if has_choices else ():
             node = {section: OmegaConf.structured(settings), **settings.elsewhere}
             store.store(group=section, name=kind, node=node, package="_global_")
     node = OmegaConf.structured(SCHEMAS[command])
     for section in list_chosen_sections(SCHEMAS[command]):
         node[section] = MISSING  # the group of the same name fills it with the kind's own class
     store.store(name=f"{command}_schema", node=node)
-    if not has_groups:
+    if command not in _FOLDERS:
         defaults = [f"{command}_schema", "quiet_hydra", "_self_"]
         store.store(name=command, node={"defaults": defaults})
 
 
 def find_config_path(command: str) -> str | None:
     """Return the folder of a command's YAML files; None for a command without any."""
-    return str(configs_directory()) if command in COMMANDS_WITH_GROUPS else None
+    return str(configs_directory() / _FOLDERS[command]) if command in _FOLDERS else None
 
 
 def to_typed(command: str, composed: DictConfig) -> Any:
@@ -147,12 +150,16 @@ def find_group_choices(command: str) -> dict[str, list[str]]:
 
     A choice is a shipped file, as `smoke` or `ladder/m0`, or a kind with its defaults.
     """
-    if command not in COMMANDS_WITH_GROUPS:
+    if command not in _FOLDERS:
         return {}
-    groups = {section: set(kinds) for section, kinds in CHOICES.items()}
-    for file in configs_directory().glob("*/**/*.yaml"):
-        group, *parts = file.relative_to(configs_directory()).with_suffix("").parts
-        groups.setdefault(group, set()).add("/".join(parts))
+    folder = configs_directory() / _FOLDERS[command]
+    groups: dict[str, set[str]] = {}
+    if command in _EXPERIMENT_COMMANDS:
+        groups = {section: set(kinds) for section, kinds in CHOICES.items()}
+    for file in folder.glob("*/**/*.yaml"):
+        group, *parts = file.relative_to(folder).with_suffix("").parts
+        if group not in _FOLDERS:
+            groups.setdefault(group, set()).add("/".join(parts))
     return {group: sorted(groups[group]) for group in sorted(groups)}
 
 

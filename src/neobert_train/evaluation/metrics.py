@@ -72,6 +72,11 @@ def compute_spearman(predictions: Answers, labels: Answers) -> float:
     return float(stats.spearmanr(predictions, labels).statistic)
 
 
+def compute_mean(predictions: Answers, labels: Answers) -> float:
+    """Return the mean of predictions that are scores of the examples, such as nDCG of a query."""
+    return float(predictions.mean())
+
+
 METRICS: dict[str, Callable[[Answers, Answers], float]] = {
     "accuracy": compute_accuracy,
     "f1": compute_f1,
@@ -79,6 +84,7 @@ METRICS: dict[str, Callable[[Answers, Answers], float]] = {
     "matthews": compute_matthews,
     "pearson": compute_pearson,
     "spearman": compute_spearman,
+    "mean": compute_mean,
 }
 
 
@@ -112,6 +118,20 @@ def split_parts(task: Scoring, num_examples: int) -> list[Answers]:
     return [np.flatnonzero(task.parts == part) for part in np.unique(task.parts)]
 
 
+def compute_metrics(task: Scoring, predictions: Answers, labels: Answers) -> dict[str, float]:
+    """Return every metric of the task by its name, as the mean over parts.
+
+    Raises:
+        InputError: see check_answers.
+    """
+    check_answers(task, predictions, labels)
+    parts = split_parts(task, len(labels))
+    return {
+        name: float(np.mean([METRICS[name](predictions[part], labels[part]) for part in parts]))
+        for name in task.metrics
+    }
+
+
 def compute_score(task: Scoring, predictions: Answers, labels: Answers) -> float:
     """Return the score of predictions [n] against labels [n], a fraction.
 
@@ -120,10 +140,4 @@ def compute_score(task: Scoring, predictions: Answers, labels: Answers) -> float
     Raises:
         InputError: see check_answers.
     """
-    check_answers(task, predictions, labels)
-    scores = [
-        METRICS[name](predictions[examples], labels[examples])
-        for examples in split_parts(task, len(labels))
-        for name in task.metrics
-    ]
-    return float(np.mean(scores))
+    return float(np.mean(list(compute_metrics(task, predictions, labels).values())))

@@ -175,9 +175,17 @@ def _spearman(weights: Answers, patterns: Patterns) -> Answers:
     return np.stack(scores, axis=1)
 
 
-CORRELATIONS: dict[str, Callable[[Answers, Patterns], Answers]] = {
+def _mean(weights: Answers, patterns: Patterns) -> Answers:
+    """Return the mean of each row of predictions, [B, rows]."""
+    shares = weights / weights.sum(axis=1, keepdims=True)
+    means: Answers = shares @ patterns.predictions.T
+    return means
+
+
+SCORE_METRICS: dict[str, Callable[[Answers, Patterns], Answers]] = {
     "pearson": _pearson,
     "spearman": _spearman,
+    "mean": _mean,
 }
 
 
@@ -190,8 +198,8 @@ def _score_patterns(task: Scoring, patterns: Patterns, weights: Answers) -> Answ
         for compute in class_metrics:
             scores[:, row] += compute(counts)
     for name in task.metrics:
-        if name in CORRELATIONS:
-            scores += CORRELATIONS[name](weights, patterns)
+        if name in SCORE_METRICS:
+            scores += SCORE_METRICS[name](weights, patterns)
     return scores / len(task.metrics)
 
 

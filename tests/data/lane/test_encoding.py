@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from neobert_train.commands import evaluate, inspect_data
-from neobert_train.config.command_schema import EvaluateConfig
+from neobert_train.config.evaluate_schema import EvaluateConfig
 from neobert_train.data.corpus import open_corpus
 from neobert_train.data.heldout import sample_corpus
 from neobert_train.data.lane.encoding import encode_documents

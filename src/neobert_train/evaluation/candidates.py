@@ -1,0 +1,130 @@
+"""Models that are compared: each a folder that Hugging Face loads, with what tells it from others."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from neobert_train.errors import InputError
+from neobert_train.export.folder import export_run
+from neobert_train.files import hash_file
+from neobert_train.modeling.configuration_neobert import NeoBERTConfig
+from neobert_train.modeling.heads import NeoBERTForMaskedLM
+from neobert_train.modeling.modeling_neobert import NeoBERT
+from neobert_train.models.families import find_family
+from neobert_train.models.folder import check_weights, find_context_length, find_model_folder
+from neobert_train.models.hugging_face_parts import find_first_position
+from neobert_train.run.directory import RunDirectory
+
+_STEP = re.compile(r"(?P<run>.+)@(?P<step>[0-9]+)")
+# What decides the numbers of a model beside its weights.
+_HASHED = re.compile(r".*\.(safetensors|json|py|txt|model)")
+_UNBOUNDED = 1 << 20
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that is compared.
+
+    Attributes:
+        label: as tables show it.
+        folder: that Hugging Face loads.
+        digest: hash of its files.
+        max_length: most tokens of a text.
+        num_parameters: of the encoder without a head.
+        trust_remote_code: whether code in the folder may run.
+    """
+
+    label: str
+    folder: Path
+    digest: str
+    max_length: int
+    num_parameters: int
+    trust_remote_code: bool
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load its tokenizer; what it cuts is up to the caller."""
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            self.folder, trust_remote_code=self.trust_remote_code
+        )
+        return tokenizer
+
+    def load_encoder(self, folder: Path | None = None) -> PreTrainedModel:
+        """Load the encoder without a head, in fp32, from its own folder or one fine-tuned from it."""
+        _register()
+        network: PreTrainedModel = AutoModel.from_pretrained(
+            folder or self.folder, trust_remote_code=self.trust_remote_code, dtype="float32"
+        )
+        return network
+
+    def load_masked_lm(self) -> PreTrainedModel:
+        """Load the encoder with its head for masked-language modelling, in fp32."""
+        _register()
+        network: PreTrainedModel = AutoModelForMaskedLM.from_pretrained(
+            self.folder, trust_remote_code=self.trust_remote_code, dtype="float32"
+        )
+        return network
+
+
+def load_candidate(name: str, exports: Path, trust_remote_code: bool) -> Candidate:
+    """Find the model that `models=[...]` names.
+
+    Args:
+        name: a run directory, with or without `@STEP`, an exported or other folder, or a Hub name.
+        exports: folder into which checkpoints of runs are exported.
+        trust_remote_code: whether code that comes with a model may run.
+
+    Raises:
+        InputError: there is no such model, it lacks weights or a tokenizer, or it comes with code.
+    """
+    label = f"models=[{name}]"
+    match = _STEP.fullmatch(name)
+    run_name = match["run"] if match and not Path(name).is_dir() else name
+    run = RunDirectory(run_name)
+    if run.list_checkpoints():
+        wanted = int(match["step"]) if match and run_name != name else None
+        folder, step = export_run(run, wanted, exports)
+        name = f"{run_name}@{step}"
+    else:
+        folder = find_model_folder(name, label)
+    find_family(folder, label, trust_remote_code)
+    check_weights(folder, label, may_be_split=True)
+    _register()
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            network = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+        positions = getattr(config, "max_position_embeddings", None) or _UNBOUNDED
+        longest = find_context_length(folder, positions - find_first_position(network))
+        size = sum(parameter.numel() for parameter in network.parameters())
+        candidate = Candidate(name, folder, _hash_files(folder), longest, size, trust_remote_code)
+        candidate.load_tokenizer()
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{label} cannot be loaded: {reason}") from error
+    return candidate
+
+
+def _register() -> None:
+    """Let transformers load a NeoBERT by the classes here: those in its folder do not run."""
+    AutoConfig.register(NeoBERTConfig.model_type, NeoBERTConfig, exist_ok=True)
+    AutoModel.register(NeoBERTConfig, NeoBERT, exist_ok=True)
+    AutoModelForMaskedLM.register(NeoBERTConfig, NeoBERTForMaskedLM, exist_ok=True)
+
+
+def _hash_files(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and _HASHED.fullmatch(path.name):
+            digest.update(f"{path.name}\0{hash_file(path.resolve())}\0".encode())
+    return digest.hexdigest()

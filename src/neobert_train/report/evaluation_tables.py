@@ -1,0 +1,159 @@
+"""Results of an evaluation as Markdown, CSV, LaTeX and entries of the Hub."""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+
+from neobert_train.evaluation.results import MEAN, PROTOCOLS, Result, Results
+
+_NO_NUMBER = "-"
+_TIED, _ONE_SEED = "†", "°"
+_HUB_DATASETS = {"glue": "nyu-mll/glue"}
+
+
+def render_markdown(results: Results) -> str:
+    """Return the table of scores, what its marks mean, the maxima, and what failed."""
+    lines = ["# Results", "", *_render_table(results, format_value)]
+    lines += ["", *render_notes(results)]
+    if any(row.maximum is not None for row in results.rows):
+        lines += [
+            "", "## The best cell of each grid, as papers report it", "",
+            "Biased upwards: it is chosen on the examples that it is scored on.", "",
+            *_render_table(results, lambda row: _percent(row.maximum)),
+        ]  # fmt: skip
+    failed = [(row, error) for row in results.rows for error in row.errors]
+    if failed:
+        lines += ["", "## Failed cells", ""]
+        lines += [f"- {row.model} on {row.task}: {_escape(error)}" for row, error in failed]
+    return "\n".join(lines) + "\n"
+
+
+def render_notes(results: Results) -> list[str]:
+    """Return what a reader has to know of the numbers."""
+    protocols = {row.protocol for row in results.rows if row.protocol}
+    notes = [f"- {name}: {PROTOCOLS[name]}." for name in PROTOCOLS if name in protocols]
+    scored = [row for row in results.rows if row.low is not None]
+    if scored:
+        notes.append("- Scores are times 100, with 95 % intervals.")
+    if any(row.ties for row in scored):
+        notes.append(
+            f"- {_TIED} is the best of its column, or not told apart from it (paired, p >= 0.05 after "
+            f"Holm's correction over all models and tasks)."
+        )
+    if any(not row.over_seeds for row in scored):
+        notes.append(f"- {_ONE_SEED} one seed: the interval is over examples only.")
+    if any(row.missing for row in results.rows):
+        notes.append(f"- {_NO_NUMBER} has cells that are missing or failed.")
+    return notes
+
+
+def _render_table(results: Results, show: Any) -> list[str]:
+    head = ["model", *results.tasks]
+    lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * len(results.tasks)}"]
+    for model in results.models:
+        cells = [show(results.find(model, task)) for task in results.tasks]
+        lines.append(f"| {' | '.join([_escape(model), *cells])} |")
+    return lines
+
+
+def format_value(row: Result) -> str:
+    """Return a score with its interval, or a measurement."""
+    if row.value is None:
+        return _NO_NUMBER
+    if row.low is None or row.high is None:
+        return format_measured(row.value)
+    marks = (_TIED if row.ties else "") + ("" if row.over_seeds else _ONE_SEED)
+    return f"{_percent(row.value)} ± {100 * (row.high - row.low) / 2:.1f}{marks}"
+
+
+def format_measured(value: float) -> str:
+    """Return a value of a measurement with four digits, or whole where it is large."""
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def _percent(value: float | None) -> str:
+    return _NO_NUMBER if value is None else f"{100 * value:.1f}"
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([\\`*|\[\]<>])", r"\\\1", text.replace("\n", " "))
+
+
+def render_csv(results: Results) -> str:
+    """Return one line for every model and task, with unrounded numbers."""
+    names = (
+        "model", "task", "protocol", "value", "low", "high", "over_seeds", "maximum", "ties", "cells",
+        "missing", "failed",
+    )  # fmt: skip
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(names)
+    for row in results.rows:
+        values = [getattr(row, name) for name in names[:-1]]
+        writer.writerow([*("" if value is None else value for value in values), len(row.errors)])
+    return buffer.getvalue()
+
+
+def render_latex(results: Results) -> str:
+    """Return a table for the package booktabs; ties with the best are bold."""
+    lines = [
+        f"\\begin{{tabular}}{{l{'r' * len(results.tasks)}}}",
+        "\\toprule",
+        " & ".join(["model", *map(_escape_latex, results.tasks)]) + r" \\",
+        "\\midrule",
+    ]
+    for model in results.models:
+        cells = [_format_latex(results.find(model, task)) for task in results.tasks]
+        lines.append(" & ".join([_escape_latex(model), *cells]) + r" \\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def _format_latex(row: Result) -> str:
+    if row.value is None:
+        return "--"
+    if row.low is None or row.high is None:
+        return format_measured(row.value).replace(",", "{,}")
+    number = _percent(row.value)
+    number = rf"\mathbf{{{number}}}" if row.ties else number
+    return rf"${number} \pm {100 * (row.high - row.low) / 2:.1f}$"
+
+
+def _escape_latex(text: str) -> str:
+    return re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", "/"))
+
+
+def render_hub_results(results: Results, model: str, tasks: Sequence[str]) -> str:
+    """Return the entries of `.eval_results/*.yaml` in a model's repository on the Hub.
+
+    Args:
+        results: of a comparison.
+        model: its label.
+        tasks: of GLUE that are in it.
+    """
+    date = datetime.now(UTC).date().isoformat()
+    entries = []
+    for task in tasks:
+        row = results.find(model, task)
+        if row.value is not None and row.protocol is not None:
+            entries.append(
+                {
+                    "dataset": {"id": _HUB_DATASETS["glue"], "task_id": task},
+                    "value": round(100 * row.value, 2),
+                    "date": date,
+                    "notes": f"validation set; {row.protocol}: {PROTOCOLS[row.protocol]}",
+                }
+            )
+    return str(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True))
+
+
+def list_scored_tasks(results: Results) -> list[str]:
+    """Return the tasks that have scores with intervals, their mean among them last."""
+    scored = {row.task for row in results.rows if row.low is not None}
+    return [task for task in results.tasks if task in scored and task != MEAN] + (
+        [MEAN] if MEAN in scored else []
+    )

@@ -1,0 +1,124 @@
+"""`evaluate models=[...]`: one table from whatever has happened on the way."""
+
+import json
+import time
+
+import pytest
+
+from support.architectures import write_folder
+from support.glue import write_glue
+from support.programs import Forked, finish, run_command
+
+TASKS = ("sst2", "rte", "stsb")
+REDUCED = [
+    "tasks=[sst2,rte,stsb]", "grid.learning_rates=[1e-3,3e-3]", "grid.seeds=[0]", "grid.max_length=16",
+]  # fmt: skip
+NUM_CELLS = 2 * 3 * 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer, finished_run):
+    """A folder with models and data, and the command over them."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    write_folder(folder / "nomic", "nomic_bert", tokenizer)
+    write_glue(folder / "glue", num_train=32, num_evaluation=20, tasks=TASKS)
+    (folder / "run").symlink_to(finished_run)
+    return folder
+
+
+def build_arguments(output, *others):
+    models = "models=[run,nomic]"
+    return ["evaluate", models, *REDUCED, "data_dir=glue", f"output={output}", *others]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder):
+    return run_command(*build_arguments("undisturbed"), cwd=folder)
+
+
+def count_cells(output):
+    return len(list((output / "cells").rglob("[!.]*-*.json")))
+
+
+def test_a_table_of_models_by_tasks_is_printed_and_written(folder, undisturbed):
+    results = json.loads((folder / "undisturbed/results.json").read_text())
+    (run, nomic) = results["models"]
+    assert run.startswith("run@")
+    assert results["tasks"] == [*TASKS, "mean"]
+    assert count_cells(folder / "undisturbed") == NUM_CELLS
+    assert f"| {nomic} |" in undisturbed
+    assert (folder / "undisturbed/results.md").read_text().strip() in undisturbed
+    for row in results["rows"]:
+        assert -1 <= row["low"] <= row["value"] <= row["high"] <= 1
+
+
+def test_killed_three_times_and_taken_up_by_two_the_table_is_the_same(folder, undisturbed):
+    output = folder / "disturbed"
+    for least in (1, 3, 5):
+        program = Forked("neobert_train", *build_arguments("disturbed"), cwd=folder)
+        deadline = time.monotonic() + 120
+        while count_cells(output) < least and time.monotonic() < deadline:
+            time.sleep(0.05)
+        program.kill()
+        program.wait(30)
+    kept = {path: path.stat().st_mtime_ns for path in (output / "cells").rglob("[!.]*-*.json")}
+    both = [Forked("neobert_train", *build_arguments("disturbed"), cwd=folder) for _ in range(2)]
+    for program in both:
+        finish(program)
+    assert count_cells(output) == NUM_CELLS
+    assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
+    for name in ("results.csv", "results.json", "results.md"):
+        assert (output / name).read_text().replace("disturbed/", "") == (
+            folder / "undisturbed" / name
+        ).read_text().replace("undisturbed/", "")
+
+
+def test_a_plan_computes_nothing(folder):
+    output = run_command(*build_arguments("planned", "plan=true"), cwd=folder)
+    assert [line.split()[:3] for line in output.splitlines() if line.startswith("in all")] == [
+        ["in", "all", str(NUM_CELLS)]
+    ]
+    assert count_cells(folder / "planned") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["models=[absent]"], r"models=[absent] is neither a folder nor a model on the Hub"),
+        (["tasks=[mrpc]"], r"no file train-00000-of-00001.parquet"),
+        (["tasks=[ssst2]"], r"there is no task ssst2: did you mean sst2?"),
+        (["preset=quik"], r"quik"),
+        (
+            ["grid.start_from_mnli=[rte]"],
+            r"rte start from the best cell of mnli: add mnli to tasks",
+        ),
+    ],
+)
+def test_wrong_input_ends_before_anything_is_computed(folder, arguments, message):
+    output = run_command(
+        *build_arguments("refused"), *arguments, cwd=folder, code=2, HF_HUB_OFFLINE="1"
+    )
+    assert message in output
+    assert "Traceback" not in output
+    assert not (folder / "refused/cells").exists() or count_cells(folder / "refused") == 0
+
+
+def test_tasks_can_start_from_the_best_cell_of_mnli(folder):
+    write_glue(folder / "mnli", num_train=24, num_evaluation=10, tasks=("mnli", "rte"))
+    arguments = [
+        "evaluate", "models=[nomic]", "tasks=[rte,mnli]", "data_dir=mnli", "output=started", "grid.seeds=[0]",
+        "grid.learning_rates=[1e-3,3e-3]", "grid.max_length=16", "grid.start_from_mnli=[rte]",
+    ]  # fmt: skip
+    run_command(*arguments, cwd=folder)
+    (started,) = (folder / "started/starts").iterdir()
+    best = max(
+        (
+            json.loads(path.read_text())["content"]
+            for path in (folder / "started/cells/mnli").iterdir()
+        ),
+        key=lambda content: content["measurement"]["values"]["score"],
+    )
+    for path in (folder / "started/cells/rte").iterdir():
+        start = json.loads(path.read_text())["content"]["cell"]["settings"]["start"]
+        assert start.startswith(started.name)
+    assert best["measurement"]["values"]["score"] > 0
