@@ -18,13 +18,14 @@ one seed are of fixed weights (no shift of the seed), since the interval is abou
 """
 
 import argparse
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from neobert_train.evaluation.metrics import Scoring
 from neobert_train.evaluation.resampling import score_rows
@@ -68,8 +69,8 @@ class Planted:
         if self.metric == "spearman":  # of a normal distribution: Pearson (1907)
             correlation = 1.0 / np.sqrt(1.0 + np.exp(-2.0 * shifted))
             return 6.0 / math.pi * np.arcsin(correlation / 2.0)
-        ones = self.positives * stats.norm.cdf(shifted + self.bias)
-        zeros = (1.0 - self.positives) * stats.norm.cdf(shifted - self.bias)
+        ones = self.positives * special.ndtr(shifted + self.bias)
+        zeros = (1.0 - self.positives) * special.ndtr(shifted - self.bias)
         false_ones, false_zeros = 1.0 - self.positives - zeros, self.positives - ones
         if self.metric == "accuracy":
             return ones + zeros
@@ -82,10 +83,6 @@ class Planted:
     def expect(self, strength: float) -> float:
         """Return the expected score over the population and over seeds."""
         return float(WEIGHTS @ self.score_at(strength, NODES))
-
-    def find_strength(self, score: float) -> float:
-        """Return the strength whose expected score is given."""
-        return float(optimize.brentq(lambda strength: self.expect(strength) - score, -6.0, 6.0))
 
     def draw_labels(self, generator: np.random.Generator) -> np.ndarray:
         """Return labels [n]."""
@@ -102,6 +99,12 @@ class Planted:
         ease = np.where(labels == 1, self.bias, -self.bias)
         right = latent < strength + self.seed_shift * shift + ease
         return np.where(right, labels, 1 - labels)
+
+
+@functools.cache
+def find_strength(task: Planted, score: float) -> float:
+    """Return the strength whose expected score is given."""
+    return float(optimize.brentq(lambda strength: task.expect(strength) - score, -6.0, 6.0))
 
 
 TASKS = (
@@ -145,7 +148,7 @@ def draw_models(
         for number, score in enumerate(of_settings):
             setting = f"setting {number}"
             of_setting = of_model + draw("setting")
-            strengths[setting] = task.find_strength(score)
+            strengths[setting] = find_strength(task, score)
             cells[setting] = {}
             for seed in range(num_seeds):
                 shifts[setting, seed] = float(generator.normal())
@@ -248,10 +251,10 @@ def print_header(title: str, keys: Iterable[str]) -> None:
     print(f"\n{title}\n{'task':<18}{'seeds':>14}{'A - B':>9}{columns}")
 
 
-def simulate_comparisons(tables: int) -> None:
+def simulate_comparisons(tasks: list[Planted], tables: int) -> None:
     """Print the rows of part 1."""
     started = False
-    for task in TASKS:
+    for task in tasks:
         plans = [
             ("1 and 1, fixed", (1, 1), replace(task, seed_shift=0.0)),
             ("5 and 5", (5, 5), task),
@@ -266,10 +269,10 @@ def simulate_comparisons(tables: int) -> None:
             print_row(task.name, name, difference, means)
 
 
-def simulate_selections(tables: int) -> None:
+def simulate_selections(tasks: list[Planted], tables: int) -> None:
     """Print the rows of part 2."""
     started = False
-    for task in TASKS:
+    for task in tasks:
         plans = [("1, fixed", 1, replace(task, seed_shift=0.0)), ("5", 5, task)]
         for (name, num_seeds, planted), difference in itertools.product(plans, (0.0, 0.02)):
             means = repeat(select_once, tables, planted, difference, num_seeds)
@@ -284,14 +287,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tables", type=int, default=1000, help="simulated per row")
+    parser.add_argument("--metric", choices=sorted({task.metric for task in TASKS}), help="only it")
     parser.add_argument("--only", choices=["comparisons", "selection"], help="one part")
     arguments = parser.parse_args()
+    tasks = [task for task in TASKS if arguments.metric in (None, task.metric)]
     error = 100.0 * math.sqrt(0.95 * 0.05 / arguments.tables)
     print(f"{arguments.tables} tables per row: a count of 95 has a standard error of {error:.2f}")
     if arguments.only != "selection":
-        simulate_comparisons(arguments.tables)
+        simulate_comparisons(tasks, arguments.tables)
     if arguments.only != "comparisons":
-        simulate_selections(arguments.tables)
+        simulate_selections(tasks, arguments.tables)
 
 
 if __name__ == "__main__":

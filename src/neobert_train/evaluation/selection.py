@@ -147,7 +147,7 @@ def _choose(scores: Answers) -> Answers:
 
 
 def _find_rivals(means: Answers, deviations: Answers) -> Answers:
-    """Return the settings whose mean is within two standard errors of the best, ascending.
+    """Return the settings whose mean is within four standard errors of the best, ascending.
 
     Args:
         means: [G].
@@ -155,7 +155,7 @@ def _find_rivals(means: Answers, deviations: Answers) -> Answers:
     """
     best = int(means.argmax())
     errors = (deviations - deviations[:, [best]]).std(axis=0)
-    return np.flatnonzero(means[best] - means <= 2.0 * errors)
+    return np.flatnonzero(means[best] - means <= 4.0 * errors)
 
 
 def _estimate_choice_variance(scores: Answers, deviations: Answers, chosen: Answers) -> float:
