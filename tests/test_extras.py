@@ -8,6 +8,8 @@ from neobert_train.extras import require_packages
 
 def test_a_missing_package_is_told_with_its_install_line():
     require_packages("evaluation", ["json"], "models=[...]")
-    message = r"models=\[...\] needs .*\(no_such_package\): pip install 'neobert_train\[evaluation\]'"
+    message = (
+        r"models=\[...\] needs .*\(no_such_package\): pip install 'neobert_train\[evaluation\]'"
+    )
     with pytest.raises(InputError, match=message):
         require_packages("evaluation", ["json", "no_such_package"], "models=[...]")

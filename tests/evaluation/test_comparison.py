@@ -12,10 +12,11 @@ import torch
 from neobert_train.evaluation.candidates import Candidate
 from neobert_train.evaluation.cells import CellStore, Measurement
 from neobert_train.evaluation.comparison import Comparison, run_comparison
+from neobert_train.evaluation.conditions import Conditions
 from neobert_train.evaluation.metrics import Scoring
 from neobert_train.evaluation.planning import format_plan
 from neobert_train.evaluation.results import MEAN, collect_results
-from neobert_train.evaluation.tasks import SCORE, Conditions
+from neobert_train.evaluation.tasks import SCORE
 from neobert_train.report.evaluation_page import write_results
 
 LABELS = np.arange(200) % 2

@@ -11,13 +11,13 @@ from neobert_train.config.data_schema import TextDocuments
 from neobert_train.config.evaluate_schema import EvaluateConfig, TokenTaskConfig
 from neobert_train.errors import InputError
 from neobert_train.evaluation.candidates import load_candidate
+from neobert_train.evaluation.conditions import Conditions
 from neobert_train.evaluation.language import (
     MaskedLMTask,
     PseudoPerplexityTask,
     ThroughputTask,
     list_masked_copies,
 )
-from neobert_train.evaluation.tasks import Conditions
 from support.architectures import write_folder
 
 CONDITIONS = Conditions(torch.device("cpu"), bf16=False, batch_tokens=100)

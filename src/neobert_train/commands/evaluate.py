@@ -20,10 +20,10 @@ from neobert_train.evaluation.candidates import load_candidate
 from neobert_train.evaluation.catalogue import build_tasks
 from neobert_train.evaluation.cells import Cell, CellStore, Measurement
 from neobert_train.evaluation.comparison import Comparison, run_comparison
+from neobert_train.evaluation.conditions import Conditions
 from neobert_train.evaluation.heldout import Evaluation, evaluate_objective
 from neobert_train.evaluation.planning import format_plan
 from neobert_train.evaluation.results import collect_results
-from neobert_train.evaluation.tasks import Conditions
 from neobert_train.evaluation.texts import (
     Subject,
     list_text_units,

@@ -116,6 +116,14 @@ class TokenTaskConfig:
 
 
 @dataclass
+class MTEBConfig:
+    """What `tasks=[mteb]` stands for."""
+
+    benchmark: str = setting("MTEB(eng, v2)", "Benchmark of MTEB, as its library names it.")
+    tasks: list[str] = setting(list, "Single tasks of it; all by default.")
+
+
+@dataclass
 class EvaluateConfig:
     """Compare models on tasks, or measure one on text."""
 
@@ -137,8 +145,9 @@ class EvaluateConfig:
     retry_failed: bool = setting(True, "models: compute again the cells that failed before.")
     grid: GridConfig = setting(GridConfig, "")
     measure: TokenTaskConfig = setting(TokenTaskConfig, "")
+    mteb: MTEBConfig = setting(MTEBConfig, "")
     prompts: dict[str, str] = setting(
-        dict, "Retrieval: what is written before texts, as in {query:'query: ',document:'document: '}."
+        dict, "retrieval, nanobeir, mteb: what is written before texts, as in {query:'query: '}."
     )  # fmt: skip
     run_dir: str | None = setting(None, "Run directory to measure on text; give this or model.")
     model: str | None = setting(

@@ -14,6 +14,8 @@ SUMMARIES = {
     "token_classification": "words with labels, of data_dir",
     "sts": "pairs of texts with a score of their likeness, of data_dir",
     "retrieval": "queries, documents and judgements, of data_dir",
+    "nanobeir": "retrieval from 13 small sets of BEIR (MTEB's NanoBEIR)",
+    "mteb": "the tasks of mteb.benchmark, or those of mteb.tasks",
 }
 # Those that read files of the user's own; NAME/CASE is one of several.
 OWN = ("classification", "token_classification", "sts", "retrieval")

@@ -61,7 +61,7 @@ class Candidate:
 
     def load_encoder(self, folder: Path | None = None) -> PreTrainedModel:
         """Load the encoder without a head, in fp32, from its own folder or one fine-tuned from it."""
-        _register()
+        register_neobert()
         network: PreTrainedModel = AutoModel.from_pretrained(
             folder or self.folder, trust_remote_code=self.trust_remote_code, dtype="float32"
         )
@@ -69,7 +69,7 @@ class Candidate:
 
     def load_masked_lm(self) -> PreTrainedModel:
         """Load the encoder with its head for masked-language modelling, in fp32."""
-        _register()
+        register_neobert()
         network: PreTrainedModel = AutoModelForMaskedLM.from_pretrained(
             self.folder, trust_remote_code=self.trust_remote_code, dtype="float32"
         )
@@ -99,7 +99,7 @@ def load_candidate(name: str, exports: Path, trust_remote_code: bool) -> Candida
         folder = find_model_folder(name, label)
     find_family(folder, label, trust_remote_code)
     check_weights(folder, label, may_be_split=True)
-    _register()
+    register_neobert()
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
@@ -115,7 +115,7 @@ def load_candidate(name: str, exports: Path, trust_remote_code: bool) -> Candida
     return candidate
 
 
-def _register() -> None:
+def register_neobert() -> None:
     """Let transformers load a NeoBERT by the classes here: those in its folder do not run."""
     AutoConfig.register(NeoBERTConfig.model_type, NeoBERTConfig, exist_ok=True)
     AutoModel.register(NeoBERTConfig, NeoBERT, exist_ok=True)

@@ -13,7 +13,8 @@ import torch
 from neobert_train.errors import InputError
 from neobert_train.evaluation.candidates import Candidate
 from neobert_train.evaluation.cells import Cell, CellStore, Measurement
-from neobert_train.evaluation.tasks import SCORE, Conditions, LabelledTask, Task
+from neobert_train.evaluation.conditions import Conditions
+from neobert_train.evaluation.tasks import SCORE, LabelledTask, Task
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SHOWN_CHARACTERS = 500

@@ -21,8 +21,8 @@ from neobert_train.data.sources.source import Unit
 from neobert_train.errors import InputError
 from neobert_train.evaluation.candidates import Candidate
 from neobert_train.evaluation.cells import Measurement
+from neobert_train.evaluation.conditions import Conditions
 from neobert_train.evaluation.heldout import evaluate_objective
-from neobert_train.evaluation.tasks import Conditions
 from neobert_train.evaluation.texts import Subject, list_text_units, load_exported, read_documents
 from neobert_train.files import hash_file
 from neobert_train.models.encoder import DTYPES

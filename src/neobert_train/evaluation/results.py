@@ -27,6 +27,7 @@ PROTOCOLS = {
     "cross-fitted": "the setting is chosen on one half of the evaluation examples (and on the other "
     "seeds) and scored on the other half, and the halves are swapped; the mean over seeds",
     "direct": "there is one setting and nothing to choose",
+    "mteb": "the main score as the library mteb computes it",
     "measured": "a measurement without examples that could be resampled",
 }
 
@@ -148,9 +149,8 @@ def _collect_measured(comparison: Comparison, task: Task) -> list[Result]:
                 rows.append(Result(candidate.label, name, errors=(measured.error,)))
             else:
                 value = next(iter(measured.values.values()))
-                rows.append(
-                    Result(candidate.label, name, protocol="measured", value=value, cells=1)
-                )
+                protocol = "mteb" if "main_score" in measured.values else "measured"
+                rows.append(Result(candidate.label, name, protocol=protocol, value=value, cells=1))
     return sorted(rows, key=lambda row: [r.task for r in rows].index(row.task))
 
 

@@ -17,18 +17,20 @@ import numpy as np
 from neobert_train.errors import InputError
 from neobert_train.evaluation.candidates import Candidate
 from neobert_train.evaluation.cells import Measurement
+from neobert_train.evaluation.conditions import Conditions
 from neobert_train.evaluation.data_files import (
     check_scores,
     check_texts,
     find_split,
     read_columns,
 )
-from neobert_train.evaluation.features import embed_texts, normalise
+from neobert_train.evaluation.embedder import embed_texts, load_embedder, normalise
 from neobert_train.evaluation.metrics import Scoring, compute_metrics, compute_score
-from neobert_train.evaluation.tasks import SCORE, Conditions
+from neobert_train.evaluation.tasks import SCORE
 
 # Ranks that nDCG looks at, as BEIR reports it.
 DEPTH = 10
+PROMPTED = ("query", "document")
 # Scores of queries and documents that are held at once.
 _SCORES_AT_ONCE = 1 << 26
 
@@ -58,13 +60,16 @@ class SimilarityTask:
 
     def list_settings(self) -> list[dict[str, Any]]:
         """Return the one setting of vectors."""
-        return [{"pooling": "mean", "max_length": self._max_length}]
+        return [{"max_length": self._max_length}]
 
     def measure(
         self, candidate: Candidate, settings: dict[str, Any], seed: int, conditions: Conditions
     ) -> Measurement:
         """Return the correlation; predictions are the cosines."""
-        vectors = _embed(candidate, self._texts, settings["max_length"], conditions)
+        model = load_embedder(candidate, settings["max_length"], conditions)
+        vectors = [
+            normalise(embed_texts(model, part, conditions.batch_tokens)) for part in self._texts
+        ]
         cosines = (vectors[0] * vectors[1]).sum(axis=1, dtype=np.float64)
         values = compute_metrics(self.scoring, cosines, self.labels)
         values[SCORE] = compute_score(self.scoring, cosines, self.labels)
@@ -95,7 +100,7 @@ class RetrievalTask:
         """
         folder = data_dir / name
         self.name, self.seeds, self._max_length = name, (0,), max_length
-        self._prompts = {kind: prompts.get(kind, "") for kind in ("query", "document")}
+        self._prompts = {kind: prompts.get(kind, "") for kind in PROMPTED}
         documents = _read_texts(folder, "corpus")
         queries = _read_texts(folder, "queries")
         relevance = _read_judgements(folder, queries, documents)
@@ -115,16 +120,17 @@ class RetrievalTask:
 
     def list_settings(self) -> list[dict[str, Any]]:
         """Return the one setting of vectors."""
-        return [{"pooling": "mean", "max_length": self._max_length, "prompts": self._prompts}]
+        return [{"max_length": self._max_length, "prompts": self._prompts}]
 
     def measure(
         self, candidate: Candidate, settings: dict[str, Any], seed: int, conditions: Conditions
     ) -> Measurement:
         """Return the mean nDCG; predictions are those of the queries."""
-        queries = [self._prompts["query"] + text for text in self._queries]
-        documents = [self._prompts["document"] + text for text in self._documents]
-        length = settings["max_length"]
-        vectors = _embed(candidate, [queries, documents], length, conditions)
+        model = load_embedder(candidate, settings["max_length"], conditions)
+        vectors = [
+            normalise(embed_texts(model, texts, conditions.batch_tokens, self._prompts[kind]))
+            for kind, texts in (("query", self._queries), ("document", self._documents))
+        ]
         ranking = rank_nearest(vectors[0], vectors[1], DEPTH)
         gains = np.array(
             [compute_ndcg(row, found) for row, found in zip(ranking, self._relevance, strict=True)]
@@ -169,18 +175,6 @@ def compute_ndcg(ranking: Sequence[int] | np.ndarray, relevance: Mapping[int, fl
     gains = np.array([relevance.get(int(document), 0.0) for document in ranking])
     ideal = np.sort(np.array(list(relevance.values())))[::-1][: len(ranking)]
     return float((gains * discounts).sum() / (ideal * discounts[: len(ideal)]).sum())
-
-
-def _embed(
-    candidate: Candidate, parts: Sequence[Sequence[str]], max_length: int, conditions: Conditions
-) -> list[np.ndarray]:
-    network, tokenizer = candidate.load_encoder(), candidate.load_tokenizer()
-    network.eval().to(conditions.device)
-    length = min(max_length, candidate.max_length)
-    return [
-        normalise(embed_texts(network, tokenizer, texts, length, conditions.batch_tokens))
-        for texts in parts
-    ]
 
 
 def _read_texts(folder: Path, name: str) -> dict[str, str]:

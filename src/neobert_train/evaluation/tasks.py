@@ -3,17 +3,16 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from neobert_train.config.evaluate_schema import GridConfig, Method
 from neobert_train.evaluation.candidates import Candidate
 from neobert_train.evaluation.cells import Measurement
-from neobert_train.evaluation.features import embed_texts
+from neobert_train.evaluation.conditions import Conditions
+from neobert_train.evaluation.embedder import embed_texts, load_embedder
 from neobert_train.evaluation.labelled import LabelledData, draw
 from neobert_train.evaluation.metrics import Scoring, compute_metrics, compute_score
 from neobert_train.evaluation.probes import fit_classifier, fit_regressor, join_pairs
@@ -23,21 +22,6 @@ from neobert_train.tuning.finetuning import FineTuning, RunOptions, fine_tune
 SCORE = "score"
 # Examples whose tokens are counted for a plan.
 _COUNTED_EXAMPLES = 200
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """How numbers are computed, for all cells alike.
-
-    Attributes:
-        device: of forward passes.
-        bf16: whether they are in bf16, or else in fp32.
-        batch_tokens: of a forward pass without gradients, at most.
-    """
-
-    device: torch.device
-    bf16: bool
-    batch_tokens: int
 
 
 class Task(Protocol):
@@ -162,16 +146,11 @@ class LabelledTask:
     ) -> np.ndarray:
         if self.train.is_of_words:
             raise ValueError("words are not probed: write preset=quick for token_classification")
-        network, tokenizer = candidate.load_encoder(), candidate.load_tokenizer()
-        network.eval().to(conditions.device)
-        length = min(settings["max_length"], candidate.max_length)
+        model = load_embedder(candidate, settings["max_length"], conditions)
 
         def embed(examples: Examples) -> np.ndarray:
             texts = [examples.texts, *([] if examples.pairs is None else [examples.pairs])]
-            vectors = [
-                embed_texts(network, tokenizer, part, length, conditions.batch_tokens)
-                for part in texts
-            ]
+            vectors = [embed_texts(model, part, conditions.batch_tokens) for part in texts]
             return vectors[0] if len(vectors) == 1 else join_pairs(*vectors)
 
         train, evaluation = embed(self.train), embed(self.evaluation)

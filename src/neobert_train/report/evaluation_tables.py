@@ -39,7 +39,7 @@ def render_notes(results: Results) -> list[str]:
     notes = [f"- {name}: {PROTOCOLS[name]}." for name in PROTOCOLS if name in protocols]
     scored = [row for row in results.rows if row.low is not None]
     if scored:
-        notes.append("- Scores are times 100, with 95 % intervals.")
+        notes.append("- Scores are times 100, with 95 % intervals (none for those of mteb).")
     if any(row.ties for row in scored):
         notes.append(
             f"- {_TIED} is the best of its column, or not told apart from it (paired, p >= 0.05 after "
@@ -65,6 +65,8 @@ def format_value(row: Result) -> str:
     """Return a score with its interval, or a measurement."""
     if row.value is None:
         return _NO_NUMBER
+    if row.protocol == "mteb":
+        return _percent(row.value)
     if row.low is None or row.high is None:
         return format_measured(row.value)
     marks = (_TIED if row.ties else "") + ("" if row.over_seeds else _ONE_SEED)
@@ -116,6 +118,8 @@ def render_latex(results: Results) -> str:
 def _format_latex(row: Result) -> str:
     if row.value is None:
         return "--"
+    if row.protocol == "mteb":
+        return _percent(row.value)
     if row.low is None or row.high is None:
         return format_measured(row.value).replace(",", "{,}")
     number = _percent(row.value)
