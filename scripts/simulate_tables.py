@@ -1,7 +1,8 @@
 """How often intervals and p-values of evaluation are right, on tables whose truth is planted.
 
-    python scripts/simulate_tables.py                # 1,000 tables per row: about an hour
-    python scripts/simulate_tables.py --tables 100   # about six minutes
+    python scripts/simulate_tables.py --tables 100                 # about half an hour
+    python scripts/simulate_tables.py --metric matthews            # 1,000 tables per row
+    python scripts/simulate_tables.py --only selection
 
 Labels and answers are drawn from a model with a shared difficulty of each example, what a model (and
 a setting of its grid) makes of it, what a seed makes of it, and a shift of the whole seed. The truth
