@@ -17,7 +17,6 @@ from neobert_train.evaluation.statistics import (
     compare_models,
     correct_holm,
     estimate_mean,
-    find_ties,
 )
 
 ACCURACY = Scoring(("accuracy",))
@@ -187,20 +186,6 @@ def test_holms_correction_is_that_of_stepping_down(p_values):
                 break
             rejected += 1
         assert sum(value < threshold for value in corrected) == rejected
-
-
-def test_ties_are_the_models_not_distinguishable_from_the_best():
-    models = {
-        "worst": draw_answers(LABELS, [0.6] * 4, 0),
-        "good": draw_answers(LABELS, [0.86], 1),
-        "best": draw_answers(LABELS, [0.9, 0.91, 0.9], 2),
-    }
-    ties = find_ties(ACCURACY, models, LABELS)
-    assert ties.best == "best"
-    assert ties.tied == ("best", "good")
-    assert ties.differences["worst"].value == pytest.approx(0.3, abs=0.06)
-    assert ties.p_values["worst"] < 0.01 < 0.05 <= ties.p_values["good"]
-    assert find_ties(ACCURACY, {"alone": LABELS[None]}, LABELS).tied == ("alone",)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "matthews", "spearman"])

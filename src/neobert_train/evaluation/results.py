@@ -98,6 +98,7 @@ class _Column:
         compared: of the predictions: with the halves as parts where settings were chosen.
         labels: [n].
         predictions: [seeds, n] by model.
+        choice_variances: what choosing settings adds to the variance of the mean, by model.
         estimates: of their mean score by model.
     """
 
@@ -105,6 +106,7 @@ class _Column:
     compared: Scoring
     labels: np.ndarray
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
+    choice_variances: dict[str, float] = field(default_factory=dict)
     estimates: dict[str, Estimate] = field(default_factory=dict)
 
 
@@ -178,11 +180,14 @@ def _collect_scored(
     if not complete or missing:
         return Result(candidate.label, task.name, cells=count, missing=missing, errors=failed)
     maximum = find_maximum(column.scoring, cells, column.labels)
-    scoring, predictions, protocol = _choose_predictions(column, cells)
-    estimate = estimate_mean(scoring, predictions, column.labels)
+    protocol = "direct" if len(cells) == 1 else "cross-fitted"
+    predictions, choice_variance = _choose_predictions(column, cells)
+    estimate = estimate_mean(
+        column.compared, predictions, column.labels, choice_variance=choice_variance
+    )
     column.predictions[candidate.label] = predictions
+    column.choice_variances[candidate.label] = choice_variance
     column.estimates[candidate.label] = estimate
-    column.compared = scoring  # the same halves for every model
     has_choice = count > 1
     return Result(
         candidate.label,
@@ -200,13 +205,14 @@ def _collect_scored(
     )
 
 
-def _choose_predictions(column: _Column, cells: Cells) -> tuple[Scoring, np.ndarray, str]:
-    """Return the predictions [seeds, n] that stand for a model, and how they are scored."""
+def _choose_predictions(column: _Column, cells: Cells) -> tuple[np.ndarray, float]:
+    """Return the predictions [seeds, n] that stand for a model, and the variance of the choice."""
     if len(cells) == 1:
         (setting,) = cells.values()
-        return column.scoring, np.stack([setting[seed] for seed in sorted(setting)]), "direct"
+        return np.stack([setting[seed] for seed in sorted(setting)]), 0.0
     fit = select_cross_fitted(column.scoring, cells, column.labels)
-    return fit.scoring, fit.predictions, "cross-fitted"
+    column.compared = fit.scoring  # the same halves for every model
+    return fit.predictions, fit.choice_variance
 
 
 def _to_array(measured: Measurement, labels: np.ndarray) -> np.ndarray:
@@ -231,7 +237,13 @@ def _mark_ties(rows: Sequence[Result], columns: Mapping[str, _Column]) -> list[R
         for model, predictions in column.predictions.items():
             if model != best[task]:
                 differences[model, task] = compare_models(
-                    column.compared, column.predictions[best[task]], predictions, column.labels
+                    column.compared,
+                    column.predictions[best[task]],
+                    predictions,
+                    column.labels,
+                    choice_variance=sum(
+                        column.choice_variances[name] for name in (best[task], model)
+                    ),
                 )
     corrected = correct_holm([each.p_value for each in differences.values()])
     p_values = dict(zip(differences, corrected, strict=True))

@@ -1,4 +1,4 @@
-"""Intervals for scores and for their differences, over seeds and examples; corrections; ties.
+"""Intervals for scores and for their differences, over seeds and examples, and corrections.
 
 A score varies with the examples that happen to be in the evaluation set, and with the seed of
 fine-tuning. The two are crossed: every seed of every model answers the same examples. This is the
@@ -27,7 +27,7 @@ False). If one of two models has a single seed, the variance of the other's seed
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,23 +60,6 @@ class Estimate:
     degrees_of_freedom: float
     over_seeds: bool
     p_value: float
-
-
-@dataclass(frozen=True)
-class Ties:
-    """Which models of a table's column are not distinguishable from the best.
-
-    Attributes:
-        best: name of the model with the highest mean.
-        tied: names of those whose difference from it is not significant, the best first.
-        differences: best less the other, by the other's name.
-        p_values: Holm's, over the models of the column.
-    """
-
-    best: str
-    tied: tuple[str, ...]
-    differences: dict[str, Estimate]
-    p_values: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -288,43 +271,3 @@ def correct_holm(p_values: Sequence[float]) -> list[float]:
     factors = np.arange(len(values), 0, -1)
     corrected[order] = np.minimum(np.maximum.accumulate(values[order] * factors), 1.0)
     return [float(value) for value in corrected]
-
-
-def find_ties(
-    task: Scoring,
-    models: Mapping[str, Answers],
-    labels: Answers,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
-    choice_variances: Mapping[str, float] | None = None,
-) -> Ties:
-    """Return the models whose score is not significantly below the best one's.
-
-    Each is compared with the model of the highest mean, at 5 % after Holm's correction over the
-    models of the column.
-
-    Args:
-        task: how the examples are scored.
-        models: predictions [S, n] by name, with any number of seeds each.
-        labels: [n].
-        num_resamples: of the bootstrap.
-        seed: of the bootstrap.
-        choice_variances: by name, if settings were selected by cross-fitting.
-
-    Raises:
-        InputError: see `metrics.check_answers`.
-    """
-    means = {name: score_rows(task, rows, labels).mean() for name, rows in models.items()}
-    best = max(means, key=lambda name: means[name])
-    choice = choice_variances or dict.fromkeys(models, 0.0)
-    differences = {
-        name: compare_models(
-            task, models[best], rows, labels, num_resamples, seed, choice[best] + choice[name]
-        )
-        for name, rows in models.items()
-        if name != best
-    }
-    corrected = correct_holm([each.p_value for each in differences.values()])
-    p_values = dict(zip(differences, corrected, strict=True))
-    tied = tuple(name for name, p_value in p_values.items() if p_value >= 1.0 - LEVEL)
-    return Ties(best, (best, *tied), differences, p_values)
