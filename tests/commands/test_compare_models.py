@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from neobert_train.config.tasks import GLUE
 from support.architectures import write_folder
 from support.glue import write_glue
 from support.programs import Forked, finish, run_command
@@ -122,3 +123,35 @@ def test_tasks_can_start_from_the_best_cell_of_mnli(folder):
         start = json.loads(path.read_text())["content"]["cell"]["settings"]["start"]
         assert start.startswith(started.name)
     assert best["measurement"]["values"]["score"] > 0
+
+
+def test_every_encoder_is_probed(folder, tokenizer):
+    for name in ("bert", "roberta", "modernbert"):
+        write_folder(folder / name, name, tokenizer)
+    write_glue(folder / "all", num_train=24, num_evaluation=12)
+    models = "models=[run,nomic,bert,roberta,modernbert]"
+    run_command(
+        "evaluate", models, "tasks=[sst2,stsb,mnli]", "preset=probe", "data_dir=all", "output=probed",
+        "grid.max_length=16", cwd=folder,
+    )  # fmt: skip
+    results = json.loads((folder / "probed/results.json").read_text())
+    assert len(results["models"]) == 5
+    assert results["tasks"] == ["sst2", "stsb", "mnli", "mean"]
+    assert all(row["value"] is not None for row in results["rows"]), results["rows"]
+
+
+@pytest.mark.parametrize("preset", ["probe", "quick", "paper", "modernbert"])
+def test_every_preset_does_every_task_of_glue(folder, preset):
+    write_glue(folder / "all", num_train=24, num_evaluation=12)
+    reduced = [
+        "grid.learning_rates=[1e-4]", "grid.batch_sizes=[8]", "grid.weight_decays=[0.01]", "grid.epochs=[1]",
+        "grid.task_epochs={}", "grid.max_steps=2", "grid.seeds=[0]",
+    ]  # fmt: skip
+    run_command(
+        "evaluate", "models=[nomic]", "tasks=[glue]", f"preset={preset}", *reduced, "data_dir=all",
+        f"output={preset}", cwd=folder,
+    )  # fmt: skip
+    results = json.loads((folder / preset / "results.json").read_text())
+    assert all(row["value"] is not None for row in results["rows"]), results["rows"]
+    assert results["tasks"] == [*GLUE, "mean"]
+    assert (folder / preset / "starts").exists() == (preset in ("paper", "modernbert"))

@@ -55,7 +55,10 @@ class PlantedTask:
 
 
 def build(folder, tasks, models="abc"):
-    candidates = [Candidate(name, Path(name), f"hash {name}", 512, 1000, False) for name in models]
+    candidates = [
+        Candidate(name, Path(name), f"hash {name}", f"weights {name}", 512, 1000, False)
+        for name in models
+    ]
     conditions = Conditions(torch.device("cpu"), bf16=False, batch_tokens=1024)
     return Comparison(candidates, tasks, conditions, CellStore(folder / "cells"), folder / "starts")
 

@@ -138,3 +138,13 @@ def test_taking_examples_of_words_takes_their_labels():
     part = examples.take(np.array([2, 1]))
     assert list(part.texts) == [["d"], ["b", "c"]]
     assert part.labels.tolist() == [4, 2, 3]
+
+
+def test_without_a_folder_glue_comes_from_the_hub(hub, tmp_path):
+    folder = write_glue(tmp_path / "glue", num_train=6, num_evaluation=4, tasks=("rte", "sst2"))
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.parquet")}
+    hub.write("datasets/nyu-mll/glue", files)
+    assert load_glue("rte", None).digest == load_glue("rte", folder).digest
+    assert not any("sst2" in request for request in hub.requests if "resolve" in request)
+    with pytest.raises(InputError, match=r"mnli has no file train"):
+        load_glue("mnli", None)

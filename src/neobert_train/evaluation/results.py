@@ -126,7 +126,7 @@ def collect_results(comparison: Comparison) -> Results:
     rows += _average(columns, [candidate.label for candidate in comparison.candidates])
     models = {
         candidate.label: {
-            "folder": str(candidate.folder), "digest": candidate.digest,
+            "digest": candidate.digest, "weights": candidate.weights,
             "parameters": candidate.num_parameters, "max_length": candidate.max_length,
         }
         for candidate in comparison.candidates
