@@ -1,5 +1,6 @@
 """Comparisons on planted tasks: which cells are computed, by whom, and what comes of them."""
 
+import os
 import threading
 import time
 from dataclasses import dataclass, field
@@ -52,6 +53,12 @@ class PlantedTask:
 
     def estimate_flops(self, candidate, settings):
         return 1e15
+
+
+@pytest.fixture(autouse=True)
+def fast_files(monkeypatch):
+    """Nothing here survives the loss of power."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def build(folder, tasks, models="abc"):
