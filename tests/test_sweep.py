@@ -61,6 +61,16 @@ def test_directories_that_differ_already_keep_their_names(arguments):
     assert not any("experiment-" in folder or "seed-" in folder for folder in folders)
 
 
+def test_embedders_of_a_sweep_have_folders_of_their_own():
+    jobs = plan_sweep(
+        "embed", ["model=runs/a", "paths=[x.jsonl]", "output=embedders/a", "lr=1e-5,2e-5"]
+    )
+    assert [job.overrides[-1] for job in jobs] == [
+        "output=embedders/a-lr-1e-05",
+        "output=embedders/a-lr-2e-05",
+    ]
+
+
 def test_other_commands_have_no_directories_to_keep_apart():
     jobs = plan_sweep("evaluate", ["run_dir=runs/a,runs/b"])
     assert [job.overrides for job in jobs] == [("run_dir=runs/a",), ("run_dir=runs/b",)]

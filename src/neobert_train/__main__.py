@@ -50,6 +50,7 @@ COMMAND_SUMMARIES = {
     "inspect_data": "show the documents and masked text of the global batch of a step",
     "train_tokenizer": "train a WordPiece, Unigram or byte-level BPE tokenizer on a source",
     "evaluate": "compare models on tasks, or measure one on text",
+    "embed": "train a sentence-transformers model from an encoder, on pairs of texts",
     "export": "write a folder that transformers loads, and push it to the Hub",
     "plan": "parameters, FLOPs, memory and hours of an experiment on named hardware",
     "doctor": "what this machine has, what a run would use, and what would stop it",

@@ -187,6 +187,16 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def make_readable(folder: Path) -> None:
+    """Give the safetensors files of a folder the mode of any new file; the library leaves them private."""
+    probe = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-mode"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames within a folder survive a power loss."""
     descriptor = os.open(folder, os.O_RDONLY)

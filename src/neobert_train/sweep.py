@@ -22,6 +22,8 @@ from neobert_train.urls import show_value
 
 _PR_SET_PDEATHSIG = 1  # prctl.h
 SWEEP_FLAGS = ("-m", "--multirun")
+# Which setting names the folder that a job writes, where jobs are kept apart.
+_FOLDERS = {"train": "output_dir", "embed": "output"}
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,9 @@ def plan_sweep(command: str, arguments: Sequence[str]) -> list[Job]:
         for overrides in itertools.product(*choices)
     ]
     configs = [to_typed(command, compose_config(command, job.overrides)) for job in jobs]
-    if command == "train":
-        jobs = _separate(jobs, [config.output_dir for config in configs])
+    folder = _FOLDERS.get(command)
+    if folder is not None:
+        jobs = _separate(jobs, folder, [getattr(config, folder) for config in configs])
     problems = [
         f"{problem} (in {job.settings})" if job.swept else problem
         for job, config in zip(jobs, configs, strict=True)
@@ -82,7 +85,7 @@ def plan_sweep(command: str, arguments: Sequence[str]) -> list[Job]:
     return jobs
 
 
-def _separate(jobs: Sequence[Job], folders: Sequence[str]) -> list[Job]:
+def _separate(jobs: Sequence[Job], key: str, folders: Sequence[str]) -> list[Job]:
     uses = Counter(folders)
     named = [
         f"{folder}-{job.label}" if uses[folder] > 1 else folder
@@ -92,10 +95,10 @@ def _separate(jobs: Sequence[Job], folders: Sequence[str]) -> list[Job]:
         if count > 1:
             raise InputError(
                 f"{count} jobs of the sweep would train in {folder}: name each value once, or set "
-                "output_dir for each of them"
+                f"{key} for each of them"
             )
     return [
-        replace(job, overrides=(*job.overrides, to_override("output_dir", folder)))
+        replace(job, overrides=(*job.overrides, to_override(key, folder)))
         for job, folder in zip(jobs, named, strict=True)
     ]
 

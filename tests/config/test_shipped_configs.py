@@ -1,6 +1,7 @@
 """The YAML files that ship: they compose, hold the paper's numbers and say how to run them."""
 
 import dataclasses
+import functools
 import itertools
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 from neobert_train.config.checks import find_problems
 from neobert_train.config.choices import CHOICES
 from neobert_train.config.command_schema import SCHEMAS
-from neobert_train.config.data_schema import Draw, MixtureSourceConfig
+from neobert_train.config.data_schema import Draw
 from neobert_train.config.derived import (
     compute_num_lanes,
     compute_weights,
@@ -22,6 +23,7 @@ from neobert_train.config.schema import Precision, TrainConfig
 from neobert_train.config.setting import iter_settings
 from neobert_train.config.store import (
     ADDED_GROUPS,
+    ENTRIES,
     compose_config,
     configs_directory,
     find_group_choices,
@@ -177,7 +179,9 @@ def test_help_shows_every_setting_with_a_default_that_can_be_typed_back(command)
     if named:
         typed = [line.replace("NAME", "mine") for line in named]
         config = to_typed(command, compose_config(command, [*shown, *typed]))
-        assert config.data.mixture == {"mine": MixtureSourceConfig()}
+        (entries,) = [key for key in ENTRIES if named[0].startswith(f"{key}.")]
+        values = functools.reduce(getattr, entries.split("."), config)
+        assert values == {"mine": ENTRIES[entries]()}
     config = to_typed(command, compose_config(command, shown))
     assert config == SCHEMAS[command]()
 

@@ -8,7 +8,7 @@ import torch
 from mteb.mocks import mock_tasks
 from sentence_transformers import SentenceTransformer
 
-from neobert_train.config.command_schema import Pooling
+from neobert_train.config.embed_schema import Pooling
 from neobert_train.errors import InputError
 from neobert_train.evaluation.candidates import load_candidate
 from neobert_train.evaluation.conditions import Conditions

@@ -84,6 +84,8 @@ def load_libraries() -> None:
 
     for module in pkgutil.iter_modules(neobert_train.commands.__path__):
         importlib.import_module(f"neobert_train.commands.{module.name}")
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    importlib.import_module("neobert_train.tuning.embedding")
     importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     # The first composition loads Hydra and builds its parsers.
     to_typed("train", compose_config("train", ["+experiment=smoke"]))

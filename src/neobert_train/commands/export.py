@@ -4,7 +4,8 @@ from pathlib import Path
 
 import transformers
 
-from neobert_train.config.command_schema import ExportConfig, ExportFormat, Pooling
+from neobert_train.config.command_schema import ExportConfig, ExportFormat
+from neobert_train.config.embed_schema import Pooling
 from neobert_train.errors import InputError
 from neobert_train.export.hub import MAIN, push_to_hub
 from neobert_train.export.model_card import CardNames, render_model_card
@@ -49,7 +50,7 @@ def run(config: ExportConfig, world: World) -> None:
     tokenizer, network = trained.tokenizer, trained.encoder.network
     with owned_folder(output, _list_unlisted(output, run_directory)) as draft:
         context_length = trained.config.batch.context_length
-        trained.encoder.write(draft, tokenizer, context_length)
+        trained.write(draft)
         if config.pooling is not Pooling.none:
             write_pooling(draft, network.config.hidden_size, config.pooling, context_length)
         difference = check_parity(draft, network, trained.config.model.needs_remote_code)

@@ -21,6 +21,7 @@ from neobert_train.config.derived import (
     resolve_sources,
 )
 from neobert_train.config.divisors import find_divisors
+from neobert_train.config.embed_schema import EmbedConfig
 from neobert_train.config.evaluate_checks import iter_evaluate_problems
 from neobert_train.config.evaluate_schema import EvaluateConfig
 from neobert_train.config.schema import TrainConfig
@@ -51,6 +52,10 @@ def find_problems(config: Any, world_size: int = 1) -> list[str]:
         problems += iter_evaluate_problems(config)
     elif isinstance(config, ExportConfig):
         problems += _iter_export_problems(config)
+    elif isinstance(config, EmbedConfig):
+        problems += config.iter_problems()
+        if world_size > 1:
+            problems.append(f"embed runs in one process, and {world_size} are launched: launch one")
     return problems
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from neobert_train.config.embed_schema import EmbedConfig, Pooling
 from neobert_train.config.evaluate_schema import EvaluateConfig
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.setting import setting
@@ -88,14 +89,6 @@ class ExportFormat(Enum):
     onnx = "onnx"
 
 
-class Pooling(Enum):
-    """What makes one vector of the hidden states of a text."""
-
-    none = "none"
-    mean = "mean"
-    cls = "cls"
-
-
 @dataclass
 class ExportConfig:
     """Write a checkpoint as a folder that transformers loads."""
@@ -127,6 +120,7 @@ SCHEMAS: dict[str, type[Any]] = {
     "inspect_data": InspectDataConfig,
     "train_tokenizer": TrainTokenizerConfig,
     "evaluate": EvaluateConfig,
+    "embed": EmbedConfig,
     "export": ExportConfig,
     "plan": PlanConfig,
     "doctor": DoctorConfig,

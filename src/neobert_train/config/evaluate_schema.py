@@ -45,7 +45,7 @@ class GridConfig:
         dict, "Epochs of single tasks, as in {rte:[2,5,10]}."
     )
     max_steps: int | None = setting(
-        None, "Most steps, whatever the epochs; no bound by default.", at_least=1
+        1000, "Most steps, whatever the epochs; null sets no bound.", at_least=1
     )
     seeds: list[int] = setting(
         lambda: [0, 1, 2, 3, 4], "Each decides a new head, the dropout and the order of examples.", at_least=0
@@ -129,8 +129,7 @@ class EvaluateConfig:
 
     models: list[str] = setting(
         list,
-        "Models to compare: run directories (RUN@STEP is a step), exported folders, folders or Hub names "
-        "(org/name@revision) of other encoders; needs output.",
+        "Models to compare: run directories (RUN@STEP), folders, and Hub names (org/name@revision).",
     )
     tasks: list[str] = setting(
         lambda: ["masked_lm"], "What to measure; `glue` stands for its eight tasks. See docs/evaluation.md."

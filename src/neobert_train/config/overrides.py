@@ -18,7 +18,6 @@ from omegaconf.errors import OmegaConfBaseException
 from neobert_train.config.choice import Choice
 from neobert_train.config.choices import CHOICES
 from neobert_train.config.command_schema import SCHEMAS
-from neobert_train.config.data_schema import MixtureSourceConfig
 from neobert_train.config.quoting import quote, to_shell
 from neobert_train.config.setting import ANY_NAME, iter_default_settings
 from neobert_train.config.store import (
@@ -118,7 +117,7 @@ class CommandLine:
         if key == "hydra" or key.startswith(("hydra.", "hydra/")):
             return None
         entry = ENTRY_KEY.fullmatch(key)
-        if (entry and not entry["setting"]) or key == ENTRIES:
+        if (entry and not entry["setting"]) or key in ENTRIES:
             return (
                 None  # a whole source is given or taken out; its keys are checked while composing
             )
@@ -138,7 +137,7 @@ class CommandLine:
             return f"{key} is not set by itself: write {section}=" + " or ".join(CHOICES[section])
         entry = ENTRY_KEY.fullmatch(key)
         if entry:
-            key = f"{ENTRIES}.{ANY_NAME}.{entry['setting']}"
+            key = f"{entry['entries']}.{ANY_NAME}.{entry['setting']}"
         known = [setting.key for setting in iter_default_settings(defaults)]
         if key not in known:
             message = self._describe_unknown_key(key, known)
@@ -146,11 +145,11 @@ class CommandLine:
         if override.is_delete():
             return f"~{key} deletes a setting, which every run needs: write {key}=VALUE instead"
         if entry:
-            return _find_type_problem(MixtureSourceConfig(), entry["setting"], override)
+            return _find_type_problem(ENTRIES[entry["entries"]](), entry["setting"], override)
         return _find_type_problem(defaults, key, override)
 
     def _describe_unknown_key(self, key: str, known: Sequence[str]) -> str:
-        others = ", ".join(_iter_other_kinds(key)) if self.groups else ""
+        others = ", ".join(_iter_other_kinds(key)) if key.partition(".")[0] in self.groups else ""
         if others:
             return f"{key} belongs to {others}, and another {key.partition('.')[0]} is chosen"
         if _SAME_FOLDER.get(key) in known:
@@ -181,6 +180,8 @@ def _format_value(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, str) and "(" in value:
+        return quote(value)  # or Hydra takes it for a function
     return re.sub(r"[' ]", "", str(value))
 
 

@@ -17,6 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 from neobert_train.config.choice import Choice
 from neobert_train.config.choices import CHOICES, build_defaults, list_chosen_sections
 from neobert_train.config.command_schema import SCHEMAS
+from neobert_train.config.data_schema import MixtureSourceConfig
+from neobert_train.config.embed_schema import PairsConfig
+from neobert_train.config.quoting import quote
 from neobert_train.config.schema import TrainConfig
 from neobert_train.errors import InputError
 
@@ -25,7 +28,7 @@ _EXPERIMENT_COMMANDS = (
 )  # fmt: skip
 # Commands with YAML files, and the folder of these. What is a group for a command cannot be a setting
 # of it: `model=FOLDER` goes with a folder that has no group of that name.
-_FOLDERS = {**dict.fromkeys(_EXPERIMENT_COMMANDS, ""), "evaluate": "evaluate"}
+_FOLDERS = {**dict.fromkeys(_EXPERIMENT_COMMANDS, ""), "evaluate": "evaluate", "embed": "embed"}
 
 # Config groups of which the defaults choose nothing; a choice is added, as in `+experiment=smoke`.
 ADDED_GROUPS = ("experiment", "size")
@@ -46,9 +49,11 @@ _QUIET_HYDRA = {
     },
 }
 
-# Sources of a mixture are the one place where users give names of their own.
-ENTRIES = "data.mixture"
-ENTRY_KEY = re.compile(r"data\.mixture\.(?P<name>[^.]+)(\.(?P<setting>.+))?")
+# Settings under which users give names of their own, and what lies under each name.
+ENTRIES: dict[str, type[Any]] = {"data.mixture": MixtureSourceConfig, "datasets": PairsConfig}
+ENTRY_KEY = re.compile(
+    rf"(?P<entries>{'|'.join(map(re.escape, ENTRIES))})\.(?P<name>[^.]+)(\.(?P<setting>.+))?"
+)
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -205,7 +210,7 @@ def normalise_override(argument: str) -> str:
 
     `experiment=x` stands for `+experiment=x`, since no experiment is part of the defaults, and so does
     `size=x`. A setting of a source, `data.mixture.NAME.key=value`, may name a source that is new, which
-    Hydra takes only as `++data.mixture={NAME:{key:value}}`.
+    Hydra takes only as `++data.mixture={NAME:{key:value}}`; so it is with all of `ENTRIES`.
     """
     if argument.startswith(tuple(f"{group}=" for group in ADDED_GROUPS)):
         return f"+{argument}"
@@ -213,8 +218,8 @@ def normalise_override(argument: str) -> str:
     entry = ENTRY_KEY.fullmatch(key.lstrip("+"))
     if entry is None:
         return argument
-    setting = f"{{{entry['setting']}:{value}}}" if entry["setting"] else value
-    return f"++{ENTRIES}={{{entry['name']}:{setting}}}"
+    setting = f"{{{entry['setting']}:{value or quote(value)}}}" if entry["setting"] else value
+    return f"++{entry['entries']}={{{entry['name']}:{setting}}}"
 
 
 def _initialize(command: str) -> AbstractContextManager[None]:

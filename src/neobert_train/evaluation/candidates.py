@@ -19,20 +19,20 @@ from transformers import (
 from neobert_train.errors import InputError
 from neobert_train.export.folder import export_run
 from neobert_train.files import hash_file
-from neobert_train.hub import HubError, download_files
-from neobert_train.modeling.configuration_neobert import NeoBERTConfig
-from neobert_train.modeling.heads import NeoBERTForMaskedLM
-from neobert_train.modeling.modeling_neobert import NeoBERT
+from neobert_train.models.exported import register_neobert
 from neobert_train.models.families import find_family
-from neobert_train.models.folder import check_weights, find_context_length
+from neobert_train.models.folder import (
+    check_tokenizer,
+    check_weights,
+    find_context_length,
+    find_model_folder,
+)
 from neobert_train.models.hugging_face_parts import find_first_position
 from neobert_train.run.directory import RunDirectory
 
 _STEP = re.compile(r"(?P<run>.+)@(?P<step>[0-9]+)")
 # What decides the numbers of a model beside its weights.
 _HASHED = re.compile(r".*\.(safetensors|json|py|txt|model)")
-_FILES = ("*.json", "*.txt", "*.model", "*.py", "*.safetensors")
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 _UNBOUNDED = 1 << 20
 
 
@@ -102,15 +102,11 @@ def load_candidate(name: str, exports: Path, trust_remote_code: bool) -> Candida
         folder, step = export_run(run, wanted, exports)
         name = f"{run_name}@{step}"
     else:
-        folder = _find_folder(name, label)
+        folder = find_model_folder(name, label)
     find_family(folder, label, trust_remote_code)
     check_weights(folder, label, may_be_split=True)
-    if not trust_remote_code and not any(any(folder.glob(name)) for name in _TOKENIZER_FILES):
-        # transformers would make one up that knows no words.
-        raise InputError(
-            f"{label} has no tokenizer, which is one of {', '.join(_TOKENIZER_FILES)}: write it beside the "
-            f"model with tokenizer.save_pretrained(FOLDER)"
-        )
+    if not trust_remote_code:
+        check_tokenizer(folder, label)
     register_neobert()
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -128,26 +124,6 @@ def load_candidate(name: str, exports: Path, trust_remote_code: bool) -> Candida
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{label} cannot be loaded: {reason}") from error
     return candidate
-
-
-def _find_folder(name: str, label: str) -> Path:
-    """Return the folder of a model with all that is read of it, downloaded where it is on the Hub."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    try:
-        return download_files(name, _FILES)
-    except HubError as error:
-        raise InputError(
-            f"{label} is neither a folder nor a model on the Hub that can be reached ({error})"
-        ) from error
-
-
-def register_neobert() -> None:
-    """Let transformers load a NeoBERT by the classes here: those in its folder do not run."""
-    AutoConfig.register(NeoBERTConfig.model_type, NeoBERTConfig, exist_ok=True)
-    AutoModel.register(NeoBERTConfig, NeoBERT, exist_ok=True)
-    AutoModelForMaskedLM.register(NeoBERTConfig, NeoBERTForMaskedLM, exist_ok=True)
 
 
 def _hash_files(paths: Iterable[Path]) -> str:

@@ -7,8 +7,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-from neobert_train.evaluation.candidates import Candidate, register_neobert
+from neobert_train.evaluation.candidates import Candidate
 from neobert_train.evaluation.conditions import Conditions
+from neobert_train.models.exported import register_neobert
 
 # What says that a folder is a sentence-transformers model with a pooling of its own.
 _MODULES_FILE = "modules.json"

@@ -34,5 +34,5 @@ def export_run(run: RunDirectory, step: int | None, exports: Path) -> tuple[Path
     with acquire_lock(exports / ".lock", _SECONDS_OF_ANOTHER, "output"):
         if not (exports / name).is_dir():
             with new_folder(exports / name) as draft:
-                trained.encoder.write(draft, trained.tokenizer, trained.config.batch.context_length)
+                trained.write(draft)
     return exports / name, int(trained.checkpoint.name.rpartition("-")[2])

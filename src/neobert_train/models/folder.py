@@ -13,7 +13,9 @@ from neobert_train.tokenizers.loading import SHIPPED_NAMES, SHIPPED_TOKENIZER
 
 CONFIG_FILE = "config.json"
 _TOKENIZER_FILE = "tokenizer_config.json"
-_WEIGHTS = "*.safetensors*"
+# Everything of a model but what only other libraries read, and pickles.
+_FILES = ("*.json", "*.txt", "*.model", "*.py", "*.safetensors")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 _WEIGHTS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 # What else a folder may hold, and how to get to one safetensors file.
@@ -31,7 +33,7 @@ def find_model_folder(name: str, label: str, with_weights: bool = True) -> Path:
     Args:
         name: a folder, or a Hub name with or without `@revision`.
         label: the setting that holds it, as it was written.
-        with_weights: whether weights are downloaded too.
+        with_weights: whether weights and tokenizer are downloaded too.
 
     Raises:
         InputError: it is neither.
@@ -41,7 +43,7 @@ def find_model_folder(name: str, label: str, with_weights: bool = True) -> Path:
         return folder
     if name in SHIPPED_NAMES and not with_weights:
         return SHIPPED_TOKENIZER
-    patterns = [CONFIG_FILE, _TOKENIZER_FILE, "*.py", *([_WEIGHTS] if with_weights else [])]
+    patterns = _FILES if with_weights else [CONFIG_FILE, _TOKENIZER_FILE, "*.py"]
     try:
         return download_files(name, patterns)
     except HubError as error:
@@ -93,6 +95,18 @@ def load_folder_weights(folder: Path, label: str) -> dict[str, Tensor]:
         return {name: tensor.float() for name, tensor in load_file(file).items()}
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
+
+
+def check_tokenizer(folder: Path, label: str) -> None:
+    """Raise InputError, with the fix, for a folder without a tokenizer.
+
+    transformers would make one up that knows no words.
+    """
+    if not any(any(folder.glob(name)) for name in _TOKENIZER_FILES):
+        raise InputError(
+            f"{label} has no tokenizer, which is one of {', '.join(_TOKENIZER_FILES)}: write it beside the "
+            f"model with tokenizer.save_pretrained(FOLDER)"
+        )
 
 
 def check_weights(folder: Path, label: str, may_be_split: bool) -> None:

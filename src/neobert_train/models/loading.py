@@ -44,6 +44,10 @@ class TrainedModel:
     encoder: Encoder
     tokenizer: TextTokenizer
 
+    def write(self, folder: Path) -> None:
+        """Write weights, configuration, code and tokenizer, as `Encoder.write` does, for its context."""
+        self.encoder.write(folder, self.tokenizer, self.config.batch.context_length)
+
 
 def load_trained(run: RunDirectory, step: int | None) -> TrainedModel:
     """Load the checkpoint of a step, or (None) the newest sound one.

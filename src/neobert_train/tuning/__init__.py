@@ -1,1 +1,1 @@
-"""Training an encoder for a task, by transformers' and sentence-transformers' own trainers."""
+"""Fine-tuning and embeddings, through the trainers of transformers and sentence-transformers."""
