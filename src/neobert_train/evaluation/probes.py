@@ -49,7 +49,7 @@ def fit_classifier(
     """
     kept = _draw_examples(len(train_features), seed)
     labels = np.asarray(train_labels, np.int64)[kept]
-    train, test = _rotate(*_standardise(train_features[kept], test_features))
+    train, test = _rotate(*standardise(train_features[kept], test_features))
     if len(np.unique(labels)) < 2:
         raise InputError(
             f"all {len(labels)} training examples are of one class, which leaves nothing to learn: "
@@ -86,7 +86,7 @@ def fit_regressor(
         raise InputError(
             "a training score is not a finite number: correct it or leave the example out"
         )
-    train, test = _rotate(*_standardise(train_features[kept], test_features))
+    train, test = _rotate(*standardise(train_features[kept], test_features))
     mean = scores.mean()
     squares, axes = np.linalg.eigh(train.T @ train)
     rotated = train @ axes
@@ -117,20 +117,16 @@ def join_pairs(first: Floats, second: Floats) -> Floats:
     return np.concatenate([first, second, np.abs(first - second), first * second], axis=1)
 
 
-def _draw_examples(num_examples: int, seed: int) -> npt.NDArray[np.int64]:
-    """Return the indices of the examples that are used, ascending."""
-    if num_examples <= MOST_EXAMPLES:
-        return np.arange(num_examples)
-    drawn = np.random.default_rng(seed).choice(num_examples, MOST_EXAMPLES, replace=False)
-    return np.sort(drawn)
-
-
-def _standardise(
+def standardise(
     train: Floats, test: Floats
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return both in float64, with the training features at mean 0 and standard deviation 1.
+    """Return both in float64, by the mean and the standard deviation of the training features.
 
-    A feature that is the same everywhere becomes 0.
+    A feature that is the same in all of these becomes 0.
+
+    Args:
+        train: [n, d].
+        test: [m, d].
 
     Raises:
         InputError: a feature is not finite.
@@ -148,6 +144,14 @@ def _standardise(
     varies = deviation > 1e-10 * np.maximum(1.0, np.abs(mean))
     scale = np.where(varies, 1 / np.where(varies, deviation, 1.0), 0.0)
     return (train - mean) * scale, (test - mean) * scale
+
+
+def _draw_examples(num_examples: int, seed: int) -> npt.NDArray[np.int64]:
+    """Return the indices of the examples that are used, ascending."""
+    if num_examples <= MOST_EXAMPLES:
+        return np.arange(num_examples)
+    drawn = np.random.default_rng(seed).choice(num_examples, MOST_EXAMPLES, replace=False)
+    return np.sort(drawn)
 
 
 def _rotate(
