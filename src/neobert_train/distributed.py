@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
@@ -37,7 +39,7 @@ class Collectives:
         """Return element-wise sum over all processes, exact."""
         return self._reduce(torch.tensor(values, dtype=torch.int64)).tolist()
 
-    def sum_floats(self, values: Sequence[float]) -> list[float]:
+    def sum_floats(self, values: Sequence[float] | npt.NDArray[np.float64]) -> list[float]:
         """Return element-wise sum over all processes in float64."""
         return self._reduce(torch.tensor(values, dtype=torch.float64)).tolist()
 

@@ -14,6 +14,7 @@ class Metric:
         figure: title of the figure of the report in which it is drawn; None for none.
         in_report: whether the table of the report shows its latest value.
         in_card: whether the model card does.
+        references: what to compare a value with, by name.
     """
 
     label: str
@@ -22,6 +23,7 @@ class Metric:
     figure: str | None = None
     in_report: bool = False
     in_card: bool = False
+    references: tuple[tuple[str, float], ...] = ()
 
 
 _LOSS_UNIT = "nats per masked token"
@@ -49,6 +51,33 @@ METRICS = {
         in_card=True,
     ),
     "eval/perplexity": Metric("held-out perplexity", spec=",.2f", in_report=True, in_card=True),
+    "probe/party": Metric(
+        "probe: party of the speaker",
+        "share of paragraphs",
+        ".1%",
+        figure="Probe: party of the speaker",
+        in_report=True,
+        in_card=True,
+        references=(("bag of words", 0.654), ("chance", 0.520)),
+    ),
+    "probe/decade": Metric(
+        "probe: decade of the address",
+        "share of paragraphs",
+        ".1%",
+        figure="Probe: decade of the address",
+        in_report=True,
+        in_card=True,
+        references=(("bag of words", 0.408), ("chance", 0.167)),
+    ),
+    "probe/next_paragraph": Metric(
+        "probe: retrieval of the next paragraph",
+        "mean reciprocal rank",
+        ".3f",
+        figure="Probe: retrieval of the next paragraph",
+        in_report=True,
+        in_card=True,
+        references=(("bag of words", 0.226), ("chance", 0.018)),
+    ),
     "train/learning_rate": Metric("learning rate", spec=".2e", figure="Learning rate"),
     "train/grad_norm": Metric("gradient norm before clipping", spec=".3f", figure="Gradient norm"),
     "train/tokens_per_second": Metric(
@@ -79,6 +108,8 @@ METRICS = {
 
 
 def format_metric(key: str, value: float | None) -> str:
-    """Return a value as text; None stands for one that was not finite."""
+    """Return a value as text, with what to compare it with; None stands for one that was not finite."""
     metric = METRICS[key]
-    return "not a finite number" if value is None else format(value, metric.spec)
+    text = "not a finite number" if value is None else format(value, metric.spec)
+    references = ", ".join(f"{name} {format(v, metric.spec)}" for name, v in metric.references)
+    return f"{text} ({references})" if references else text

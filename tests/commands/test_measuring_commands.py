@@ -211,6 +211,21 @@ def test_the_plan_of_the_base_run():
     assert hours == pytest.approx(2_097_152e6 * flops / (0.5 * 989.4e12 * 8) / 3600, rel=1e-3)
 
 
+def test_the_plan_of_probes():
+    settings = ("plan", "+experiment=smoke", "evaluation.probe_every_steps=4")
+    output = run_command(*settings, "evaluation.probes=[party]")
+    # Before the first of ten steps, after 4 and 8, and at the end.
+    found = re.search(r"probes +4 times ([\d,]+) tokens to encode: ([\d.]+) %", output)
+    tokens, percents = int(found[1].replace(",", "")), float(found[2])
+    flops = float(re.search(r"([\d.]+) GFLOP a token", output)[1]) * 1e9
+    # A third of a step's operations a token without the projection to the vocabulary, in which most
+    # of so small a model's operations are.
+    most = 4 * tokens * flops / 3 / (40_960 * flops)
+    assert 0.05 * most < percents / 100 < 0.5 * most
+    assert 90_000 < tokens < 110_000
+    assert "probes" not in run_command("plan", "+experiment=smoke")
+
+
 def test_an_unknown_device_is_told_with_those_there_are():
     output = run_command("plan", "+experiment=smoke", "device=abacus", code=2)
     assert "h100, h200" in output

@@ -178,6 +178,24 @@ CROSS_SECTION = [
         {"evaluation__max_tokens": 0},
     ),
     (
+        {"evaluation__probes": ["party", "decades"]},
+        "evaluation.probes: there is no probe decades",
+        "did you mean decade?",
+        {"evaluation__probes": ["party", "decade"]},
+    ),
+    (
+        {"evaluation__probes": ["sentiment"]},
+        "there is no probe sentiment",
+        "choose among party, decade, next_paragraph",
+        {"evaluation__probes": ["next_paragraph"], "evaluation__probe_every_steps": 5},
+    ),
+    (
+        {"evaluation__probe_every_steps": 5},
+        "evaluation.probe_every_steps=5 is set without a probe",
+        "evaluation.probes=[party,decade,next_paragraph]",
+        {"evaluation__probe_every_steps": 2000},
+    ),
+    (
         {"data__mixture": {"a": MixtureSourceConfig(weight=1.0, weight_from={9: 0.0})}},
         "has a weight above 0 from step 9 on",
         "raise one",

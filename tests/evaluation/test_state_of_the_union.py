@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from neobert_train.config.checks import PROBE_NAMES
 from neobert_train.data.sources import EMBEDDED_TEXTS
 from neobert_train.errors import InputError
 from neobert_train.evaluation.state_of_the_union import (
@@ -17,9 +18,11 @@ from neobert_train.evaluation.state_of_the_union import (
     find_decades,
     list_paragraphs,
     read_addresses,
+    score_bag_of_words,
     score_probe,
     split_paragraphs,
 )
+from neobert_train.metrics_table import METRICS
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +119,15 @@ def test_features_that_are_not_finite_are_refused(name):
     features[100, 1] = np.nan
     with pytest.raises(InputError, match="not a finite number"):
         score_probe(name, features)
+
+
+def test_the_configuration_knows_all_probes():
+    assert tuple(PROBES) == PROBE_NAMES
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_a_value_is_shown_with_those_of_a_bag_of_words_and_of_chance(name):
+    references = dict(METRICS[f"probe/{name}"].references)
+    assert references["chance"] == pytest.approx(PROBES[name].find_chance(), abs=5e-4)
+    # Other versions of scikit-learn may end a fit elsewhere, and turn some of 350 paragraphs.
+    assert references["bag of words"] == pytest.approx(score_bag_of_words(name), abs=0.01)

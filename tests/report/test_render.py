@@ -41,6 +41,16 @@ def test_the_unigram_entropy_is_drawn_where_it_is_known(run, entropy):
     assert ("unigram entropy" in render_report(run)) == math.isfinite(entropy)
 
 
+def test_a_probe_is_drawn_with_what_to_compare_it_with(run):
+    assert "Probe: party" not in render_report(run)
+    with run.metrics_file.open("a") as file:
+        file.write(json.dumps({"step": 3, "probe/party": 0.75}) + "\n")
+    report = render_report(run)
+    assert all(f"<!-- {text} -->" in report for text in ("bag of words", "chance"))
+    assert "<!-- Probe: party of the speaker -->" in report
+    assert "<td>probe/party</td><td>75.0% (bag of words 65.4%, chance 52.0%)</td>" in report
+
+
 @pytest.mark.parametrize(
     "name", ["metrics.jsonl", "heldout.json", "environment.json", "config.yaml"]
 )

@@ -26,13 +26,18 @@ def test_a_last_line_that_only_lacks_its_end_is_read(tmp_path):
     assert list(read_metrics(tmp_path / "metrics.jsonl"))[-1] == {"step": 6, "eval/loss": None}
 
 
+def test_step_0_is_that_of_the_untrained_network(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "probe/party": 0.5}\n' + GOOD)
+    assert next(read_metrics(tmp_path / "metrics.jsonl")) == {"step": 0, "probe/party": 0.5}
+
+
 DAMAGES = {
     "cut off": (b'{"step": 3, "tra', "not JSON"),
     "zeros": (b"\0\0\0", "not JSON"),
     "empty": (b"", "not JSON"),
     "list": (b"[]", "no JSON object"),
     "number": (b"3", "no JSON object"),
-    "no step": (b"{}", "its step must be a whole number above 0"),
+    "no step": (b"{}", "its step must be a whole number, 0 or above"),
     "negative step": (b'{"step": -5}', "its step must be"),
     "half a step": (b'{"step": 2.5}', "its step must be"),
     "true step": (b'{"step": true}', "its step must be"),

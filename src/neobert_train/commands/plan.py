@@ -18,8 +18,10 @@ from neobert_train.models.memory import (
     plans_bf16,
     sample_masking_rates,
 )
+from neobert_train.models.size import ModelSize
 from neobert_train.terminal import print_output
 from neobert_train.tokenizers.loading import build_tokenizer
+from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from neobert_train.world import World
 
 
@@ -43,7 +45,8 @@ def format_plan(config: PlanConfig) -> str:
             f"num_devices={config.num_devices} does not divide {lanes} lanes: one of {sizes}"
         )
     device, batch = DEVICES[config.device], config.batch
-    vocab_size = build_tokenizer(config.tokenizer).vocab_size
+    tokenizer = build_tokenizer(config.tokenizer)
+    vocab_size = tokenizer.vocab_size
     size = build_cost(config.model, vocab_size).size
     bf16 = plans_bf16(config)
     peak = device.get_flops(bf16)
@@ -65,6 +68,7 @@ def format_plan(config: PlanConfig) -> str:
             f"time        {_format_hours(hours)}, {_format_hours(hours * config.num_devices, 'device ')}, at "
             f"{speed:,.0f} tokens/s a device (mfu={config.mfu:g} of {format_flops(peak)}, "
             f"{device.name})",
+            *_format_probes(config, tokenizer, size, tokens * flops),
             f"memory of one device by ZeRO stage (deepspeed=zero{config.deepspeed.zero_stage} is set)",
             *(
                 _format_memory(config, vocab_size, stage, device.memory_bytes)
@@ -73,6 +77,37 @@ def format_plan(config: PlanConfig) -> str:
             f"devices     {', '.join(DEVICES)}",
         ]
     )
+
+
+def _format_probes(
+    config: PlanConfig, tokenizer: TextTokenizer, size: ModelSize, flops: float
+) -> list[str]:
+    """Return what the probes cost, by the operations of encoding their texts; none without probes.
+
+    Args:
+        config: of the run.
+        tokenizer: of the model.
+        size: of the model.
+        flops: of the training steps of the whole run.
+    """
+    if not config.evaluation.probes:
+        return []
+    # Reading tables takes half a second to load.
+    from neobert_train.evaluation.state_of_the_union import list_paragraphs
+
+    every, max_steps = config.evaluation.probe_every_steps, config.trainer.max_steps
+    # One before the first step, and one after the last, whatever number that is.
+    rounds = 1 + (-(-max_steps // every) if every else 1)
+    most = config.batch.context_length
+    lengths = [min(len(ids) + 2, most) for ids in tokenizer.encode(list_paragraphs().texts)]
+    tokens = sum(lengths)
+    # A third of a training step's operations are those of its forward pass.
+    encoding = size.compute_flops(tokens, sum(n * n for n in lengths), 0) / 3
+    share = 100 * rounds * encoding / flops
+    return [
+        f"probes      {rounds:,} times {tokens:,} tokens to encode: {share:.2g} % of the run's operations "
+        f"(fitting the linear models, seconds each time on the CPU, is not counted)"
+    ]
 
 
 def _format_memory(

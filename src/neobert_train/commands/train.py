@@ -22,6 +22,7 @@ from neobert_train.training.assembly import Surroundings, set_up_trainer
 from neobert_train.training.console import Console, format_duration
 from neobert_train.training.divergence import DivergedError
 from neobert_train.training.preemption import LAUNCHER_ENDED, StopRequest
+from neobert_train.training.probing import format_scores
 from neobert_train.training.starting_point import find_starting_point
 from neobert_train.training.step_batches import StoppedError
 from neobert_train.training.trainer import Trainer, is_complete
@@ -168,6 +169,8 @@ def format_summary(
             f"  unigram entropy  {sample.unigram_entropy:.3f} nats: the loss of a model that knows "
             f"only how frequent each token is",
         ]
+    if trainer.latest_probes:
+        lines += [f"  {format_scores(trainer.latest_probes)}"]
     return "\n".join(
         [
             *lines,

@@ -1,5 +1,6 @@
 """Everything that can be wrong with a configuration, found at once and without torch."""
 
+import difflib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +25,7 @@ from neobert_train.config.divisors import find_divisors
 from neobert_train.config.embed_schema import EmbedConfig
 from neobert_train.config.evaluate_checks import iter_evaluate_problems
 from neobert_train.config.evaluate_schema import EvaluateConfig
-from neobert_train.config.schema import TrainConfig
+from neobert_train.config.schema import EvaluationConfig, TrainConfig
 from neobert_train.config.setting import iter_settings
 
 # What fits where somebody means something else.
@@ -68,6 +69,7 @@ def find_experiment_problems(config: TrainConfig, world_size: int = 1) -> list[s
         *_iter_optimizer_problems(config),
         *_iter_data_problems(config),
         *_iter_training_problems(config),
+        *_iter_probe_problems(config.evaluation),
     ]
 
 
@@ -230,6 +232,22 @@ def _iter_training_problems(config: TrainConfig) -> Iterator[str]:
             )
 
 
+def _iter_probe_problems(evaluation: EvaluationConfig) -> Iterator[str]:
+    for name in evaluation.probes:
+        if name not in PROBE_NAMES:
+            close = difflib.get_close_matches(name, PROBE_NAMES, n=1)
+            hint = (
+                f"did you mean {close[0]}?" if close else f"choose among {', '.join(PROBE_NAMES)}"
+            )
+            yield f"evaluation.probes: there is no probe {name}: {hint}"
+    usual = EvaluationConfig().probe_every_steps
+    if not evaluation.probes and evaluation.probe_every_steps != usual:
+        yield (
+            f"evaluation.probe_every_steps={evaluation.probe_every_steps} is set without a probe: "
+            f"write evaluation.probes=[{','.join(PROBE_NAMES)}] or some of them"
+        )
+
+
 def _iter_export_problems(config: ExportConfig) -> Iterator[str]:
     if not config.run_dir:
         yield "run_dir is not set: write run_dir=runs/NAME"
@@ -241,3 +259,6 @@ def _iter_export_problems(config: ExportConfig) -> Iterator[str]:
 def _iter_repository_problems(key: str, name: str | None) -> Iterator[str]:
     if name is not None and not REPOSITORY.fullmatch(name):
         yield f"{key}={name} is no repository of the Hub: write {key}=org/name"
+
+
+PROBE_NAMES = ("party", "decade", "next_paragraph")

@@ -138,7 +138,7 @@ class DivergenceConfig:
 
 @dataclass
 class EvaluationConfig:
-    """The held-out documents that a run is evaluated on."""
+    """What a run is evaluated on: held-out documents, and probes of its features."""
 
     max_tokens: int = setting(
         262_144, "Most held-out tokens to evaluate on; 0 turns evaluation off.", at_least=0
@@ -146,6 +146,13 @@ class EvaluationConfig:
     scan_documents: int = setting(
         1_000_000, "Most documents to look through for held-out ones when a run starts.", at_least=1
     )
+    probes: list[str] = setting(
+        list, "Probes of the frozen features while training: party, decade, next_paragraph."
+    )
+    probe_every_steps: int = setting(
+        2000, "Steps between two rounds of probes; 0 has them at the start and the end only.",
+        at_least=0,
+    )  # fmt: skip
 
 
 @dataclass

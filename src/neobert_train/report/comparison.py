@@ -48,7 +48,8 @@ def render_comparison(runs: Sequence[RunDirectory]) -> str:
     for name, found in records.items():
         if not found:
             raise InputError(f"{name} holds no metrics yet: leave it out, or train it first")
-    drawn = {key: metric for key, metric in METRICS.items() if metric.figure}
+    measured = {key for found in records.values() for record in found for key in record}
+    drawn = {key: m for key, m in METRICS.items() if m.figure and key in measured}
     plots = [_draw(key, metric, records) for key, metric in drawn.items()]
     latest = {name: dict(summarise(found)) for name, found in records.items()}
     settings = {
@@ -90,7 +91,7 @@ def _draw(key: str, metric: Metric, records: Mapping[str, Sequence[Mapping[str, 
         both = ((r.get("train/tokens"), r.get(key)) for r in found)
         points = [point for point in both if None not in point]
         if points:
-            marker = "o" if key.startswith("eval/") else None
+            marker = None if key.startswith(("train/", "data/")) else "o"
             axes.plot(*zip(*points, strict=True), label=_to_label(name), marker=marker)
     axes.set(title=metric.label, xlabel="tokens", ylabel=metric.unit or metric.label)
     axes.grid(alpha=0.3)

@@ -48,7 +48,10 @@ def render_report(run: RunDirectory) -> str:
     """Return the report as HTML with the plots inline."""
     records = list(read_metrics(run.metrics_file))
     entropy = read_unigram_entropy(run)
-    figures = dict.fromkeys(metric.figure for metric in METRICS.values() if metric.figure)
+    measured = {key for record in records for key in record}
+    figures = dict.fromkeys(
+        metric.figure for key, metric in METRICS.items() if metric.figure and key in measured
+    )
     plots = "\n".join(_draw(title, records, entropy) for title in figures)
     config = _read_config(run.config_file)
     rows = [*summarise(records), *_flatten(_describe_starts(run))]
@@ -74,13 +77,15 @@ def _draw(title: str, records: Sequence[dict[str, Any]], entropy: float | None) 
     for key, metric in drawn.items():
         points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
         if points:
-            marker = "o" if key.startswith("eval/") else None
+            marker = None if key.startswith(("train/", "data/")) else "o"
             axes.plot(*zip(*points, strict=True), label=metric.label, marker=marker)
+        for (name, value), style in zip(metric.references, ("--", ":"), strict=False):
+            axes.axhline(value, color="grey", linestyle=style, label=name)
     if "eval/masked_lm_loss" in drawn and entropy is not None:
         axes.axhline(entropy, color="grey", linestyle=":", label="unigram entropy")
     axes.set(title=title, xlabel="step", ylabel=metric.unit or metric.label)
     axes.grid(alpha=0.3)
-    if len(drawn) > 1 and axes.get_legend_handles_labels()[0]:
+    if (len(drawn) > 1 or metric.references) and axes.get_legend_handles_labels()[0]:
         axes.legend()
     return to_svg(figure)
 

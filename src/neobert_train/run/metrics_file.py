@@ -22,7 +22,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """
     try:
         with open_regular(path) as file:
-            latest_step = 0
+            latest_step = -1  # step 0 is the untrained network's
             for number, line in enumerate(iter(lambda: file.readline(_MOST_LINE_BYTES), b""), 1):
                 record = _parse_line(line, latest_step, f"{path}, line {number}")
                 if record is None:
@@ -59,8 +59,8 @@ def _find_problem(record: Any, latest_step: int) -> str | None:
     if not isinstance(record, dict):
         return "it is no JSON object"
     step = record.get("step")
-    if type(step) is not int or step < 1:
-        return "its step must be a whole number above 0"
+    if type(step) is not int or step < 0:
+        return "its step must be a whole number, 0 or above"
     if step <= latest_step:
         return f"its step {step} comes after step {latest_step}"
     for key, value in record.items():

@@ -37,6 +37,7 @@ from neobert_train.training.engine import Engine, EngineState
 from neobert_train.training.heldout_sample import build_heldout_batches, share_sample
 from neobert_train.training.metrics_log import MetricsLog, start_wandb
 from neobert_train.training.preemption import StopRequest
+from neobert_train.training.probing import build_probe_texts
 from neobert_train.training.starting_point import StartingPoint
 from neobert_train.training.step_meter import StepMeter
 from neobert_train.training.trainer import Trainer
@@ -110,6 +111,7 @@ def set_up_trainer(
         state=state,
         meter=build_meter(config, collectives, measure_size(encoder), device, sample),
         evaluation_batches=evaluation_batches,
+        probe_texts=collectives.on_all(lambda: build_probe_texts(config, tokenizer)),
         run=run,
         guard=Guard(config, collectives, run, tokenizer, state.divergence),
         writer=CheckpointWriter(run, config, tokenizer, on_checkpoint) if is_main else None,

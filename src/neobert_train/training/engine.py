@@ -102,7 +102,11 @@ class _Forward(nn.Module):
         self.network = objective.encoder.network
         self._objective = objective
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, batch: Batch, encodes: bool = False
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        if encodes:
+            return self._objective.encoder.encode(batch)
         outcome = self._objective.compute(batch)
         return outcome.loss_sum, outcome.sums
 
@@ -147,6 +151,11 @@ class Engine:
         """Return the objective's sums over a batch, which may lie on another device."""
         loss_sum, sums = self._deepspeed(batch.to(self.device))
         return Outcome(loss_sum, sums)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Return the hidden states [T, hidden_size] of a batch; with ZeRO 3 all processes take part."""
+        hidden: Tensor = self._deepspeed(batch.to(self.device), True)
+        return hidden
 
     def train(self, mode: bool = True) -> None:
         """Switch between training and evaluation."""

@@ -37,6 +37,12 @@ from neobert_train.training.divergence import DivergedError, Guard
 from neobert_train.training.engine import Engine, EngineState
 from neobert_train.training.metrics_log import MetricsLog
 from neobert_train.training.preemption import StopRequest
+from neobert_train.training.probing import (
+    ProbeTexts,
+    compute_features,
+    format_scores,
+    score_features,
+)
 from neobert_train.training.step_batches import StepBatches, StoppedError, collect_step
 from neobert_train.training.step_meter import StepMeter, StepResult
 from neobert_train.training.watchdog import Watchdog
@@ -56,6 +62,7 @@ class Trainer:
         state: how far the run has come; of `lanes`, those this process serves.
         meter: turns steps into metrics.
         evaluation_batches: held-out documents, the same on every process; empty for none.
+        probe_texts: texts of the probes, the same on every process; None for none.
         run: the run directory.
         guard: decides what to do about steps that do harm.
         writer, metrics: on the main process only, None elsewhere.
@@ -64,6 +71,7 @@ class Trainer:
         stop: requests to stop.
         begins: whether the run has no checkpoint yet.
         latest_evaluation: what the last evaluation of this process's life gave.
+        latest_probes: the scores of its last probes, by the names of metrics.jsonl.
     """
 
     config: TrainConfig
@@ -73,6 +81,7 @@ class Trainer:
     state: TrainingState
     meter: StepMeter
     evaluation_batches: Sequence[Batch]
+    probe_texts: ProbeTexts | None
     run: RunDirectory
     guard: Guard
     writer: CheckpointWriter | None
@@ -82,10 +91,12 @@ class Trainer:
     stop: StopRequest
     begins: bool
     latest_evaluation: Evaluation | None = None
+    latest_probes: dict[str, float] = field(default_factory=dict)
     _saved_step: int | None = field(default=None, init=False)
     _slowest_step: float = field(default=0.0, init=False)
     _collect_seconds: float = field(default=0.0, init=False)
     _evaluation_seconds: float = field(default=0.0, init=False)
+    _probe_seconds: float = field(default=0.0, init=False)
 
     def fit(self) -> None:
         """Train until the run is complete.
@@ -99,6 +110,8 @@ class Trainer:
         self.stop.begin_training()
         if self.begins and self.config.hub.repository and self.config.checkpoint.keep_every_steps:
             self._save()  # the untrained model is published too
+        if self.state.step == 0 and self.probe_texts is not None:
+            self._write({"train/tokens": 0, **self._probe()})
         while not is_complete(trainer, self.state):
             result = self._take_step()
             step, last = self.state.step, is_complete(trainer, self.state)
@@ -112,10 +125,16 @@ class Trainer:
             self.console.advance(result.data.tokens, result.seconds, record)
             if last or _is_due(step, trainer.evaluate_every_steps):
                 record |= self._evaluate()
-            if record and self.metrics is not None:
-                self.metrics.write({"step": step, **record})
+            if last or _is_due(step, self.config.evaluation.probe_every_steps):
+                record |= self._probe()
+            self._write(record)
             if saves:
                 self._save()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        """Write the metrics of this step, if there are any."""
+        if record and self.metrics is not None:
+            self.metrics.write({"step": self.state.step, **record})
 
     def close(self) -> None:
         """Finish what is being written and end the worker processes."""
@@ -182,12 +201,15 @@ class Trainer:
 
     def _find_reason_to_stop(self) -> str | None:
         if self.writer is not None:
-            # A step, an evaluation if one is due, collecting the state, and writing it, as long as
-            # the last ones took.
-            due = _is_due(self.state.step + 1, self.config.trainer.evaluate_every_steps)
+            # A step, an evaluation and probes if they are due, collecting the state, and writing it,
+            # as long as the last ones took.
+            step = self.state.step + 1
+            evaluates = _is_due(step, self.config.trainer.evaluate_every_steps)
+            probes = _is_due(step, self.config.evaluation.probe_every_steps)
             self.stop.seconds_to_stop = 2 * (
                 self._slowest_step
-                + self._evaluation_seconds * due
+                + self._evaluation_seconds * evaluates
+                + self._probe_seconds * probes
                 + self._collect_seconds
                 + self.writer.write_seconds
             )
@@ -271,6 +293,22 @@ class Trainer:
             + ", ".join(f"{name} {mean:.1%}" for name, mean in evaluation.means.items())
         )
         return evaluation.to_metrics()
+
+    def _probe(self) -> dict[str, float]:
+        """Return the scores of the probes; every process takes part."""
+        if self.probe_texts is None:
+            return {}
+        self._begin(f"encoding the texts of the probes after step {self.state.step}")
+        started = time.perf_counter()
+        self.engine.train(False)
+        features = compute_features(self.engine.encode, self.probe_texts, self.collectives)
+        self.engine.train()
+        self._begin(f"the probes after step {self.state.step}")
+        self.latest_probes = score_features(features, self.probe_texts, self.collectives)
+        self._probe_seconds = time.perf_counter() - started
+        if self.latest_probes:
+            self.console.say(f"step {self.state.step}: {format_scores(self.latest_probes)}")
+        return self.latest_probes
 
     def _save(self) -> None:
         """Collect the whole state and hand it to the writer; every process takes part."""
