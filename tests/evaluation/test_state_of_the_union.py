@@ -46,7 +46,7 @@ def test_no_office_was_held_twice_at_once():
 
 def test_paragraphs_are_whole_sentences_in_their_order(rows):
     for row, address in zip(rows, read_addresses(), strict=True):
-        assert len(address.paragraphs) == PARAGRAPHS_OF_ADDRESS
+        assert PARAGRAPHS_OF_ADDRESS - 1 <= len(address.paragraphs) <= PARAGRAPHS_OF_ADDRESS
         assert " ".join(address.paragraphs) in re.sub(" +", " ", row["content"])
         assert min(map(len, address.paragraphs)) >= LEAST_CHARACTERS
     ends = {text[-1] for text in list_paragraphs().texts}
@@ -106,7 +106,8 @@ def test_the_next_paragraph_is_ranked_as_one_would_by_hand():
         }  # fmt: skip
         order = sorted(cosines, key=lambda other: -cosines[other])
         reciprocal.append(1 / (1 + order.index(query + 1)))
-    assert len(reciprocal) == paragraphs.is_test.sum() * 13 // 14
+    num_addresses = len(set(paragraphs.address[paragraphs.is_test]))
+    assert len(reciprocal) == paragraphs.is_test.sum() - num_addresses
     assert score_probe("next_paragraph", features) == pytest.approx(np.mean(reciprocal))
     # What tells no text from another gets the last rank everywhere.
     least = score_probe("next_paragraph", np.ones_like(features))
@@ -129,5 +130,5 @@ def test_the_configuration_knows_all_probes():
 def test_a_value_is_shown_with_those_of_a_bag_of_words_and_of_chance(name):
     references = dict(METRICS[f"probe/{name}"].references)
     assert references["chance"] == pytest.approx(PROBES[name].find_chance(), abs=5e-4)
-    # Other versions of scikit-learn may end a fit elsewhere, and turn some of 350 paragraphs.
+    # Other versions of scikit-learn may end a fit elsewhere, and turn some of 499 paragraphs.
     assert references["bag of words"] == pytest.approx(score_bag_of_words(name), abs=0.01)

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from neobert_train.data.sources import EMBEDDED_TEXTS
 from neobert_train.evaluation.probes import Floats, fit_classifier, standardise
 
-# Of every address, so many paragraphs in a row around its middle.
-PARAGRAPHS_OF_ADDRESS = 14
+# Of every address, at most so many paragraphs in a row around its middle.
+PARAGRAPHS_OF_ADDRESS = 20
 # A paragraph ends with the sentence with which it has this many.
 LEAST_CHARACTERS = 400
 FIRST_DECADE, LAST_DECADE = 195, 201
@@ -128,7 +128,7 @@ def split_paragraphs(text: str) -> list[str]:
     """Return a text as paragraphs of whole sentences; what is left at its end is no paragraph."""
     paragraphs: list[str] = []
     sentences: list[str] = []
-    for sentence in _SENTENCE_END.split(text):
+    for sentence in _SENTENCE_END.split(text.strip()):
         sentences.append(sentence)
         paragraph = " ".join(sentences)
         if len(paragraph) >= LEAST_CHARACTERS:
