@@ -1,9 +1,12 @@
 """`evaluate models=[...]`: one table from whatever has happened on the way."""
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
+import yaml
 
 from neobert_train.config.tasks import GLUE
 from support.architectures import write_folder
@@ -155,3 +158,49 @@ def test_every_preset_does_every_task_of_glue(folder, preset):
     assert all(row["value"] is not None for row in results["rows"]), results["rows"]
     assert results["tasks"] == [*GLUE, "mean"]
     assert (folder / preset / "starts").exists() == (preset in ("paper", "modernbert"))
+
+
+def test_an_export_shows_what_its_checkpoint_was_worth(folder, undisturbed, tmp_path):
+    arguments = ["export", "run_dir=run", f"output={tmp_path / 'out'}"]
+    run_command(*arguments, "evaluations=[undisturbed]", cwd=folder)
+    results = json.loads((folder / "undisturbed/results.json").read_text())
+    row = next(row for row in results["rows"] if row["model"] != "nomic" and row["task"] == "rte")
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"| rte | {100 * row['value']:.1f} ± " in card
+    assert "- Compared with nomic." in card
+    entries = yaml.safe_load((tmp_path / "out/.eval_results/glue.yaml").read_text())
+    assert [entry["dataset"]["task_id"] for entry in entries] == ["sst2", "stsb", "rte"]
+    assert entries[2]["value"] == round(100 * row["value"], 2)
+    (folder / "other").mkdir()
+    other = {**results, "models": {"nomic": results["models"]["nomic"]}}
+    (folder / "other/results.json").write_text(json.dumps(other))
+    output = run_command(*arguments, "evaluations=[other]", cwd=folder, code=2)
+    assert "evaluations=[other] has no results of these weights" in output
+
+
+def test_without_the_extra_the_other_forms_work_and_models_says_what_to_install(folder):
+    """Packages are as if they were not installed."""
+    program = (
+        "import sys\n"
+        "for name in ('sentence_transformers', 'mteb', 'accelerate'): sys.modules[name] = None\n"
+        "from importlib.util import find_spec\n"
+        "import importlib.util\n"
+        "importlib.util.find_spec = lambda name: None if name in sys.modules and "
+        "sys.modules[name] is None else find_spec(name)\n"
+        "from neobert_train.__main__ import run_program\n"
+        "run_program()\n"
+    )
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, text=True
+        )
+
+    done = run("evaluate", "run_dir=run")
+    assert done.returncode == 0, done.stderr
+    done = run(*build_arguments("missing"))
+    assert done.returncode == 2
+    assert (
+        "(accelerate, sentence_transformers): pip install 'neobert_train[evaluation]'"
+        in done.stderr
+    )

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from neobert_train.config.checks import PROBE_NAMES
+from neobert_train.config.tasks import PROBES as PROBE_NAMES
 from neobert_train.data.sources import EMBEDDED_TEXTS
 from neobert_train.errors import InputError
 from neobert_train.evaluation.state_of_the_union import (

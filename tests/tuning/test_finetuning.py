@@ -9,7 +9,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from neobert_train.tuning import finetuning
 from neobert_train.tuning.examples import Examples
-from neobert_train.tuning.finetuning import Classifier, FineTuning, RunOptions, fine_tune
+from neobert_train.tuning.finetuning import Classifier, RunOptions, fine_tune
+from neobert_train.tuning.hyperparameters import FineTuning
 from support.architectures import write_folder
 
 SETTINGS = FineTuning(

@@ -71,7 +71,7 @@ def compare(config: EvaluateConfig, world: World) -> None:
         InputError: a model or the data of a task cannot be read, or the output cannot be written.
     """
     assert config.output is not None
-    require_packages("evaluation", ["accelerate"], "models=[...]")
+    require_packages("evaluation", ["accelerate", "sentence_transformers"], "models=[...]")
     output, device = Path(config.output).expanduser(), take_device(world)
     candidates = [
         load_candidate(name, output / "models", config.trust_remote_code) for name in config.models

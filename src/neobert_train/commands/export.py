@@ -7,6 +7,8 @@ import transformers
 from neobert_train.config.command_schema import ExportConfig, ExportFormat
 from neobert_train.config.embed_schema import Pooling
 from neobert_train.errors import InputError
+from neobert_train.evaluation.candidates import hash_weights
+from neobert_train.evaluation.results import read_results
 from neobert_train.export.hub import MAIN, push_to_hub
 from neobert_train.export.model_card import CardNames, render_model_card
 from neobert_train.export.onnx import write_onnx
@@ -16,6 +18,7 @@ from neobert_train.files import hash_file, write_atomically
 from neobert_train.hub import HubError
 from neobert_train.models.encoder import measure_size
 from neobert_train.models.loading import load_trained
+from neobert_train.report.evaluation_tables import render_card_section, render_hub_results
 from neobert_train.run.checkpoint import (
     load_state,
 )
@@ -61,7 +64,8 @@ def run(config: ExportConfig, world: World) -> None:
         revision = config.revision if config.push_to_hub else None
         names = CardNames(title, location, config.license, revision)
         size = measure_size(trained.encoder)
-        card = render_model_card(names, trained.config, state, tokenizer, size, metrics)
+        evaluation = _write_evaluations(config, draft)
+        card = render_model_card(names, trained.config, state, tokenizer, size, metrics, evaluation)
         write_atomically(draft / "README.md", card)
     print_output(
         f"exported step {state.step} to {output} (largest difference of a logit: {difference:.1g})"
@@ -69,6 +73,33 @@ def run(config: ExportConfig, world: World) -> None:
     if config.push_to_hub:
         digest = read_weights_digest(trained.checkpoint)
         print_output(f"uploaded to {_push(config, output, state.step, digest)}")
+
+
+def _write_evaluations(config: ExportConfig, draft: Path) -> list[str]:
+    """Return the lines of the card about comparisons, and write them for the Hub beside the model.
+
+    Raises:
+        InputError: a folder holds no results, or none of this checkpoint.
+    """
+    lines: list[str] = []
+    weights = hash_weights(draft)
+    for number, name in enumerate(config.evaluations):
+        results = read_results(Path(name).expanduser())
+        labels = [label for label, known in results.models.items() if known["weights"] == weights]
+        if not labels:
+            raise InputError(
+                f"evaluations=[{name}] has no results of these weights: name the run in models=[...] of "
+                f"`evaluate`, with RUN@STEP for a step that is not the newest"
+            )
+        lines += render_card_section(results, labels[0])
+        text = render_hub_results(results, labels[0])
+        if text:
+            folder = draft / ".eval_results"
+            folder.mkdir(exist_ok=True)
+            write_atomically(
+                folder / f"glue-{number}.yaml" if number else folder / "glue.yaml", text
+            )
+    return lines
 
 
 def _push(config: ExportConfig, output: Path, step: int, digest: str) -> str:

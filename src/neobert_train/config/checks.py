@@ -27,6 +27,7 @@ from neobert_train.config.evaluate_checks import iter_evaluate_problems
 from neobert_train.config.evaluate_schema import EvaluateConfig
 from neobert_train.config.schema import EvaluationConfig, TrainConfig
 from neobert_train.config.setting import iter_settings
+from neobert_train.config.tasks import PROBES
 
 # What fits where somebody means something else.
 _ADVICE = {
@@ -234,17 +235,15 @@ def _iter_training_problems(config: TrainConfig) -> Iterator[str]:
 
 def _iter_probe_problems(evaluation: EvaluationConfig) -> Iterator[str]:
     for name in evaluation.probes:
-        if name not in PROBE_NAMES:
-            close = difflib.get_close_matches(name, PROBE_NAMES, n=1)
-            hint = (
-                f"did you mean {close[0]}?" if close else f"choose among {', '.join(PROBE_NAMES)}"
-            )
+        if name not in PROBES:
+            close = difflib.get_close_matches(name, PROBES, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"choose among {', '.join(PROBES)}"
             yield f"evaluation.probes: there is no probe {name}: {hint}"
     usual = EvaluationConfig().probe_every_steps
     if not evaluation.probes and evaluation.probe_every_steps != usual:
         yield (
             f"evaluation.probe_every_steps={evaluation.probe_every_steps} is set without a probe: "
-            f"write evaluation.probes=[{','.join(PROBE_NAMES)}] or some of them"
+            f"write evaluation.probes=[{','.join(PROBES)}] or some of them"
         )
 
 
@@ -259,6 +258,3 @@ def _iter_export_problems(config: ExportConfig) -> Iterator[str]:
 def _iter_repository_problems(key: str, name: str | None) -> Iterator[str]:
     if name is not None and not REPOSITORY.fullmatch(name):
         yield f"{key}={name} is no repository of the Hub: write {key}=org/name"
-
-
-PROBE_NAMES = ("party", "decade", "next_paragraph")

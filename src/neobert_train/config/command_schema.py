@@ -104,6 +104,10 @@ class ExportConfig:
     pooling: Pooling = setting(
         Pooling.none, "mean or cls make the folder a sentence-transformers model; none leaves it to users."
     )  # fmt: skip
+    evaluations: list[str] = setting(
+        list,
+        "Folders of `evaluate models=[...]`, whose results for this checkpoint go into the card.",
+    )
     license: str | None = setting(
         None, "Licence of the weights for the model card, as the Hub names it, such as apache-2.0."
     )

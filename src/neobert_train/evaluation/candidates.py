@@ -115,7 +115,7 @@ def load_candidate(name: str, exports: Path, trust_remote_code: bool) -> Candida
         positions = getattr(config, "max_position_embeddings", None) or _UNBOUNDED
         longest = find_context_length(folder, positions - find_first_position(network))
         size = sum(parameter.numel() for parameter in network.parameters())
-        weights = _hash_files(path for path in folder.iterdir() if path.suffix == ".safetensors")
+        weights = hash_weights(folder)
         candidate = Candidate(
             name, folder, _hash_files(folder.rglob("*")), weights, longest, size, trust_remote_code
         )
@@ -124,6 +124,11 @@ def load_candidate(name: str, exports: Path, trust_remote_code: bool) -> Candida
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{label} cannot be loaded: {reason}") from error
     return candidate
+
+
+def hash_weights(folder: Path) -> str:
+    """Return a hash of the weights in a folder, by which results are known to be a model's."""
+    return _hash_files(folder.glob("*.safetensors"))
 
 
 def _hash_files(paths: Iterable[Path]) -> str:

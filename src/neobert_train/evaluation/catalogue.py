@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from neobert_train.config.evaluate_schema import EvaluateConfig
-from neobert_train.config.tasks import GLUE, expand_tasks
+from neobert_train.config.tasks import GLUE, PROBES, expand_tasks
 from neobert_train.evaluation.labelled import load_glue, load_own
 from neobert_train.evaluation.language import MaskedLMTask, PseudoPerplexityTask, ThroughputTask
+from neobert_train.evaluation.probe_tasks import ProbeTask
 from neobert_train.evaluation.similarity import RetrievalTask, SimilarityTask
 from neobert_train.evaluation.tasks import LabelledTask, Task
 from neobert_train.extras import require_packages
@@ -48,6 +49,7 @@ def _build_mteb(name: str, config: EvaluateConfig) -> list[Task]:
 
 TASKS: dict[str, Callable[[str, EvaluateConfig], Sequence[Task]]] = {
     **dict.fromkeys(GLUE, _build_glue),
+    **dict.fromkeys(PROBES, lambda name, config: [ProbeTask(name, config.grid.max_length)]),
     "classification": _build_own,
     "token_classification": _build_own,
     "sts": _build_sts,

@@ -1,15 +1,19 @@
-"""Vectors of texts, by sentence-transformers."""
+"""Vectors of texts, by sentence-transformers, which is imported only where it is used."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 from neobert_train.evaluation.candidates import Candidate
 from neobert_train.evaluation.conditions import Conditions
 from neobert_train.models.exported import register_neobert
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 # What says that a folder is a sentence-transformers model with a pooling of its own.
 _MODULES_FILE = "modules.json"
@@ -25,6 +29,9 @@ def load_embedder(
         max_length: tokens after which texts are cut; fewer for a model that takes fewer.
         conditions: device and precision.
     """
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
     register_neobert()
     folder, trusted = str(candidate.folder), candidate.trust_remote_code
     if (candidate.folder / _MODULES_FILE).is_file():

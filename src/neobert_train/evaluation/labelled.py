@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from neobert_train.config.tasks import GLUE
+from neobert_train.config.tasks import GLUE, GLUE_DATASET
 from neobert_train.errors import InputError
 from neobert_train.evaluation.data_files import (
     SUFFIXES,
@@ -27,7 +27,6 @@ from neobert_train.evaluation.metrics import Scoring
 from neobert_train.hub import HubError, download_files
 from neobert_train.tuning.examples import Examples
 
-_HUB_DATASET = "nyu-mll/glue"
 # Of a task with one file: one row in so many is for evaluation.
 _ROWS_PER_EVALUATION_ROW = 5
 
@@ -151,7 +150,7 @@ def draw(examples: Examples, most: int | None, scoring: Scoring) -> tuple[Exampl
 
 def _download(name: str) -> Path:
     try:
-        return download_files(_HUB_DATASET, [f"{name}/*.parquet"], kind="dataset") / name
+        return download_files(GLUE_DATASET, [f"{name}/*.parquet"], kind="dataset") / name
     except HubError as error:
         raise InputError(
             f"the task {name} cannot be had from the Hub ({error}): put nyu-mll/glue's folder {name} into a "

@@ -1,12 +1,16 @@
 """What a comparison has come to: a number for every model and task, and what it is worth."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from neobert_train.config.typed import parse
+from neobert_train.errors import InputError
 from neobert_train.evaluation.candidates import Candidate
 from neobert_train.evaluation.cells import VERSION, Cell, Measurement
 from neobert_train.evaluation.comparison import Comparison, iter_measured
@@ -21,8 +25,10 @@ from neobert_train.evaluation.statistics import (
     estimate_mean,
 )
 from neobert_train.evaluation.tasks import Task
+from neobert_train.files import DamagedFileError, parse_json, read_text
 
 MEAN = "mean"
+RESULTS_FILE = "results.json"
 PROTOCOLS = {
     "cross-fitted": "the setting is chosen on one half of the evaluation examples (and on the other "
     "seeds) and scored on the other half, and the halves are swapped; the mean over seeds",
@@ -87,6 +93,27 @@ class Results:
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON."""
         return {"version": VERSION, "protocols": PROTOCOLS, "level": LEVEL, **asdict(self)}
+
+
+def read_results(folder: Path) -> Results:
+    """Read what a comparison has written into its folder.
+
+    Raises:
+        InputError: there is nothing, or it is damaged or of another version.
+    """
+    file = folder / RESULTS_FILE
+    try:
+        values = parse(dict[str, Any], parse_json(read_text(file)))
+        if values.get("version") != VERSION:
+            raise ValueError(f"it is of version {values.get('version')} and not {VERSION}")
+        names = [each.name for each in dataclasses.fields(Results)]
+        results: Results = parse(Results, {name: values[name] for name in names if name in values})
+    except (DamagedFileError, ValueError) as error:
+        raise InputError(
+            f"{file} cannot be read as the results of a comparison ({error}): run `evaluate` with "
+            f"output={folder} again"
+        ) from error
+    return results
 
 
 @dataclass

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from neobert_train.data.sources import EMBEDDED_TEXTS
+from neobert_train.evaluation.metrics import Answers, Scoring, compute_score
 from neobert_train.evaluation.probes import Floats, fit_classifier, standardise
 
 # Of every address, at most so many paragraphs in a row around its middle.
@@ -102,11 +103,15 @@ class Probe:
     """One of the three.
 
     Attributes:
-        score: from features of all paragraphs, [n, d], in [0, 1].
-        find_chance: the score without any knowledge of the texts.
+        scoring: of its answers.
+        answer: gives the answers for its test paragraphs from features of all paragraphs, [n, d].
+        list_labels: gives what they are scored against.
+        find_chance: gives the score without any knowledge of the texts.
     """
 
-    score: Callable[[Floats], float]
+    scoring: Scoring
+    answer: Callable[[Floats], Answers]
+    list_labels: Callable[[], Answers]
     find_chance: Callable[[], float]
 
 
@@ -165,7 +170,8 @@ def score_probe(name: str, features: Floats) -> float:
     Raises:
         InputError: a feature is not finite.
     """
-    return PROBES[name].score(features)
+    probe = PROBES[name]
+    return compute_score(probe.scoring, probe.answer(features), probe.list_labels())
 
 
 def score_bag_of_words(name: str) -> float:
@@ -179,7 +185,9 @@ def score_bag_of_words(name: str) -> float:
     vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2).fit(training)
     features = vectorizer.transform(paragraphs.texts).toarray()
     # Its weights are those that words have by themselves, which standardising would undo.
-    return _score_next(features) if name == "next_paragraph" else score_probe(name, features)
+    if name == "next_paragraph":
+        return float(_rank_next(features).mean())
+    return score_probe(name, features)
 
 
 def find_decades(years: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -187,14 +195,23 @@ def find_decades(years: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return (years - 1) // 10
 
 
-def _score_party(features: Floats) -> float:
+def _answer_party(features: Floats) -> Answers:
     paragraphs = list_paragraphs()
-    return _score_classes(features, paragraphs.party, paragraphs.is_test, ~paragraphs.is_test)
+    return _classify(features, paragraphs.party, paragraphs.is_test, ~paragraphs.is_test)
 
 
-def _score_decade(features: Floats) -> float:
-    decades, is_test, is_training = _divide_decades()
-    return _score_classes(features, decades, is_test, is_training)
+def _list_parties() -> Answers:
+    paragraphs = list_paragraphs()
+    return paragraphs.party[paragraphs.is_test]
+
+
+def _answer_decade(features: Floats) -> Answers:
+    return _classify(features, *_divide_decades())
+
+
+def _list_decades() -> Answers:
+    decades, is_test, _ = _divide_decades()
+    return decades[is_test]
 
 
 def _divide_decades() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
@@ -208,27 +225,26 @@ def _divide_decades() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt
     return decades, is_used & paragraphs.is_test, is_used & ~paragraphs.is_test
 
 
-def _score_classes(
+def _classify(
     features: Floats,
     labels: npt.NDArray[np.int64],
     is_test: npt.NDArray[np.bool_],
     is_training: npt.NDArray[np.bool_],
-) -> float:
-    predictions = fit_classifier(features[is_training], labels[is_training], features[is_test])
-    return float(np.mean(predictions == labels[is_test]))
+) -> Answers:
+    return fit_classifier(features[is_training], labels[is_training], features[is_test])
 
 
-def _score_next_of_features(features: Floats) -> float:
-    """Return the mean reciprocal rank by the cosine of features that are standardised.
+def _answer_next(features: Floats) -> Answers:
+    """Return reciprocal ranks by the cosine of features that are standardised.
 
     Hidden states share a large mean and a few large dimensions, which would decide every cosine.
     """
     _, standard = standardise(features[~list_paragraphs().is_test], features)
-    return _score_next(standard)
+    return _rank_next(standard)
 
 
-def _score_next(features: Floats) -> float:
-    """Return the mean reciprocal rank of the next test paragraph among all others, by cosine."""
+def _rank_next(features: Floats) -> Answers:
+    """Return the reciprocal rank of the next test paragraph among all others, by cosine."""
     queries, candidates = _list_queries()
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     unit = features / np.where(norms > 0, norms, 1.0)
@@ -237,7 +253,11 @@ def _score_next(features: Floats) -> float:
     answers = similarities[np.arange(len(queries)), np.searchsorted(candidates, queries + 1)]
     # One that is as similar counts as better, so that features that tell nothing apart score least.
     ranks = (similarities >= answers[:, None]).sum(axis=1)
-    return float(np.mean(1 / ranks))
+    return np.asarray(1 / ranks)
+
+
+def _list_no_labels() -> Answers:
+    return np.zeros(len(_list_queries()[0]))
 
 
 def _list_queries() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -254,13 +274,11 @@ def _find_largest_share(labels: npt.NDArray[np.int64]) -> float:
 
 
 def _find_party_chance() -> float:
-    paragraphs = list_paragraphs()
-    return _find_largest_share(paragraphs.party[paragraphs.is_test])
+    return _find_largest_share(_list_parties())
 
 
 def _find_decade_chance() -> float:
-    decades, is_test, _ = _divide_decades()
-    return _find_largest_share(decades[is_test])
+    return _find_largest_share(_list_decades())
 
 
 def _find_next_chance() -> float:
@@ -270,7 +288,7 @@ def _find_next_chance() -> float:
 
 
 PROBES = {
-    "party": Probe(_score_party, _find_party_chance),
-    "decade": Probe(_score_decade, _find_decade_chance),
-    "next_paragraph": Probe(_score_next_of_features, _find_next_chance),
+    "party": Probe(Scoring(("accuracy",)), _answer_party, _list_parties, _find_party_chance),
+    "decade": Probe(Scoring(("accuracy",)), _answer_decade, _list_decades, _find_decade_chance),
+    "next_paragraph": Probe(Scoring(("mean",)), _answer_next, _list_no_labels, _find_next_chance),
 }

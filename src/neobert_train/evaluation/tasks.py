@@ -17,7 +17,7 @@ from neobert_train.evaluation.labelled import LabelledData, draw
 from neobert_train.evaluation.metrics import Scoring, compute_metrics, compute_score
 from neobert_train.evaluation.probes import fit_classifier, fit_regressor, join_pairs
 from neobert_train.tuning.examples import Examples
-from neobert_train.tuning.finetuning import FineTuning, RunOptions, fine_tune
+from neobert_train.tuning.hyperparameters import FineTuning
 
 SCORE = "score"
 # Examples whose tokens are counted for a plan.
@@ -125,6 +125,9 @@ class LabelledTask:
         save_to: Path | None = None,
     ) -> np.ndarray:
         """Train a cell; returns predictions, and writes the encoder to a folder where one is given."""
+        # Trainers need packages of an extra.
+        from neobert_train.tuning.finetuning import RunOptions, fine_tune
+
         names = {field.name for field in dataclasses.fields(FineTuning)}
         tuning = FineTuning(**{key: value for key, value in settings.items() if key in names})
         length = min(tuning.max_length, candidate.max_length)

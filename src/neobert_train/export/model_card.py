@@ -3,7 +3,7 @@
 import html
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,7 @@ def render_model_card(
     tokenizer: TextTokenizer,
     size: ModelSize,
     metrics: Mapping[str, Any],
+    evaluation: Sequence[str] = (),
 ) -> str:
     """Write the card as Markdown with the Hub's front matter.
 
@@ -97,6 +98,7 @@ def render_model_card(
         tokenizer: of the model.
         size: of the model.
         metrics: the latest values up to that checkpoint; None for one that was not finite.
+        evaluation: lines that show what it was worth in comparisons; none leaves them out.
     """
     example = f"The state of the union is {tokenizer.spellings['mask']}."
     revision = f", revision={json.dumps(names.revision)}" if names.revision else ""
@@ -132,6 +134,7 @@ def render_model_card(
             "",
             *(_table(measured) if measured else ["Nothing was measured before this checkpoint."]),
             "",
+            *(["## Evaluation", "", *evaluation] if evaluation else []),
         ]
     )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from neobert_train.evaluation.results import Results
+from neobert_train.evaluation.results import RESULTS_FILE, Results
 from neobert_train.files import write_atomically, write_json
 from neobert_train.report.evaluation_tables import (
     format_value,
@@ -17,7 +17,6 @@ from neobert_train.report.evaluation_tables import (
 )
 from neobert_train.report.render import STYLE, draw_table, to_svg
 
-RESULTS_FILE = "results.json"
 _TABLE_STYLE = "td { text-align: right; } td:first-child { text-align: left; }"
 
 

@@ -3,17 +3,17 @@
 import csv
 import io
 import re
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import yaml
 
+from neobert_train.config.tasks import GLUE, GLUE_DATASET
 from neobert_train.evaluation.results import MEAN, PROTOCOLS, Result, Results
+from neobert_train.metrics_table import METRICS
 
 _NO_NUMBER = "-"
 _TIED, _ONE_SEED = "†", "°"
-_HUB_DATASETS = {"glue": "nyu-mll/glue"}
 
 
 def render_markdown(results: Results) -> str:
@@ -47,6 +47,11 @@ def render_notes(results: Results) -> list[str]:
         )
     if any(not row.over_seeds for row in scored):
         notes.append(f"- {_ONE_SEED} one seed: the interval is over examples only.")
+    for task in results.tasks:
+        metric = METRICS.get(f"probe/{task}")
+        if metric is not None and metric.references:
+            known = ", ".join(f"{name} {_percent(value)}" for name, value in metric.references)
+            notes.append(f"- {task}, for comparison: {known}.")
     if any(row.missing for row in results.rows):
         notes.append(f"- {_NO_NUMBER} has cells that are missing or failed.")
     return notes
@@ -131,28 +136,48 @@ def _escape_latex(text: str) -> str:
     return re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", "/"))
 
 
-def render_hub_results(results: Results, model: str, tasks: Sequence[str]) -> str:
+def render_hub_results(results: Results, model: str) -> str:
     """Return the entries of `.eval_results/*.yaml` in a model's repository on the Hub.
+
+    The tasks whose datasets are on the Hub are those of GLUE.
 
     Args:
         results: of a comparison.
         model: its label.
-        tasks: of GLUE that are in it.
     """
     date = datetime.now(UTC).date().isoformat()
     entries = []
-    for task in tasks:
-        row = results.find(model, task)
-        if row.value is not None and row.protocol is not None:
+    for task in GLUE:
+        row = results.find(model, task) if task in results.tasks else None
+        if row is not None and row.value is not None and row.protocol is not None:
             entries.append(
                 {
-                    "dataset": {"id": _HUB_DATASETS["glue"], "task_id": task},
+                    "dataset": {"id": GLUE_DATASET, "task_id": task},
                     "value": round(100 * row.value, 2),
                     "date": date,
                     "notes": f"validation set; {row.protocol}: {PROTOCOLS[row.protocol]}",
                 }
             )
-    return str(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True))
+    return str(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)) if entries else ""
+
+
+def render_card_section(results: Results, model: str) -> list[str]:
+    """Return the lines of a model card that show a model's results.
+
+    Args:
+        results: of a comparison.
+        model: its label.
+    """
+    rows = [results.find(model, task) for task in results.tasks]
+    lines = ["| task | value | of |", "| --- | ---: | --- |"]
+    lines += [
+        f"| {row.task} | {format_value(row)} | {row.protocol} |" for row in rows if row.protocol
+    ]
+    others = [_escape(name) for name in results.models if name != model]
+    notes = render_notes(results)
+    if others:
+        notes.append(f"- Compared with {', '.join(others)}.")
+    return [*lines, "", *notes, ""]
 
 
 def list_scored_tasks(results: Results) -> list[str]:
