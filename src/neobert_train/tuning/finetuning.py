@@ -116,15 +116,14 @@ def fine_tune(
     set_seed(seed)
     num_outputs = options.num_classes or 1
     network = Classifier(load(), num_outputs, settings.dropout, train.is_of_words)
-    encoded = _encode(tokenizer, train, settings.max_length)
-    held_out = _encode(tokenizer, evaluation, settings.max_length)
+    held_out = _Collator(tokenizer, evaluation, settings.max_length)
     with tempfile.TemporaryDirectory() as temporary:
         arguments = _build_arguments(temporary, settings, len(train), seed, options.bf16)
         most_frequent = int(np.bincount(train.labels).argmax()) if options.num_classes else 0
-        best = _Best(held_out, evaluation, score, settings.patience, most_frequent)
+        best = _Best(held_out, score, settings.patience, most_frequent)
         trainer = _Trainer(
-            settings, model=network, args=arguments, train_dataset=encoded, callbacks=[best],
-            data_collator=_Collator(tokenizer),
+            settings, model=network, args=arguments, train_dataset=range(len(train)),
+            callbacks=[best], data_collator=_Collator(tokenizer, train, settings.max_length),
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         best.trainer = trainer
@@ -210,15 +209,14 @@ class _Best(TrainerCallback):
 
     def __init__(
         self,
-        held_out: list[dict[str, Any]],
-        evaluation: Examples,
+        held_out: "_Collator",
         score: Callable[[np.ndarray], float],
         patience: int | None,
         most_frequent: int,
     ) -> None:
         self.trainer: Trainer | None = None
         self.predictions: np.ndarray | None = None
-        self._held_out, self._evaluation, self._score = held_out, evaluation, score
+        self._held_out, self._score = held_out, score
         self._patience, self._best, self._without_gain = patience, -math.inf, 0
         self._most_frequent = most_frequent
 
@@ -243,88 +241,77 @@ class _Best(TrainerCallback):
         assert self.trainer is not None
         network = self.trainer.model
         network.eval()
+        examples = self._held_out.examples
         # Like lengths together, for little padding.
-        order = np.argsort([len(example["input_ids"]) for example in self._held_out], kind="stable")
-        found: dict[int, Tensor] = {}
+        order = np.argsort([len(text) for text in examples.texts], kind="stable")
+        # Of a word behind the longest length that a model takes nothing is known.
+        predictions = np.full(len(examples.labels), self._most_frequent, examples.labels.dtype)
         device, size = self.trainer.args.device, self.trainer.args.eval_batch_size
         for first in range(0, len(order), size):
-            indices = order[first : first + size]
-            batch = self.trainer.data_collator([self._held_out[i] for i in indices])
-            del batch["labels"]
-            inputs = {name: value.to(device) for name, value in batch.items()}
+            indices = order[first : first + size].tolist()
+            inputs, words = self._held_out.encode(indices)
+            inputs = {name: value.to(device) for name, value in inputs.items()}
             with torch.no_grad(), self.trainer.compute_loss_context_manager():
                 logits = network(**inputs)["logits"].float().cpu()
             if not torch.isfinite(logits).all():
                 raise FloatingPointError("the scores of the evaluation examples are not finite")
-            found.update(zip(indices.tolist(), logits, strict=True))
+            if words is not None:
+                is_first = words >= 0
+                predictions[words[is_first].numpy()] = logits[is_first].argmax(-1).numpy()
+            elif examples.labels.dtype.kind == "f":
+                predictions[indices] = logits.squeeze(-1).numpy()
+            else:
+                predictions[indices] = logits.argmax(-1).numpy()
         network.train()
-        return self._decide([found[index] for index in range(len(order))])
-
-    def _decide(self, logits: list[Tensor]) -> np.ndarray:
-        """Return the predictions of examples from their scores."""
-        if not self._evaluation.is_of_words:
-            scores = torch.stack(logits)
-            if self._evaluation.labels.dtype.kind == "f":
-                return scores.squeeze(-1).double().numpy()
-            return scores.argmax(-1).numpy()
-        # Of a word behind the longest length that a model takes nothing is known.
-        classes = [np.full(len(words), self._most_frequent) for words in self._evaluation.texts]
-        for found, row, scores in zip(classes, self._held_out, logits, strict=True):
-            tokens = [i for i, label in enumerate(row["labels"]) if label != IGNORED]
-            found[[row["words"][i] for i in tokens]] = scores[tokens].argmax(-1).numpy()
-        return np.concatenate(classes)
-
-
-def _encode(
-    tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int
-) -> list[dict[str, Any]]:
-    """Return the inputs of every example, with its `labels`."""
-    if not examples.is_of_words:
-        encoding = tokenizer(
-            list(examples.texts), None if examples.pairs is None else list(examples.pairs),
-            truncation=True, max_length=max_length,
-        )  # fmt: skip
-        labels: Sequence[Any] = examples.labels.tolist()
-        names = list(encoding.keys())
-    else:
-        encoding = tokenizer(
-            [list(words) for words in examples.texts], truncation=True, max_length=max_length,
-            is_split_into_words=True,
-        )  # fmt: skip
-        labels = _align(encoding, examples)
-        names = [*encoding.keys(), "words"]
-        encoding["words"] = [encoding.word_ids(i) for i in range(len(examples))]
-    rows = zip(*(encoding[name] for name in names), labels, strict=True)
-    return [dict(zip([*names, "labels"], row, strict=True)) for row in rows]
-
-
-def _align(encoding: Any, examples: Examples) -> list[list[int]]:
-    """Return a label for the first token of every word, and -100 for the others."""
-    aligned, first = [], 0
-    for number, words in enumerate(examples.texts):
-        row, before = [], None
-        for word in encoding.word_ids(number):
-            is_first = word is not None and word != before
-            row.append(int(examples.labels[first + word]) if is_first else IGNORED)
-            before = word
-        aligned.append(row)
-        first += len(words)
-    return aligned
+        return predictions
 
 
 class _Collator:
-    """Pads examples to the longest of a batch, and to a multiple of eight."""
+    """Turns the numbers of examples into a batch: tokens, padded to a multiple of eight where that fits, and labels.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+    Texts become tokens when they are needed: of a large task few cells see all examples.
+    """
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        inputs = [{k: v for k, v in row.items() if k not in ("labels", "words")} for row in rows]
-        batch = dict(self._tokenizer.pad(inputs, pad_to_multiple_of=_MULTIPLE, return_tensors="pt"))
-        labels = [row["labels"] for row in rows]
-        if isinstance(labels[0], list):
-            width = batch["input_ids"].shape[1]
-            labels = [row + [IGNORED] * (width - len(row)) for row in labels]
-        kind = torch.float32 if isinstance(labels[0], float) else torch.int64
-        batch["labels"] = torch.tensor(labels, dtype=kind)
-        return batch
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int
+    ) -> None:
+        self.examples, self._tokenizer, self._max_length = examples, tokenizer, max_length
+        if examples.is_of_words:
+            lengths = [len(words) for words in examples.texts]
+            self._first_words = np.cumsum(lengths) - lengths
+
+    def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        inputs, words = self.encode(indices)
+        if words is None:
+            labels = torch.from_numpy(self.examples.labels[list(indices)])
+            labels = labels.float() if labels.is_floating_point() else labels
+        else:
+            labels = torch.full(words.shape, IGNORED)
+            known = torch.from_numpy(self.examples.labels)
+            labels[words >= 0] = known[words[words >= 0]]
+        return {**inputs, "labels": labels}
+
+    def encode(self, indices: Sequence[int]) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Return inputs [B, S], and of examples of words the number of the word of every first token.
+
+        Words are numbered over all examples; other tokens have -1.
+        """
+        part = [self.examples.texts[i] for i in indices]
+        pairs = None if self.examples.pairs is None else [self.examples.pairs[i] for i in indices]
+        # No padding beyond what a model with an odd longest length takes.
+        multiple = None if self._max_length % _MULTIPLE else _MULTIPLE
+        encoding = self._tokenizer(
+            part, pairs, truncation=True, max_length=self._max_length, padding=True,
+            pad_to_multiple_of=multiple, return_tensors="pt",
+            is_split_into_words=self.examples.is_of_words,
+        )  # fmt: skip
+        if not self.examples.is_of_words:
+            return dict(encoding), None
+        words = torch.full(encoding["input_ids"].shape, -1)
+        for row, index in enumerate(indices):
+            before = None
+            for place, word in enumerate(encoding.word_ids(row)):
+                if word is not None and word != before:
+                    words[row, place] = int(self._first_words[index]) + word
+                before = word
+        return dict(encoding), words
