@@ -267,7 +267,7 @@ class _Best(TrainerCallback):
 
 
 class _Collator:
-    """Turns the numbers of examples into a batch: tokens, padded to a multiple of eight where that fits, and labels.
+    """Turns the numbers of examples into a batch of tokens and labels, padded to a multiple of eight.
 
     Texts become tokens when they are needed: of a large task few cells see all examples.
     """
