@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from transformers import AutoModelForMaskedLM, BertConfig, BertModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from neobert_train.config.choices import Role
 from neobert_train.config.data_schema import MaskingConfig
@@ -352,7 +353,11 @@ def test_an_export_loads_without_our_code(tmp_path, architecture, tokenizer, bat
     assert len(modes) == 1
 
 
-def test_code_of_a_model_runs_only_where_it_is_trusted(tmp_path, tokenizer, make_config, batch):
+def test_code_of_a_model_runs_only_where_it_is_trusted(
+    tmp_path, tokenizer, make_config, batch, monkeypatch
+):
+    # Whatever another test has made known to transformers.
+    monkeypatch.setattr(CONFIG_MAPPING, "_extra_content", {})
     config = make_config()
     ours = build_encoder(config, tokenizer)
     ours.write(tmp_path, tokenizer, 128)

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertConfig, BertForMaskedLM
 
-from neobert_train.commands import evaluate
 from neobert_train.config.model_schema import NeoBERTModelConfig
 from neobert_train.errors import InputError
+from neobert_train.evaluation.texts import load_exported
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.models.families import find_family
@@ -129,20 +129,20 @@ def test_half_precision_is_read_as_fp32(tmp_path):
 
 def test_evaluation_takes_no_random_weights_for_those_of_a_model(exported, tmp_path):
     folder, weights = exported
-    subject = evaluate._load_exported(folder)
+    subject = load_exported(folder)
     assert torch.equal(subject.encoder.network.decoder.weight, weights["decoder.weight"])
     assert subject.context_length == 512  # that of its tokenizer; its max_length is 4096
     shutil.copytree(folder, tmp_path / "broken")
     kept = {name: tensor.clone() for name, tensor in weights.items() if name != "decoder.bias"}
     save_file(kept, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match=r"cannot be loaded as a NeoBERT: it has no decoder\.bias"):
-        evaluate._load_exported(str(tmp_path / "broken"))
+        load_exported(str(tmp_path / "broken"))
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(InputError, match="cannot be loaded as a NeoBERT"):
-        evaluate._load_exported(str(tmp_path / "broken"))
+        load_exported(str(tmp_path / "broken"))
     (tmp_path / "broken" / "config.json").write_text('{"model_type": "t5"}')
     with pytest.raises(InputError, match="holds a t5, as its config"):
-        evaluate._load_exported(str(tmp_path / "broken"))
+        load_exported(str(tmp_path / "broken"))
 
 
 def test_a_name_that_is_nothing_is_told(monkeypatch, tmp_path):

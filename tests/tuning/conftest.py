@@ -22,6 +22,13 @@ def neobert(tmp_path_factory, tokenizer):
 
 
 @pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    """Variables that DeepSpeed has set in this process are none of a trainer's."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
 def one_thread():
     """The models are tiny."""
     before = torch.get_num_threads()
