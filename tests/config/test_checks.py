@@ -15,7 +15,7 @@ from neobert_train.config.derived import (
     compute_num_lanes,
 )
 from neobert_train.config.divisors import find_divisors
-from neobert_train.config.evaluate_schema import EvaluateConfig, GridConfig
+from neobert_train.config.evaluate_schema import EvaluateConfig, GridConfig, Method
 from neobert_train.config.model_schema import NeoBERTModelConfig
 from neobert_train.config.schema import Precision, TrainConfig
 from neobert_train.config.setting import Range, iter_settings
@@ -384,6 +384,16 @@ EVALUATE = [
         "no task classification/",
     ),
     ({"models": ["a"], "output": "o", "tasks": ["sts"]}, "write data_dir=FOLDER"),
+    (
+        {
+            "models": ["a"],
+            "output": "o",
+            "tasks": ["token_classification"],
+            "data_dir": "d",
+            "grid": GridConfig(method=Method.probe),
+        },
+        "token_classification is not probed",
+    ),
     (
         {"models": ["a"], "output": "o", "tasks": ["rte"], "grid": GridConfig(seeds=[])},
         r"grid.seeds=\[\]",

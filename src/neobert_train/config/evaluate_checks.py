@@ -58,6 +58,8 @@ def _iter_comparison_problems(config: EvaluateConfig) -> Iterator[str]:
 
 def _iter_grid_problems(grid: GridConfig, tasks: list[str]) -> Iterator[str]:
     if grid.method is Method.probe:
+        if any(task.partition("/")[0] == "token_classification" for task in tasks):
+            yield "token_classification is not probed: write preset=quick, or leave it out"
         return
     for key in ("learning_rates", "batch_sizes", "weight_decays", "epochs", "seeds"):
         if not getattr(grid, key):

@@ -128,8 +128,7 @@ class LabelledTask:
         # Trainers need packages of an extra.
         from neobert_train.tuning.finetuning import RunOptions, fine_tune
 
-        names = {field.name for field in dataclasses.fields(FineTuning)}
-        tuning = FineTuning(**{key: value for key, value in settings.items() if key in names})
+        tuning = _pick_tuning(settings)
         length = min(tuning.max_length, candidate.max_length)
         start = Path(settings["start_folder"]) if "start_folder" in settings else None
         num_classes = None if self._classes is None else len(self._classes)
@@ -147,8 +146,6 @@ class LabelledTask:
     def _probe(
         self, candidate: Candidate, settings: dict[str, Any], conditions: Conditions
     ) -> np.ndarray:
-        if self.train.is_of_words:
-            raise ValueError("words are not probed: write preset=quick for token_classification")
         model = load_embedder(candidate, settings["max_length"], conditions)
 
         def embed(examples: Examples) -> np.ndarray:
@@ -162,21 +159,24 @@ class LabelledTask:
 
     def estimate_flops(self, candidate: Candidate, settings: dict[str, Any]) -> float:
         """Return 6 operations a parameter and training token, and 2 in a forward pass."""
-        tokenizer, length = (
-            candidate.load_tokenizer(),
-            min(settings["max_length"], candidate.max_length),
-        )
+        tokenizer = candidate.load_tokenizer()
+        length = min(settings["max_length"], candidate.max_length)
         train = _count_tokens(tokenizer, self.train, length)
         evaluation = _count_tokens(tokenizer, self.evaluation, length) * len(self.evaluation)
         if settings["method"] == "probe":
             return 2.0 * candidate.num_parameters * (train * len(self.train) + evaluation)
-        names = {field.name for field in dataclasses.fields(FineTuning)}
-        tuning = FineTuning(**{key: value for key, value in settings.items() if key in names})
+        tuning = _pick_tuning(settings)
         steps, every = tuning.count_steps(len(self.train)), tuning.evaluate_every_steps
         times = 1 if every is None else max(1, steps // every)
         return candidate.num_parameters * (
             6.0 * steps * tuning.batch_size * train + 2.0 * times * evaluation
         )
+
+
+def _pick_tuning(settings: dict[str, Any]) -> FineTuning:
+    """Return the hyper-parameters among the settings of a cell."""
+    names = {field.name for field in dataclasses.fields(FineTuning)}
+    return FineTuning(**{key: value for key, value in settings.items() if key in names})
 
 
 def _count_tokens(tokenizer: Any, examples: Examples, length: int) -> float:
