@@ -1,5 +1,6 @@
 """Comparisons on planted tasks: which cells are computed, by whom, and what comes of them."""
 
+import gc
 import os
 import threading
 import time
@@ -56,9 +57,10 @@ class PlantedTask:
 
 
 @pytest.fixture(autouse=True)
-def fast_files(monkeypatch):
-    """Nothing here survives the loss of power."""
+def fast_cells(monkeypatch):
+    """Nothing here survives the loss of power, and no network is left to collect."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(gc, "collect", lambda: 0)
 
 
 def build(folder, tasks, models="abc"):
