@@ -11,7 +11,7 @@ import yaml
 from neobert_train.config.tasks import GLUE
 from support.architectures import write_folder
 from support.glue import write_glue
-from support.programs import Forked, finish, run_command
+from support.programs import Forked, finish, fork_ranks, run_command
 
 TASKS = ("sst2", "rte", "stsb")
 REDUCED = [
@@ -75,6 +75,17 @@ def test_killed_three_times_and_taken_up_by_two_the_table_is_the_same(folder, un
         assert (output / name).read_text().replace("disturbed/", "") == (
             folder / "undisturbed" / name
         ).read_text().replace("undisturbed/", "")
+
+
+def test_processes_of_a_launcher_share_the_cells(folder, undisturbed, monkeypatch):
+    arguments = build_arguments("launched")
+    monkeypatch.chdir(folder)
+    main, other = fork_ranks("neobert_train", *arguments)
+    assert "wrote launched/results.json" in finish(main)
+    assert "Results" not in finish(other)
+    assert (folder / "launched/results.csv").read_text() == (
+        folder / "undisturbed/results.csv"
+    ).read_text()
 
 
 def test_a_plan_computes_nothing(folder):

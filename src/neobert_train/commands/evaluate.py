@@ -94,7 +94,7 @@ def compare(config: EvaluateConfig, world: World) -> None:
 
         def tell(cell: Cell, measurement: Measurement, is_new: bool) -> None:
             bar.update()
-            if not is_new:  # what was there before says nothing of the time that is left
+            if not is_new and world.is_main:  # what was there says nothing of the time that is left
                 bar.initial += 1
             if measurement.error and is_new:
                 bar.clear()
