@@ -1,4 +1,4 @@
-"""Intervals, p-values and ties, against scipy, formulas by hand and planted truths."""
+"""Intervals and p-values, against scipy, formulas by hand and planted truths."""
 
 import sys
 from dataclasses import replace
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from neobert_train.errors import InputError
@@ -212,3 +213,29 @@ def test_intervals_of_selected_settings_hold_the_planted_difference(simulation):
     assert min(means["planted held"], means["chosen held"]) >= 85.0
     assert abs(means["cross-fitted"]) < 1.0
     assert means["best cell"] > 2.0
+
+
+@given(
+    arrays(np.int64, (2, 12), elements=st.integers(0, 1)),
+    arrays(np.int64, 12, elements=st.integers(0, 1)),
+    st.sampled_from(["accuracy", "f1", "macro_f1", "matthews"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_answers_of_two_seeds_have_an_interval_within_the_range(predictions, labels, metric):
+    estimate = estimate_mean(Scoring((metric,)), predictions, labels, num_resamples=100)
+    assert -1 <= estimate.low <= estimate.value <= estimate.high <= 1
+
+
+def test_seeds_that_answer_all_alike_say_next_to_nothing_of_others():
+    """Their errors cancel, so that the degrees of freedom are few and quantiles overflow."""
+    labels = np.arange(60) % 2
+    labels[:8] = 1
+    predictions = np.stack([np.zeros(60), np.ones(60)]).astype(int)
+    estimate = estimate_mean(ACCURACY, predictions, labels)
+    assert 0 <= estimate.low < 0.05
+    assert 0.95 < estimate.high <= 1
+    difference = compare_models(ACCURACY, predictions, 1 - predictions, labels)
+    assert -1 <= difference.low <= difference.high <= 1
+    assert difference.p_value > 0.5
+    mean = average_estimates([estimate, estimate])
+    assert -1 <= mean.low <= mean.high <= 1

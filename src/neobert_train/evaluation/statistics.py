@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from neobert_train.errors import InputError
 from neobert_train.evaluation.metrics import Answers, Scoring, split_parts
@@ -150,10 +150,15 @@ def _bound(estimate: Estimate, lowest: float) -> Estimate:
     slope = (1.0 - lowest) / ((value - lowest) * (1.0 - value))
     reach = (estimate.high - value) * slope
     low, high = (
-        lowest + (1.0 - lowest) / (1.0 + math.exp(-logit))
+        lowest + (1.0 - lowest) * float(special.expit(logit))
         for logit in (center - reach, center + reach)
     )
     return replace(estimate, low=low, high=high)
+
+
+def _find_lowest(task: Scoring) -> float:
+    """Return the lower end of the range of a task's score."""
+    return -1.0 if {"matthews", "pearson", "spearman"} & set(task.metrics) else 0.0
 
 
 def _get_sizes(task: Scoring, labels: Answers) -> list[int]:
@@ -192,8 +197,7 @@ def estimate_mean(
         [_estimate_seed_variance(scores, deviations)],
         choice_variance,
     )
-    lowest = -1.0 if {"matthews", "pearson", "spearman"} & set(task.metrics) else 0.0
-    return _bound(estimate, lowest)
+    return _bound(estimate, _find_lowest(task))
 
 
 def compare_models(
@@ -230,7 +234,7 @@ def compare_models(
     scores = score_rows(task, predictions, labels)
     deviations = resample_scores(task, predictions, labels, num_resamples, seed)
     num_seeds = len(first)
-    return _combine(
+    estimate = _combine(
         _get_sizes(task, labels),
         float(scores[:num_seeds].mean() - scores[num_seeds:].mean()),
         deviations[:, :num_seeds].mean(axis=1) - deviations[:, num_seeds:].mean(axis=1),
@@ -240,10 +244,12 @@ def compare_models(
         ],
         choice_variance,
     )
+    widest = 1.0 - _find_lowest(task)
+    return replace(estimate, low=max(estimate.low, -widest), high=min(estimate.high, widest))
 
 
 def average_estimates(estimates: Sequence[Estimate]) -> Estimate:
-    """Return the mean of scores, or of differences, over tasks with its interval.
+    """Return the mean of scores over tasks with its interval.
 
     The tasks are fixed, and their examples and seeds independent of each other. `over_seeds` is
     True if every interval covers seeds.
@@ -251,12 +257,14 @@ def average_estimates(estimates: Sequence[Estimate]) -> Estimate:
     count = len(estimates)
     variance = sum(each.standard_error**2 for each in estimates) / count**2
     uncertainty = sum(each.standard_error**4 / each.degrees_of_freedom for each in estimates)
-    return _build_estimate(
+    estimate = _build_estimate(
         sum(each.value for each in estimates) / count,
         variance,
         variance**2 * count**4 / uncertainty,
         all(each.over_seeds for each in estimates),
     )
+    low, high = max(estimate.low, -1.0), min(estimate.high, 1.0)
+    return replace(estimate, low=low, high=high)
 
 
 def correct_holm(p_values: Sequence[float]) -> list[float]:
