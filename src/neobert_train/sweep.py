@@ -23,7 +23,7 @@ from neobert_train.urls import show_value
 _PR_SET_PDEATHSIG = 1  # prctl.h
 SWEEP_FLAGS = ("-m", "--multirun")
 # Which setting names the folder that a job writes, where jobs are kept apart.
-_FOLDERS = {"train": "output_dir", "embed": "output"}
+_FOLDERS = {"train": "output_dir", "embed": "output", "evaluate": "output"}
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,9 @@ def plan_sweep(command: str, arguments: Sequence[str]) -> list[Job]:
     ]
     configs = [to_typed(command, compose_config(command, job.overrides)) for job in jobs]
     folder = _FOLDERS.get(command)
-    if folder is not None:
-        jobs = _separate(jobs, folder, [getattr(config, folder) for config in configs])
+    folders = [getattr(config, folder) for config in configs] if folder else []
+    if folder is not None and all(folders):  # `evaluate run_dir=...` writes none
+        jobs = _separate(jobs, folder, folders)
     problems = [
         f"{problem} (in {job.settings})" if job.swept else problem
         for job, config in zip(jobs, configs, strict=True)

@@ -88,6 +88,21 @@ def test_processes_of_a_launcher_share_the_cells(folder, undisturbed, monkeypatc
     ).read_text()
 
 
+def test_cells_that_fail_are_told_by_the_exit_code_and_the_table(folder):
+    arguments = [
+        "models=[run,nomic]",
+        "tasks=[throughput]",
+        "measure.lengths=[16,1000]",
+        "output=failing",
+    ]
+    output = run_command("evaluate", *arguments, "measure.throughput_tokens=32", cwd=folder, code=1)
+    assert "some cells failed; the same command tries them again" in output
+    page = (folder / "failing/results.md").read_text()
+    assert "nomic on throughput@1000: the model takes texts of 512 tokens at most" in page
+    results = json.loads((folder / "failing/results.json").read_text())
+    assert [row["value"] is None for row in results["rows"]] == [False, False, True, True]
+
+
 def test_a_plan_computes_nothing(folder):
     output = run_command(*build_arguments("planned", "plan=true"), cwd=folder)
     assert [line.split()[:3] for line in output.splitlines() if line.startswith("in all")] == [

@@ -99,6 +99,18 @@ def test_own_texts_have_classes_by_name(tmp_path):
         load_own("classification/topics", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [("three,", "row 3: there is no label"), (",sport", "row 3: text is '' and no text")],
+)
+def test_an_empty_field_is_no_text_and_no_class(tmp_path, row, message):
+    (tmp_path / "classification").mkdir()
+    (tmp_path / "classification/train.csv").write_text(f"text,label\none,sport\ntwo,art\n{row}\n")
+    (tmp_path / "classification/test.csv").write_text("text,label\none,sport\n")
+    with pytest.raises(InputError, match=message):
+        load_own("classification", tmp_path)
+
+
 def test_one_file_is_divided_by_its_texts(tmp_path):
     rows = "".join(f"text {i % 40},{'ab'[i % 2]}\n" for i in range(80))
     (tmp_path / "classification.csv").write_text(f"text,label\n{rows}")

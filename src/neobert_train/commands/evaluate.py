@@ -1,7 +1,6 @@
 """Compare models on tasks, or measure a run or an exported model on text."""
 
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from neobert_train.config.evaluate_schema import EvaluateConfig
 from neobert_train.config.schema import Precision
 from neobert_train.data.heldout import CorpusSample, build_evaluation_batches
 from neobert_train.distributed import find_device
-from neobert_train.errors import InputError
+from neobert_train.errors import EXIT_FAILED, InputError
 from neobert_train.evaluation.candidates import load_candidate
 from neobert_train.evaluation.catalogue import build_tasks
 from neobert_train.evaluation.cells import Cell, CellStore, Measurement
@@ -42,8 +41,6 @@ from neobert_train.terminal import print_message, print_output
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from neobert_train.world import World
 
-# What messages about data name in the words of training.
-_DATA_SETTING = re.compile(r"\bdata\.((?:paths|format|column|text_documents)=)")
 # What launchers set; trainers of libraries would take it for one training on several devices.
 _LAUNCHER_VARIABLES = (
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT",
@@ -69,6 +66,7 @@ def compare(config: EvaluateConfig, world: World) -> None:
 
     Raises:
         InputError: a model or the data of a task cannot be read, or the output cannot be written.
+        SystemExit: with code 1 where cells failed, the tables being written.
     """
     assert config.output is not None
     require_packages("evaluation", ["accelerate", "sentence_transformers"], "models=[...]")
@@ -110,6 +108,9 @@ def compare(config: EvaluateConfig, world: World) -> None:
         raise InputError(f"{output} cannot be written: {error.strerror}") from error
     print_output(render_markdown(results))
     print_output(f"wrote {', '.join(map(str, files))}")
+    if any(row.errors for row in results.rows):
+        print_message("neobert_train: some cells failed; the same command tries them again")
+        sys.exit(EXIT_FAILED)
 
 
 def take_device(world: World) -> torch.device:
@@ -132,10 +133,7 @@ def measure_on_text(config: EvaluateConfig, world: World) -> None:
         InputError: the model or the texts cannot be read, or hold nothing to predict.
     """
     subject = load_subject(config)
-    try:
-        documents = load_documents(config, subject.tokenizer)
-    except InputError as error:
-        raise InputError(_DATA_SETTING.sub(r"\1", str(error))) from error
+    documents = load_documents(config, subject.tokenizer)
     context_length = min(config.context_length or subject.context_length, config.micro_batch_tokens)
     batches = build_evaluation_batches(
         documents,

@@ -173,8 +173,8 @@ class EvaluateConfig:
         at_least=8,
     )  # fmt: skip
     micro_batch_tokens: int = setting(
-        16_384, "Tokens of one forward pass, which masks depend on: with the run's own number its "
-        "held-out loss comes out again.", at_least=8,
+        16_384, "Tokens of one forward pass, which masks depend on: with the run's own number and "
+        "max_tokens its held-out loss comes out again.", at_least=8,
     )  # fmt: skip
     max_tokens: int = setting(1_048_576, "Most tokens to evaluate on.", at_least=1)
     masking: MaskingOverrides = setting(MaskingOverrides, "")

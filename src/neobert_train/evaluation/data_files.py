@@ -53,10 +53,15 @@ def read_columns(
     return found
 
 
-def check_texts(values: Sequence[Any], column: str, files: Sequence[Path]) -> list[str]:
-    """Return texts of a column; raise InputError, with the row, where one is missing or no text."""
+def check_texts(
+    values: Sequence[Any], column: str, files: Sequence[Path], may_be_empty: bool = False
+) -> list[str]:
+    """Return texts of a column; raise InputError, with the row, where one is missing or no text.
+
+    A field of a CSV file that is missing is an empty text.
+    """
     for row, value in enumerate(values):
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not (may_be_empty or value.strip()):
             raise InputError(
                 f"{_name(files)}, row {row + 1}: {column} is {value!r} and no text: correct it or "
                 f"remove the row"

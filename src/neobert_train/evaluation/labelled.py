@@ -166,7 +166,7 @@ def _read_glue(folder: Path, split: str, name: str) -> Examples:
             f"nyu-mll/glue has it on the Hub"
         )
     rows = read_columns(files, [*task.columns, "label"])
-    texts = [check_texts(rows[column], column, files) for column in task.columns]
+    texts = [check_texts(rows[column], column, files, may_be_empty=True) for column in task.columns]
     scores = check_scores(rows["label"], "label", files)
     if task.classes is None:
         labels = np.array(scores)
@@ -235,7 +235,7 @@ def _read_own(files: Sequence[Path], on_words: bool) -> _Rows:
 
 
 def _check_label(value: Any, row: int, files: Sequence[Path]) -> str:
-    if value is None or (isinstance(value, float) and value != value):
+    if value is None or value != value or not str(value).strip():
         raise InputError(
             f"{files[0]}, row {row + 1}: there is no label: write one or remove the row"
         )

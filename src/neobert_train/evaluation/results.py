@@ -33,6 +33,7 @@ PROTOCOLS = {
     "cross-fitted": "the setting is chosen on one half of the evaluation examples (and on the other "
     "seeds) and scored on the other half, and the halves are swapped; the mean over seeds",
     "direct": "there is one setting and nothing to choose",
+    "mean": "the mean of the tasks with intervals",
     "mteb": "the main score as the library mteb computes it",
     "measured": "a measurement without examples that could be resampled",
 }
@@ -304,7 +305,7 @@ def _average(columns: Mapping[str, _Column], models: Sequence[str]) -> list[Resu
         mean = average_estimates(known)
         rows.append(
             Result(
-                model, MEAN, protocol="direct", value=mean.value, low=mean.low, high=mean.high,
+                model, MEAN, protocol="mean", value=mean.value, low=mean.low, high=mean.high,
                 over_seeds=mean.over_seeds,
             )
         )  # fmt: skip

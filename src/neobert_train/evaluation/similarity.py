@@ -182,10 +182,14 @@ def _read_texts(folder: Path, name: str) -> dict[str, str]:
     files = find_split(folder, name)
     if not files:
         raise InputError(f"{folder} has no {name}.jsonl: write id and text of each there")
-    rows = read_columns(files, ["id", "text"], ["title"])
+    # BEIR's files have `_id`.
+    rows = read_columns(files, ["text"], ["id", "_id", "title"])
+    ids = rows.get("id") or rows.get("_id")
+    if ids is None:
+        raise InputError(f"{files[0]} has no column id: write one that qrels can name")
     texts = check_texts(rows["text"], "text", files)
     titles = rows.get("title", [""] * len(texts))
-    pairs = zip(map(str, rows["id"]), titles, texts, strict=True)
+    pairs = zip(map(str, ids), titles, texts, strict=True)
     found = {
         identifier: f"{title} {text}".strip() if title else text
         for identifier, title, text in pairs

@@ -1,6 +1,7 @@
 """Documents that models are measured on, and a masked-language model that reads them."""
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -24,6 +25,9 @@ from neobert_train.models.folder import find_context_length, find_model_folder
 from neobert_train.storage.stored_files import Network
 from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
+
+# What messages about data name in the words of training.
+_DATA_SETTING = re.compile(r"\bdata\.((?:paths|format|column|text_documents)=)")
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,10 @@ def list_text_units(config: EvaluateConfig) -> list[Unit]:
         column=config.column,
         text_documents=config.text_documents,
     )
-    return list(list_units(source, config.paths, Network(), BadRecordPolicy.stop))
+    try:
+        return list(list_units(source, config.paths, Network(), BadRecordPolicy.stop))
+    except InputError as error:
+        raise InputError(_DATA_SETTING.sub(r"\1", str(error))) from error
 
 
 def read_documents(

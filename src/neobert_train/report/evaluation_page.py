@@ -8,6 +8,9 @@ import matplotlib.pyplot as plt
 from neobert_train.evaluation.results import RESULTS_FILE, Results
 from neobert_train.files import write_atomically, write_json
 from neobert_train.report.evaluation_tables import (
+    MAXIMA_NOTE,
+    MAXIMA_TITLE,
+    format_maximum,
     format_value,
     list_scored_tasks,
     render_csv,
@@ -47,7 +50,16 @@ def render_page(results: Results) -> str:
             for model in results.models
         ),
     ]
-    notes = "\n".join(f"<li>{html.escape(note)}</li>" for note in render_notes(results))
+    notes = "\n".join(
+        f"<li>{html.escape(note.removeprefix('- '))}</li>" for note in render_notes(results)
+    )
+    maxima = ""
+    if any(row.maximum is not None for row in results.rows):
+        best = [
+            [model, *(format_maximum(results.find(model, task)) for task in results.tasks)]
+            for model in results.models
+        ]
+        maxima = f"<h2>{MAXIMA_TITLE}</h2><p>{MAXIMA_NOTE}</p>{draw_table([rows[0], *best])}"
     failed = [[row.model, row.task, error] for row in results.rows for error in row.errors]
     failures = f"<h2>Failed cells</h2>{draw_table(failed)}" if failed else ""
     return f"""<!doctype html>
@@ -59,6 +71,7 @@ def render_page(results: Results) -> str:
 <ul>
 {notes}
 </ul>
+{maxima}
 {failures}
 </body></html>
 """

@@ -4,15 +4,18 @@ import csv
 import io
 import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from neobert_train.config.tasks import GLUE, GLUE_DATASET
+from neobert_train.config.tasks import GLUE, GLUE_DATASET, PROBES
 from neobert_train.evaluation.results import MEAN, PROTOCOLS, Result, Results
 from neobert_train.metrics_table import METRICS
 
 _NO_NUMBER = "-"
+MAXIMA_TITLE = "The best cell of each grid, as papers report it"
+MAXIMA_NOTE = "Biased upwards: it is chosen on the examples that it is scored on."
 _TIED, _ONE_SEED = "†", "°"
 
 
@@ -22,9 +25,7 @@ def render_markdown(results: Results) -> str:
     lines += ["", *render_notes(results)]
     if any(row.maximum is not None for row in results.rows):
         lines += [
-            "", "## The best cell of each grid, as papers report it", "",
-            "Biased upwards: it is chosen on the examples that it is scored on.", "",
-            *_render_table(results, lambda row: _percent(row.maximum)),
+            "", f"## {MAXIMA_TITLE}", "", MAXIMA_NOTE, "", *_render_table(results, format_maximum),
         ]  # fmt: skip
     failed = [(row, error) for row in results.rows for error in row.errors]
     if failed:
@@ -52,6 +53,8 @@ def render_notes(results: Results) -> list[str]:
         if metric is not None and metric.references:
             known = ", ".join(f"{name} {_percent(value)}" for name, value in metric.references)
             notes.append(f"- {task}, for comparison: {known}.")
+    if any(task in PROBES for task in results.tasks):
+        notes.append("- Paragraphs of one address are alike: intervals of probes are too narrow.")
     if any(row.missing for row in results.rows):
         notes.append(f"- {_NO_NUMBER} has cells that are missing or failed.")
     return notes
@@ -81,6 +84,11 @@ def format_value(row: Result) -> str:
 def format_measured(value: float) -> str:
     """Return a value of a measurement with four digits, or whole where it is large."""
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def format_maximum(row: Result) -> str:
+    """Return the score of the best cell."""
+    return _percent(row.maximum)
 
 
 def _percent(value: float | None) -> str:
@@ -117,7 +125,9 @@ def render_latex(results: Results) -> str:
     for model in results.models:
         cells = [_format_latex(results.find(model, task)) for task in results.tasks]
         lines.append(" & ".join([_escape_latex(model), *cells]) + r" \\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+    notes = [f"% {note.removeprefix('- ')}" for note in render_notes(results) if _TIED not in note]
+    bold = "% Bold: the best of the column, or not told apart from it."
+    return "\n".join([bold, *notes, *lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
 def _format_latex(row: Result) -> str:
@@ -171,10 +181,17 @@ def render_card_section(results: Results, model: str) -> list[str]:
     rows = [results.find(model, task) for task in results.tasks]
     lines = ["| task | value | of |", "| --- | ---: | --- |"]
     lines += [
-        f"| {row.task} | {format_value(row)} | {row.protocol} |" for row in rows if row.protocol
+        f"| {row.task} | {format_value(row).replace(_TIED, '')} | {row.protocol} |"
+        for row in rows
+        if row.protocol
     ]
-    others = [_escape(name) for name in results.models if name != model]
-    notes = render_notes(results)
+    # A path of this machine is nobody else's.
+    others = [
+        _escape(Path(name).name if Path(name).exists() else name)
+        for name in results.models
+        if name != model
+    ]
+    notes = [note for note in render_notes(results) if _TIED not in note]
     if others:
         notes.append(f"- Compared with {', '.join(others)}.")
     return [*lines, "", *notes, ""]
