@@ -159,6 +159,15 @@ def test_commands_without_groups_see_no_choice(command):
         assert to_typed(command, compose_config(command, ["model=a/b"])).model == "a/b"
 
 
+def test_epochs_of_a_task_are_set_by_its_name():
+    """Also of one that the preset does not name."""
+    override = "grid.task_epochs={rte:[4]}"
+    assert CommandLine("evaluate", [override]).find_problems()[0] == []
+    for preset, others in (("quick", {}), ("modernbert", {"sst2": [1, 2, 3], "mnli": [1, 2, 3]})):
+        config = to_typed("evaluate", compose_config("evaluate", [f"preset={preset}", override]))
+        assert config.grid.task_epochs == {**others, "rte": [4]}
+
+
 @pytest.mark.parametrize("section", CHOICES)
 def test_the_shape_and_moments_of_every_kind_are_named(section):
     for settings in CHOICES[section].values():

@@ -89,5 +89,5 @@ def test_one_process_at_a_time_has_a_cell_and_a_killed_one_leaves_it(tmp_path):
 def test_a_cells_file_says_whose_it_is(tmp_path):
     CellStore(tmp_path).save(CELL, FOUND)
     (file,) = (tmp_path / "sst2").iterdir()
-    assert file.name == f"org-model-main-{CELL.key[:16]}.json"
+    assert file.name == f"{CELL.key[:32]}.json"
     assert json.loads(file.read_text())["content"]["cell"]["settings"] == CELL.settings

@@ -45,6 +45,17 @@ def test_a_sentence_transformers_model_keeps_its_pooling(candidate, tmp_path):
     assert np.abs(vectors - mean).max() > 0.01
 
 
+def test_a_model_uses_its_own_prompts_for_its_roles(candidate, tmp_path):
+    model = load_embedder(candidate, 32, CONDITIONS)
+    model.prompts = {"query": "ask: ", "document": "read: "}
+    plain = embed_texts(model, ["peace", "ask: peace", "read: peace"], 64, prompt="")
+    for role, expected in (("query", plain[1]), ("document", plain[2]), (None, plain[0])):
+        (vector,) = embed_texts(model, ["peace"], 64, role=role)
+        np.testing.assert_allclose(vector, expected, atol=1e-5)
+    (vector,) = embed_texts(model, ["peace"], 64, prompt="read: ", role="query")
+    np.testing.assert_allclose(vector, plain[2], atol=1e-5)
+
+
 def test_vectors_that_are_not_finite_are_an_error(candidate):
     model = load_embedder(candidate, 32, CONDITIONS)
     torch.nn.init.constant_(model[0].auto_model.embeddings.LayerNorm.weight, torch.nan)

@@ -111,6 +111,57 @@ def test_an_empty_field_is_no_text_and_no_class(tmp_path, row, message):
         load_own("classification", tmp_path)
 
 
+def write_classification(folder, train, test, name="train.csv"):
+    (folder / "classification").mkdir(exist_ok=True)
+    (folder / "classification" / name).write_text(train)
+    (folder / "classification/test.csv").write_text(test)
+
+
+def test_names_of_classes_are_texts_whatever_they_look_like(tmp_path):
+    write_classification(
+        tmp_path, "text,label\na,01\nb,1\nc,1.0\nNA,true\n", "text,label\nnull,true\n"
+    )
+    data = load_own("classification", tmp_path)
+    assert data.classes == ("01", "1", "1.0", "true")
+    assert data.train.texts[3] == "NA"
+    rows = '{"text": "' + "long " * 400_000 + '", "label": true}\n{"text": "b", "label": 1}\n'
+    (tmp_path / "classification/train.csv").unlink()
+    write_classification(tmp_path, rows, "text,label\na,true\n", "train.jsonl")
+    assert load_own("classification", tmp_path).classes == ("1", "true")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (
+            "text,text_pair,label\na,b,x\nc,d,y\n",
+            "text,label\na,x\n",
+            "only one of them has .* text_pair",
+        ),
+        ("text,label\na;b\nc,y\n", "text,label\na,x\n", "row 1 has 1 fields, .* names 2 columns"),
+        ("text,text,label\na,b,x\nc,d,y\n", "text,label\na,x\n", "two columns text"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(tmp_path, train, test, message):
+    write_classification(tmp_path, train, test)
+    with pytest.raises(InputError, match=message):
+        load_own("classification", tmp_path)
+
+
+def test_other_files_beside_a_split_are_none_of_it(tmp_path):
+    rows = "text,label\na,x\nb,y\n"
+    write_classification(tmp_path, rows, rows)
+    write_classification(tmp_path, "text,label\nold,z\n", rows, "train-old-backup.csv")
+    assert load_own("classification", tmp_path).classes == ("x", "y")
+    write_classification(tmp_path, '{"text": "a", "label": "z"}', rows, "train.jsonl")
+    with pytest.raises(InputError, match=r"has train more than once \(train.csv, train.jsonl\)"):
+        load_own("classification", tmp_path)
+    (tmp_path / "classification/train.jsonl").unlink()
+    (tmp_path / "classification/train.csv").write_bytes(b"text,label\ncaf\xe9,x\nb,y\n")
+    with pytest.raises(InputError, match=r"train.csv is not UTF-8"):
+        load_own("classification", tmp_path)
+
+
 def test_one_file_is_divided_by_its_texts(tmp_path):
     rows = "".join(f"text {i % 40},{'ab'[i % 2]}\n" for i in range(80))
     (tmp_path / "classification.csv").write_text(f"text,label\n{rows}")

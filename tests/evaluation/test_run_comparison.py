@@ -1,5 +1,6 @@
 """Comparisons on planted tasks: which cells are computed, by whom, and what comes of them."""
 
+import dataclasses
 import gc
 import os
 import threading
@@ -83,7 +84,7 @@ def test_a_second_call_computes_what_is_missing(tmp_path):
     assert run(build(tmp_path, [task])) == [True] * 12
     assert run(build(tmp_path, [task])) == [False] * 12
     assert len(task.calls) == 12
-    next((tmp_path / "cells/planted").glob("b-*.json")).unlink()
+    next((tmp_path / "cells/planted").glob("*.json")).unlink()
     assert sorted(run(build(tmp_path, [task]))) == [False] * 11 + [True]
 
 
@@ -133,6 +134,35 @@ def test_the_better_model_is_told_from_two_that_are_alike(tmp_path):
         assert row.over_seeds
     mean = results.find("a", MEAN)
     assert mean.value == pytest.approx((rows[0].value + results.find("a", "other").value) / 2)
+
+
+def test_the_table_depends_neither_on_the_order_of_models_nor_on_that_of_the_grid(
+    tmp_path, monkeypatch
+):
+    task = PlantedTask()
+    run(build(tmp_path, [task]))
+    first = collect_results(build(tmp_path, [task]))
+    other = collect_results(build(tmp_path, [task], models="cba"))
+    settings = task.list_settings()[::-1]
+    monkeypatch.setattr(PlantedTask, "list_settings", lambda self: settings)
+    reversed_grid = collect_results(build(tmp_path, [task]))
+    for model in "abc":
+        assert first.find(model, "planted") == other.find(model, "planted")
+        assert first.find(model, "planted") == reversed_grid.find(model, "planted")
+
+
+def test_a_model_that_changes_while_it_is_measured_has_no_number(tmp_path):
+    task, comparison = PlantedTask(), build(tmp_path, [PlantedTask()], "a")
+    (tmp_path / "a").mkdir()
+    file = tmp_path / "a/model.safetensors"
+    file.write_text("before")
+    (candidate,) = comparison.candidates
+    candidate = dataclasses.replace(candidate, folder=tmp_path / "a")
+    candidate = dataclasses.replace(candidate, marks=candidate.find_marks())
+    cell = comparison.list_cells(task, candidate)[0]
+    assert comparison.compute(task, candidate, cell).error is None
+    file.write_text("changed")
+    assert "files of the model changed" in comparison.compute(task, candidate, cell).error
 
 
 def test_results_are_written_in_every_form(tmp_path):

@@ -61,7 +61,7 @@ def write_retrieval(folder, qrels="q,a,1\n"):
 def test_queries_without_a_relevant_document_do_not_count(tmp_path):
     task = RetrievalTask("retrieval", write_retrieval(tmp_path, "q,a,1\nr,b,0\n"), 64, {})
     assert len(task.labels) == 1
-    assert task.list_settings()[0]["prompts"] == {"query": "", "document": ""}
+    assert task.list_settings()[0]["prompts"] == {"query": None, "document": None}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_queries_without_a_relevant_document_do_not_count(tmp_path):
         ("x,a,1\n", r"qrels.csv, row 1: queries has no x"),
         ("q,a,1\nq,x,1\n", r"qrels.csv, row 2: corpus has no x"),
         ("q,a,0\n", r"no document is relevant"),
-        ("q,a,nan\n", r"row 1: score is None and no finite number"),
+        ("q,a,nan\n", r"row 1: score is 'nan' and no finite number"),
     ],
 )
 def test_judgements_that_do_not_fit_are_refused(tmp_path, qrels, message):

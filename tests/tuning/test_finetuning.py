@@ -127,6 +127,28 @@ def test_the_best_evaluation_counts_and_patience_ends_a_run(folder, monkeypatch)
     assert best.tolist() == [1] * 6
 
 
+def test_the_encoder_of_the_best_evaluation_is_kept(folder, tmp_path, monkeypatch):
+    scores = iter([0.5, 0.9, 0.1])
+    kept = []
+    monkeypatch.setattr(
+        finetuning._Best, "_predict",
+        lambda self: kept.append(
+            {n: p.detach().clone() for n, p in self.trainer.model.encoder.named_parameters()}
+        ) or np.zeros(6),
+    )  # fmt: skip
+    settings = dataclasses.replace(SETTINGS, evaluate_every_steps=1, epochs=1, max_steps=3)
+    settings = dataclasses.replace(settings, evaluations_per_epoch=1, batch_size=4)
+    settings = dataclasses.replace(settings, evaluate_every_steps=1)
+    fine_tune(
+        lambda: AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder),
+        build_examples(16), build_examples(6), lambda rows: next(scores), settings, 0,
+        RunOptions(2, save_to=tmp_path / "best"),
+    )  # fmt: skip
+    saved = dict(AutoModel.from_pretrained(tmp_path / "best").named_parameters())
+    assert all(torch.equal(saved[name], value) for name, value in kept[1].items())
+    assert any(not torch.equal(saved[name], value) for name, value in kept[2].items())
+
+
 def test_an_encoder_that_is_kept_is_the_trained_one(folder, tmp_path):
     train = build_examples(16)
     short = dataclasses.replace(SETTINGS, epochs=1)

@@ -74,6 +74,10 @@ def compare(config: EvaluateConfig, world: World) -> None:
     candidates = [
         load_candidate(name, output / "models", config.trust_remote_code) for name in config.models
     ]
+    labels = [candidate.label for candidate in candidates]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise InputError(f"models=[...] names {twice} twice: name it once")
     bf16 = choose_precision(config.precision, device) is Precision.bf16
     comparison = Comparison(
         candidates,

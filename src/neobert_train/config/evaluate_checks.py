@@ -72,6 +72,9 @@ def _iter_grid_problems(grid: GridConfig, tasks: list[str]) -> Iterator[str]:
             f"{', '.join(starts)} start from the best cell of mnli: add mnli to tasks=[...], or write "
             f"grid.start_from_mnli=[]"
         )
+    for task, epochs in grid.task_epochs.items():
+        if not epochs or min(epochs) < 1:
+            yield f"grid.task_epochs={{{task}:{epochs}}} leaves nothing to train: write whole numbers from 1"
     for task in [*grid.start_from_mnli, *grid.task_epochs]:
         problem = describe_unknown(task)
         if problem:

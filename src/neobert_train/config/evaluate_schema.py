@@ -48,7 +48,8 @@ class GridConfig:
         1000, "Most steps, whatever the epochs; null sets no bound.", at_least=1
     )
     seeds: list[int] = setting(
-        lambda: [0, 1, 2, 3, 4], "Each decides a new head, the dropout and the order of examples.", at_least=0
+        lambda: [0, 1, 2, 3, 4], "Each decides a new head, the dropout and the order of examples.",
+        at_least=0, at_most=2**32 - 1,
     )  # fmt: skip
     warmup_fraction: float = setting(
         0.1, "Share of the steps in which the learning rate rises.", at_least=0.0, at_most=1.0
@@ -145,9 +146,12 @@ class EvaluateConfig:
     grid: GridConfig = setting(GridConfig, "")
     measure: TokenTaskConfig = setting(TokenTaskConfig, "")
     mteb: MTEBConfig = setting(MTEBConfig, "")
-    prompts: dict[str, str] = setting(
-        dict, "retrieval, nanobeir, mteb: what is written before texts, as in {query:'query: '}."
-    )  # fmt: skip
+    query_prompt: str | None = setting(
+        None, "retrieval, nanobeir, mteb: text before queries; the model's own by default."
+    )
+    document_prompt: str | None = setting(
+        None, "retrieval, nanobeir, mteb: text before documents; the model's own by default."
+    )
     run_dir: str | None = setting(None, "Run directory to measure on text; give this or model.")
     model: str | None = setting(
         None, "Exported folder or org/name@revision to measure on text; give this or run_dir."
@@ -173,8 +177,8 @@ class EvaluateConfig:
         at_least=8,
     )  # fmt: skip
     micro_batch_tokens: int = setting(
-        16_384, "Tokens of one forward pass, which masks depend on: with the run's own number and "
-        "max_tokens its held-out loss comes out again.", at_least=8,
+        16_384, "Tokens of one forward pass, which masks depend on: a run's own, and max_tokens, give its "
+        "held-out loss.", at_least=8,
     )  # fmt: skip
     max_tokens: int = setting(1_048_576, "Most tokens to evaluate on.", at_least=1)
     masking: MaskingOverrides = setting(MaskingOverrides, "")

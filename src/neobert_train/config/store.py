@@ -215,6 +215,8 @@ def normalise_override(argument: str) -> str:
     if argument.startswith(tuple(f"{group}=" for group in ADDED_GROUPS)):
         return f"+{argument}"
     key, _, value = argument.partition("=")
+    if key == "grid.task_epochs":
+        return f"++{argument}"  # whose keys are names of tasks, which Hydra does not know
     entry = ENTRY_KEY.fullmatch(key.lstrip("+"))
     if entry is None:
         return argument

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -32,7 +32,7 @@ from neobert_train.run.directory import RunDirectory
 
 _STEP = re.compile(r"(?P<run>.+)@(?P<step>[0-9]+)")
 # What decides the numbers of a model beside its weights.
-_HASHED = re.compile(r".*\.(safetensors|json|py|txt|model)")
+_HASHED = re.compile(r".*\.(safetensors|bin|json|py|txt|model)")
 _UNBOUNDED = 1 << 20
 
 
@@ -48,6 +48,7 @@ class Candidate:
         max_length: most tokens of a text.
         num_parameters: of the encoder without a head.
         trust_remote_code: whether code in the folder may run.
+        marks: of its files when they were hashed.
     """
 
     label: str
@@ -57,11 +58,22 @@ class Candidate:
     max_length: int
     num_parameters: int
     trust_remote_code: bool
+    marks: list[tuple[str, int, int]] = field(default_factory=list, compare=False)
 
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Load its tokenizer; what it cuts is up to the caller."""
+    def find_marks(self) -> list[tuple[str, int, int]]:
+        """Return name, size and time of its files, which are others once a file is."""
+        return _find_marks(self.folder)
+
+    def load_tokenizer(self, of_words: bool = False) -> PreTrainedTokenizerBase:
+        """Load its tokenizer; what it cuts is up to the caller.
+
+        Args:
+            of_words: whether it gets words one by one, which byte-level tokenizers take for the middle
+                of others unless a space stands before each.
+        """
+        options = {"add_prefix_space": True} if of_words else {}
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            self.folder, trust_remote_code=self.trust_remote_code
+            self.folder, trust_remote_code=self.trust_remote_code, **options
         )
         return tokenizer
 
@@ -108,6 +120,7 @@ def load_candidate(name: str, exports: Path, trust_remote_code: bool) -> Candida
     if not trust_remote_code:
         check_tokenizer(folder, label)
     register_neobert()
+    marks = _find_marks(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
@@ -123,7 +136,12 @@ def load_candidate(name: str, exports: Path, trust_remote_code: bool) -> Candida
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{label} cannot be loaded: {reason}") from error
-    return candidate
+    return replace(candidate, marks=marks)
+
+
+def _find_marks(folder: Path) -> list[tuple[str, int, int]]:
+    files = sorted(path for path in folder.rglob("*") if _HASHED.fullmatch(path.name))
+    return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files if p.is_file()]
 
 
 def hash_weights(folder: Path) -> str:

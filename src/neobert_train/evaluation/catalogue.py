@@ -31,8 +31,12 @@ def _build_sts(name: str, config: EvaluateConfig) -> list[Task]:
     return [SimilarityTask(name, _find_data(config), config.grid.max_length)]
 
 
+def _list_prompts(config: EvaluateConfig) -> dict[str, str | None]:
+    return {"query": config.query_prompt, "document": config.document_prompt}
+
+
 def _build_retrieval(name: str, config: EvaluateConfig) -> list[Task]:
-    return [RetrievalTask(name, _find_data(config), config.grid.max_length, config.prompts)]
+    return [RetrievalTask(name, _find_data(config), config.grid.max_length, _list_prompts(config))]
 
 
 def _build_mteb(name: str, config: EvaluateConfig) -> list[Task]:
@@ -44,7 +48,8 @@ def _build_mteb(name: str, config: EvaluateConfig) -> list[Task]:
     data_dir = None if config.data_dir is None else _find_data(config)
     tasks = list_mteb_tasks(benchmark, [] if is_nano else config.mteb.tasks, data_dir)
     records = Path(str(config.output)).expanduser() / "mteb"
-    return [MTEBTask(task, config.grid.max_length, config.prompts, records) for task in tasks]
+    prompts = {kind: text for kind, text in _list_prompts(config).items() if text is not None}
+    return [MTEBTask(task, config.grid.max_length, prompts, records) for task in tasks]
 
 
 TASKS: dict[str, Callable[[str, EvaluateConfig], Sequence[Task]]] = {

@@ -1,8 +1,8 @@
 """Cells of an evaluation: each is computed once, whatever processes and hosts share their folder.
 
     OUTPUT/cells/version.json
-    OUTPUT/cells/sst2/mine-1f0c2a9be01d7c55.json     the measurement of one cell, with a checksum
-    OUTPUT/cells/sst2/mine-1f0c2a9be01d7c55.lock     while a process computes it
+    OUTPUT/cells/sst2/1f0c2a9be01d7c5592ad.json     the measurement of one cell, with a checksum
+    OUTPUT/cells/sst2/1f0c2a9be01d7c5592ad.lock     while a process computes it
 
 The name holds the beginning of the hash of all that a cell depends on, so that another weight,
 example or hyper-parameter is another cell.
@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,8 +33,7 @@ logger = logging.getLogger(__name__)
 
 # Raised with every change after which a cell would hold another number.
 VERSION = 1
-_CHARACTERS_OF_KEY = 16
-_CHARACTERS_OF_LABEL = 60
+_CHARACTERS_OF_KEY = 32
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,7 @@ class Cell:
     @property
     def file(self) -> str:
         """Return the path of its measurement below the folder of cells."""
-        label = re.sub(r"[^\w.-]+", "-", self.label, flags=re.ASCII)[-_CHARACTERS_OF_LABEL:]
-        task = self.task.replace("/", "--")
-        return f"{task}/{label.strip('-')}-{self.key[:_CHARACTERS_OF_KEY]}.json"
+        return f"{self.task.replace('/', '--')}/{self.key[:_CHARACTERS_OF_KEY]}.json"
 
 
 @dataclass(frozen=True)
@@ -147,15 +143,27 @@ class CellStore:
     def save(self, cell: Cell, measurement: Measurement) -> None:
         """Write the measurement of a cell, atomically."""
         path = self.folder / cell.file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_checked_json(path, asdict(_Record(cell, measurement)), indent=None)
+        with self._explain():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_checked_json(path, asdict(_Record(cell, measurement)), indent=None)
+
+    @contextlib.contextmanager
+    def _explain(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self.folder} cannot be written ({error.strerror}): make room or fix its permissions; the "
+                f"same command goes on with the cells that are there"
+            ) from error
 
     @contextlib.contextmanager
     def claim(self, cell: Cell) -> Iterator[bool]:
         """Keep a cell to this process within the block; yields False where another process has it."""
         path = (self.folder / cell.file).with_suffix(".lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = _lock(path)
+        with self._explain():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = _lock(path)
         try:
             if file is not None:
                 clear_drafts(path.parent, [path.with_suffix(".json")])

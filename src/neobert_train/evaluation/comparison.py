@@ -80,9 +80,12 @@ class Comparison:
         begin = time.monotonic()
         try:
             settings: dict[str, Any] = dict(cell.settings)
+            marks = candidate.find_marks()
             if "start" in settings:
                 settings["start_folder"] = str(self._write_start(candidate))
             measurement = task.measure(candidate, settings, cell.seed, self.conditions)
+            if candidate.find_marks() != marks or marks != candidate.marks:
+                raise InputError("files of the model changed meanwhile: start the command again")
         except Exception as error:
             measurement = Measurement(error=_describe(error))
         gc.collect()

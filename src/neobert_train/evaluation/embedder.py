@@ -52,7 +52,11 @@ def load_embedder(
 
 
 def embed_texts(
-    model: SentenceTransformer, texts: Sequence[str], batch_tokens: int, prompt: str = ""
+    model: SentenceTransformer,
+    texts: Sequence[str],
+    batch_tokens: int,
+    prompt: str | None = None,
+    role: str | None = None,
 ) -> np.ndarray:
     """Return the vectors of texts.
 
@@ -60,7 +64,8 @@ def embed_texts(
         model: that embeds them.
         texts: without the prompt.
         batch_tokens: padded tokens of one forward pass at most.
-        prompt: what is written before each.
+        prompt: what is written before each; None leaves it to the model.
+        role: query or document, for which a model may have a prompt; None for other texts.
 
     Returns:
         [n, d] float32.
@@ -68,9 +73,10 @@ def embed_texts(
     Raises:
         FloatingPointError: a vector is not finite.
     """
-    vectors = model.encode(
+    encoders = {"query": model.encode_query, "document": model.encode_document}
+    vectors = encoders.get(role or "", model.encode)(
         list(texts),
-        prompt=prompt or None,
+        prompt=prompt,
         batch_size=max(1, batch_tokens // model.max_seq_length),
         show_progress_bar=False,
         convert_to_numpy=True,

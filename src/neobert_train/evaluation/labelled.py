@@ -120,6 +120,10 @@ def load_own(task: str, data_dir: Path) -> LabelledData:
         evaluation_rows = _read_own(evaluation_files, on_words)
     else:
         rows, evaluation_rows = _divide(rows, train_files)
+    if (rows.pairs is None) != (evaluation_rows.pairs is None):
+        raise InputError(
+            f"{evaluation_files[0]} and {train_files[0]} differ: only one of them has the column text_pair"
+        )
     names = sorted({label for row in rows.labels for label in (row if on_words else [row])})
     if len(names) < 2:
         raise InputError(
@@ -239,7 +243,7 @@ def _check_label(value: Any, row: int, files: Sequence[Path]) -> str:
         raise InputError(
             f"{files[0]}, row {row + 1}: there is no label: write one or remove the row"
         )
-    return str(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _divide(rows: _Rows, files: Sequence[Path]) -> tuple[_Rows, _Rows]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -218,8 +219,13 @@ class ThroughputTask:
 
     def list_settings(self) -> list[dict[str, Any]]:
         """Return one setting for each length."""
+        machine = (
+            torch.cuda.get_device_name()
+            if torch.cuda.is_available()
+            else f"{platform.node()}, {torch.get_num_threads()} threads"
+        )
         return [
-            {"length": length, "tokens": self._config.measure.throughput_tokens,
+            {"machine": machine, "length": length, "tokens": self._config.measure.throughput_tokens,
              "batch_tokens": self._config.micro_batch_tokens}
             for length in self._config.measure.lengths
         ]  # fmt: skip

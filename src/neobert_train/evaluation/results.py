@@ -15,7 +15,13 @@ from neobert_train.evaluation.candidates import Candidate
 from neobert_train.evaluation.cells import VERSION, Cell, Measurement
 from neobert_train.evaluation.comparison import Comparison, iter_measured
 from neobert_train.evaluation.metrics import Scoring
-from neobert_train.evaluation.selection import Cells, find_maximum, select_cross_fitted
+from neobert_train.evaluation.selection import (
+    Cells,
+    divide_parts,
+    find_maximum,
+    select_cross_fitted,
+    split_in_halves,
+)
 from neobert_train.evaluation.statistics import (
     LEVEL,
     Estimate,
@@ -55,6 +61,9 @@ class Result:
         difference: best model's score less this one's, with its interval and corrected p-value.
         cells, missing: numbers of cells computed and not computed.
         errors: why cells failed.
+        is_tuned: whether a model was fine-tuned for it, and all evaluation examples are scored.
+        stops_early: whether the best evaluation of each training counts, which nothing corrects.
+        examples: how many were scored; None of a measurement.
     """
 
     model: str
@@ -71,6 +80,9 @@ class Result:
     cells: int = 0
     missing: int = 0
     errors: tuple[str, ...] = ()
+    is_tuned: bool = False
+    stops_early: bool = False
+    examples: int | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +159,17 @@ def collect_results(comparison: Comparison) -> Results:
             rows += _collect_measured(comparison, task)
             continue
         column = _Column(task.scoring, task.scoring, task.labels)
+        try:
+            if len(task.list_settings()) > 1:
+                # The same halves for every model, also for one of which one setting is left.
+                halves = split_in_halves(task.scoring, task.labels)
+                column.compared = divide_parts(task.scoring, halves)
+        except InputError as error:
+            rows += [
+                Result(candidate.label, task.name, errors=(str(error),))
+                for candidate in comparison.candidates
+            ]
+            continue
         for candidate in comparison.candidates:
             rows.append(_collect_scored(comparison, task, candidate, column))
         columns[task.name] = column
@@ -192,8 +215,8 @@ def _collect_scored(
     settings: dict[str, Cell] = {}
     errors, count = [], 0
     for cell, measured in iter_measured(comparison, task, candidate):
-        if measured.error or measured.predictions is None:
-            errors.append(measured.error or "it has no predictions")
+        if measured.error or len(measured.predictions or ()) != len(column.labels):
+            errors.append(measured.error or "its predictions are not those of the examples")
             continue
         name = json.dumps(cell.settings, sort_keys=True)
         settings[name] = cell
@@ -207,6 +230,7 @@ def _collect_scored(
     complete = [name for name, setting in cells.items() if len(setting) == len(seeds)]
     if not complete or missing:
         return Result(candidate.label, task.name, cells=count, missing=missing, errors=failed)
+    cells = {name: cells[name] for name in sorted(cells)}  # whatever the order of the grid
     maximum = find_maximum(column.scoring, cells, column.labels)
     protocol = "direct" if len(cells) == 1 else "cross-fitted"
     predictions, choice_variance = _choose_predictions(column, cells)
@@ -217,6 +241,7 @@ def _collect_scored(
     column.choice_variances[candidate.label] = choice_variance
     column.estimates[candidate.label] = estimate
     has_choice = count > 1
+    known = next(iter(settings.values())).settings
     return Result(
         candidate.label,
         task.name,
@@ -230,6 +255,9 @@ def _collect_scored(
         cells=count,
         missing=missing,
         errors=failed,
+        is_tuned=known.get("method") == "finetune" and known["max_evaluation_examples"] is None,
+        stops_early=known.get("evaluate_every_steps") is not None,
+        examples=len(column.labels),
     )
 
 
@@ -239,7 +267,6 @@ def _choose_predictions(column: _Column, cells: Cells) -> tuple[np.ndarray, floa
         (setting,) = cells.values()
         return np.stack([setting[seed] for seed in sorted(setting)]), 0.0
     fit = select_cross_fitted(column.scoring, cells, column.labels)
-    column.compared = fit.scoring  # the same halves for every model
     return fit.predictions, fit.choice_variance
 
 

@@ -85,7 +85,7 @@ class RetrievalTask:
     """nDCG at 10 of the documents that are nearest to each query by the cosine."""
 
     def __init__(
-        self, name: str, data_dir: Path, max_length: int, prompts: Mapping[str, str]
+        self, name: str, data_dir: Path, max_length: int, prompts: Mapping[str, str | None]
     ) -> None:
         """Read queries, documents and judgements.
 
@@ -93,14 +93,14 @@ class RetrievalTask:
             name: of the task.
             data_dir: holds a folder of that name.
             max_length: tokens after which texts are cut.
-            prompts: what is written before texts, by `query` and `document`.
+            prompts: what is written before texts, by `query` and `document`; None for a model's own.
 
         Raises:
             InputError: a file or column is missing, or judgements name what is not there.
         """
         folder = data_dir / name
         self.name, self.seeds, self._max_length = name, (0,), max_length
-        self._prompts = {kind: prompts.get(kind, "") for kind in PROMPTED}
+        self._prompts = {kind: prompts.get(kind) for kind in PROMPTED}
         documents = _read_texts(folder, "corpus")
         queries = _read_texts(folder, "queries")
         relevance = _read_judgements(folder, queries, documents)
@@ -128,7 +128,7 @@ class RetrievalTask:
         """Return the mean nDCG; predictions are those of the queries."""
         model = load_embedder(candidate, settings["max_length"], conditions)
         vectors = [
-            normalise(embed_texts(model, texts, conditions.batch_tokens, self._prompts[kind]))
+            normalise(embed_texts(model, texts, conditions.batch_tokens, self._prompts[kind], kind))
             for kind, texts in (("query", self._queries), ("document", self._documents))
         ]
         ranking = rank_nearest(vectors[0], vectors[1], DEPTH)

@@ -134,7 +134,7 @@ class LabelledTask:
         num_classes = None if self._classes is None else len(self._classes)
         return fine_tune(
             lambda: candidate.load_encoder(start),
-            candidate.load_tokenizer(),
+            candidate.load_tokenizer(self.train.is_of_words),
             self.train,
             self.evaluation,
             lambda predictions: compute_score(self.scoring, predictions, self.labels),
@@ -159,7 +159,7 @@ class LabelledTask:
 
     def estimate_flops(self, candidate: Candidate, settings: dict[str, Any]) -> float:
         """Return 6 operations a parameter and training token, and 2 in a forward pass."""
-        tokenizer = candidate.load_tokenizer()
+        tokenizer = candidate.load_tokenizer(self.train.is_of_words)
         length = min(settings["max_length"], candidate.max_length)
         train = _count_tokens(tokenizer, self.train, length)
         evaluation = _count_tokens(tokenizer, self.evaluation, length) * len(self.evaluation)

@@ -55,6 +55,10 @@ def render_notes(results: Results) -> list[str]:
             notes.append(f"- {task}, for comparison: {known}.")
     if any(task in PROBES for task in results.tasks):
         notes.append("- Paragraphs of one address are alike: intervals of probes are too narrow.")
+    if any(row.stops_early for row in results.rows):
+        notes.append(
+            "- The best evaluation of each training counts, which is chosen on the scored examples: too high."
+        )
     if any(row.missing for row in results.rows):
         notes.append(f"- {_NO_NUMBER} has cells that are missing or failed.")
     return notes
@@ -149,7 +153,8 @@ def _escape_latex(text: str) -> str:
 def render_hub_results(results: Results, model: str) -> str:
     """Return the entries of `.eval_results/*.yaml` in a model's repository on the Hub.
 
-    The tasks whose datasets are on the Hub are those of GLUE.
+    The tasks whose datasets are on the Hub are those of GLUE; of them only what was fine-tuned, and
+    scored on all examples.
 
     Args:
         results: of a comparison.
@@ -159,13 +164,14 @@ def render_hub_results(results: Results, model: str) -> str:
     entries = []
     for task in GLUE:
         row = results.find(model, task) if task in results.tasks else None
-        if row is not None and row.value is not None and row.protocol is not None:
+        if row is not None and row.value is not None and row.protocol and row.is_tuned:
             entries.append(
                 {
                     "dataset": {"id": GLUE_DATASET, "task_id": task},
                     "value": round(100 * row.value, 2),
                     "date": date,
-                    "notes": f"validation set; {row.protocol}: {PROTOCOLS[row.protocol]}",
+                    "notes": f"fine-tuned; {row.examples:,} examples of the validation set; "
+                    f"{row.protocol}: {PROTOCOLS[row.protocol]}",
                 }
             )
     return str(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)) if entries else ""

@@ -120,7 +120,13 @@ def fine_tune(
     with tempfile.TemporaryDirectory() as temporary:
         arguments = _build_arguments(temporary, settings, len(train), seed, options.bf16)
         most_frequent = int(np.bincount(train.labels).argmax()) if options.num_classes else 0
-        best = _Best(held_out, score, settings.patience, most_frequent)
+
+        def keep() -> None:
+            if options.save_to is not None:
+                network.encoder.save_pretrained(options.save_to)
+                tokenizer.save_pretrained(options.save_to)
+
+        best = _Best(held_out, score, settings.patience, most_frequent, keep)
         trainer = _Trainer(
             settings, model=network, args=arguments, train_dataset=range(len(train)),
             callbacks=[best], data_collator=_Collator(tokenizer, train, settings.max_length),
@@ -130,9 +136,6 @@ def fine_tune(
         trainer.train()
     if settings.evaluate_every_steps is None:
         best.evaluate()
-    if options.save_to is not None:
-        network.encoder.save_pretrained(options.save_to)
-        tokenizer.save_pretrained(options.save_to)
     assert best.predictions is not None
     return best.predictions
 
@@ -144,7 +147,7 @@ class RunOptions:
     Attributes:
         num_classes: None for regression.
         bf16: whether forward passes are in bf16 by autocast, or else in fp32.
-        save_to: folder for the encoder at the end, with its tokenizer; None keeps nothing.
+        save_to: folder for the encoder of the best evaluation, with its tokenizer; None keeps nothing.
     """
 
     num_classes: int | None
@@ -213,12 +216,13 @@ class _Best(TrainerCallback):
         score: Callable[[np.ndarray], float],
         patience: int | None,
         most_frequent: int,
+        keep: Callable[[], None],
     ) -> None:
         self.trainer: Trainer | None = None
         self.predictions: np.ndarray | None = None
         self._held_out, self._score = held_out, score
         self._patience, self._best, self._without_gain = patience, -math.inf, 0
-        self._most_frequent = most_frequent
+        self._most_frequent, self._keep = most_frequent, keep
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Evaluate where it is due."""
@@ -236,6 +240,7 @@ class _Best(TrainerCallback):
         self._without_gain += 1
         if score > self._best:
             self._best, self.predictions, self._without_gain = score, predictions, 0
+            self._keep()
 
     def _predict(self) -> np.ndarray:
         assert self.trainer is not None
