@@ -85,14 +85,14 @@ def read_checked_json(path: Path) -> Any:
     value = parse_json(read_text(path))
     if not (isinstance(value, dict) and value.keys() == {_CHECKSUM, _CONTENT}):
         return value  # written before there were checksums
-    if value[_CHECKSUM] != _hash_value(value[_CONTENT]):
+    if value[_CHECKSUM] != hash_json(value[_CONTENT]):
         raise DamagedFileError(f"its content is not what its {_CHECKSUM} was computed from")
     return value[_CONTENT]
 
 
 def write_checked_json(path: Path, value: Any, indent: int | None = 2) -> None:
     """Write a JSON file with a checksum of its value, atomically."""
-    checked = {_CHECKSUM: _hash_value(value), _CONTENT: value}
+    checked = {_CHECKSUM: hash_json(value), _CONTENT: value}
     write_atomically(path, to_json(checked, indent))
 
 
@@ -216,5 +216,6 @@ def sync_tree(folder: Path) -> None:
         sync_folder(path)
 
 
-def _hash_value(value: Any) -> str:
+def hash_json(value: Any) -> str:
+    """Compute the sha256 of a value that JSON can hold, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

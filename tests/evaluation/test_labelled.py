@@ -67,8 +67,11 @@ def write_rte(folder, **columns):
         ({"label": [0, -1]}, r"row 2: label is -1, and rte has the labels 0 to 1"),
         ({"label": [1, 1]}, r"all labels are 1"),
         ({"label": [0.0, float("nan")]}, r"row 2: label is nan"),
-        ({"sentence1": ["a", None]}, r"row 2: sentence1 is None"),
-        ({"sentence2": None, "sentense2": ["c", "d"]}, r"no column sentence2.*rename sentense2"),
+        ({"sentence1": ["a", None]}, r"row 2: sentence1 is empty"),
+        (
+            {"sentence2": None, "sentense2": ["c", "d"]},
+            r"no column sentence2: did you mean sentense2",
+        ),
         ({"sentence1": [], "sentence2": [], "label": []}, r"there are no rows"),
     ],
 )
@@ -101,7 +104,7 @@ def test_own_texts_have_classes_by_name(tmp_path):
 
 @pytest.mark.parametrize(
     ("row", "message"),
-    [("three,", "row 3: there is no label"), (",sport", "row 3: text is '' and no text")],
+    [("three,", "row 3: there is no label"), (",sport", "row 3: text is empty")],
 )
 def test_an_empty_field_is_no_text_and_no_class(tmp_path, row, message):
     (tmp_path / "classification").mkdir()
@@ -138,8 +141,8 @@ def test_names_of_classes_are_texts_whatever_they_look_like(tmp_path):
             "text,label\na,x\n",
             "only one of them has .* text_pair",
         ),
-        ("text,label\na;b\nc,y\n", "text,label\na,x\n", "row 1 has 1 fields, .* names 2 columns"),
-        ("text,text,label\na,b,x\nc,d,y\n", "text,label\na,x\n", "two columns text"),
+        ("text,label\na;b\nc,y\n", "text,label\na,x\n", "row 1 .* has 1 columns, .* names 2"),
+        ("text,text,label\na,b,x\nc,d,y\n", "text,label\na,x\n", "names the column 'text' twice"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(tmp_path, train, test, message):
@@ -181,7 +184,9 @@ def test_words_have_labels_of_their_own(tmp_path):
     assert len(data.train.labels) == 2 * len(data.train)
     rows[4]["labels"] = ["A"]
     file.write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(InputError, match=r"row 5: tokens and labels must be lists of equal length"):
+    with pytest.raises(
+        InputError, match=r"line 5: tokens and labels must be lists of equal length"
+    ):
         load_own("token_classification", tmp_path)
 
 

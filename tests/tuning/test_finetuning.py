@@ -52,7 +52,7 @@ def build_examples(num, pairs=False, regression=False):
 
 
 @pytest.mark.parametrize(
-    ("step", "expected"), [(0, 0.0), (3, 0.5), (6, 1.0), (48, 0.55), (90, 0.1), (99, 0.1)]
+    ("step", "expected"), [(0, 1 / 6), (2, 0.5), (5, 1.0), (47, 0.55), (89, 0.1), (99, 0.1)]
 )
 def test_the_paper_warms_up_decays_to_a_tenth_and_stays(step, expected):
     settings = dataclasses.replace(
@@ -128,7 +128,7 @@ def test_the_best_evaluation_counts_and_patience_ends_a_run(folder, monkeypatch)
 
 
 def test_the_encoder_of_the_best_evaluation_is_kept(folder, tmp_path, monkeypatch):
-    scores = iter([0.5, 0.9, 0.1])
+    scores = iter([0.5, 0.9, 0.1, 0.2])
     kept = []
     monkeypatch.setattr(
         finetuning._Best, "_predict",
@@ -136,9 +136,9 @@ def test_the_encoder_of_the_best_evaluation_is_kept(folder, tmp_path, monkeypatc
             {n: p.detach().clone() for n, p in self.trainer.model.encoder.named_parameters()}
         ) or np.zeros(6),
     )  # fmt: skip
-    settings = dataclasses.replace(SETTINGS, evaluate_every_steps=1, epochs=1, max_steps=3)
-    settings = dataclasses.replace(settings, evaluations_per_epoch=1, batch_size=4)
-    settings = dataclasses.replace(settings, evaluate_every_steps=1)
+    settings = dataclasses.replace(
+        SETTINGS, evaluate_every_steps=1, evaluations_per_epoch=1, epochs=1, batch_size=4
+    )
     fine_tune(
         lambda: AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder),
         build_examples(16), build_examples(6), lambda rows: next(scores), settings, 0,

@@ -1,6 +1,5 @@
 """Everything that can be wrong with a configuration, found at once and without torch."""
 
-import difflib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -27,6 +26,7 @@ from neobert_train.config.evaluate_checks import iter_evaluate_problems
 from neobert_train.config.evaluate_schema import EvaluateConfig
 from neobert_train.config.schema import EvaluationConfig, TrainConfig
 from neobert_train.config.setting import iter_settings
+from neobert_train.config.suggestion import suggest
 from neobert_train.config.tasks import PROBES
 
 # What fits where somebody means something else.
@@ -236,9 +236,7 @@ def _iter_training_problems(config: TrainConfig) -> Iterator[str]:
 def _iter_probe_problems(evaluation: EvaluationConfig) -> Iterator[str]:
     for name in evaluation.probes:
         if name not in PROBES:
-            close = difflib.get_close_matches(name, PROBES, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"choose among {', '.join(PROBES)}"
-            yield f"evaluation.probes: there is no probe {name}: {hint}"
+            yield f"evaluation.probes: there is no probe {name}: {suggest(name, PROBES)}"
     usual = EvaluationConfig().probe_every_steps
     if not evaluation.probes and evaluation.probe_every_steps != usual:
         yield (

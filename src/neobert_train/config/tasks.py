@@ -1,6 +1,6 @@
 """The names of what `evaluate` measures; imports nothing heavy, so that a wrong name is told at once."""
 
-import difflib
+from neobert_train.config.suggestion import suggest
 
 GLUE_DATASET = "nyu-mll/glue"
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
@@ -38,7 +38,4 @@ def describe_unknown(name: str) -> str | None:
     kind, slash, case = name.partition("/")
     if name in known or (kind in OWN and slash and case and "/" not in case):
         return None
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if close:
-        return f"there is no task {name}: did you mean {close[0]}?"
-    return f"there is no task {name}: choose among {', '.join(known)}"
+    return f"there is no task {name}: {suggest(name, known)}"

@@ -10,7 +10,6 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForMaskedLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -82,14 +81,6 @@ class Candidate:
         register_neobert()
         network: PreTrainedModel = AutoModel.from_pretrained(
             folder or self.folder, trust_remote_code=self.trust_remote_code, dtype="float32"
-        )
-        return network
-
-    def load_masked_lm(self) -> PreTrainedModel:
-        """Load the encoder with its head for masked-language modelling, in fp32."""
-        register_neobert()
-        network: PreTrainedModel = AutoModelForMaskedLM.from_pretrained(
-            self.folder, trust_remote_code=self.trust_remote_code, dtype="float32"
         )
         return network
 

@@ -9,8 +9,6 @@ example or hyper-parameter is another cell.
 """
 
 import contextlib
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -23,6 +21,7 @@ from neobert_train.errors import InputError
 from neobert_train.files import (
     DamagedFileError,
     clear_drafts,
+    hash_json,
     is_at,
     read_checked_json,
     try_lock,
@@ -60,8 +59,7 @@ class Cell:
     def key(self) -> str:
         """Return the hash of all that the measurement depends on."""
         parts = {name: value for name, value in asdict(self).items() if name != "label"}
-        text = json.dumps({**parts, "version": VERSION}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hash_json({**parts, "version": VERSION})
 
     @property
     def file(self) -> str:

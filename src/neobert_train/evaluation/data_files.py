@@ -1,152 +1,112 @@
 """Columns of the files that tasks are made from."""
 
-import csv
-import difflib
-import json
 import math
 import re
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from neobert_train.config.suggestion import suggest
+from neobert_train.data.sources.formats import find_format
+from neobert_train.data.sources.rows import READERS, describe_bad_text, iter_file_rows
 from neobert_train.errors import InputError
+from neobert_train.storage.stored_files import StoredFile
 
-SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv")
+
+@dataclass(frozen=True)
+class Columns:
+    """Rows of files, one after another.
+
+    Attributes:
+        places: of every row, for messages.
+        values: of every row, by column.
+    """
+
+    places: Sequence[str]
+    values: dict[str, list[Any]]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.values
+
+    def take_texts(self, name: str, may_be_empty: bool = False) -> list[str]:
+        """Return the texts of a column.
+
+        Raises:
+            InputError: one is missing or no text; names its place.
+        """
+        for place, value in zip(self.places, self.values[name], strict=True):
+            problem = describe_bad_text(value)
+            if problem is not None and not (
+                may_be_empty and isinstance(value, str) and not value.strip()
+            ):
+                raise InputError(f"{place}: {name} {problem}")
+        return self.values[name]
+
+    def take_numbers(self, name: str) -> list[float]:
+        """Return the numbers of a column.
+
+        Raises:
+            InputError: one is none, or not finite; names its place.
+        """
+        return [
+            _to_number(value, f"{place}: {name}")
+            for place, value in zip(self.places, self.values[name], strict=True)
+        ]
 
 
 def find_split(folder: Path, name: str) -> list[Path]:
     """Return the files of a split: `NAME.csv`, or `NAME-00000-of-00001.parquet` and so on.
 
     Raises:
-        InputError: there are files of several formats.
+        InputError: there is more than one form of it.
     """
-    pattern = re.compile(rf"{re.escape(name)}(-\d+-of-\d+)?")
-    files = [
-        path
+    pattern = re.compile(rf"{re.escape(name)}(?P<part>-\d+-of-\d+)?(\.\w+)+")
+    found = [
+        (path, match)
         for path in (sorted(folder.iterdir()) if folder.is_dir() else [])
-        if path.suffix in SUFFIXES and pattern.fullmatch(path.stem) and path.is_file()
+        if (match := pattern.fullmatch(path.name)) and find_format(path.name) in READERS
     ]
-    if len({(path.suffix, "-of-" in path.stem) for path in files}) > 1:
-        names = ", ".join(path.name for path in files)
+    if len({(find_format(path.name), match["part"] is None) for path, match in found}) > 1:
+        names = ", ".join(path.name for path, _ in found)
         raise InputError(f"{folder} has {name} more than once ({names}): keep one form of it")
-    return files
+    return [path for path, _ in found]
 
 
 def read_columns(
     files: Sequence[Path], columns: Sequence[str], optional: Sequence[str] = ()
-) -> dict[str, list[Any]]:
-    """Return the values of columns over all rows of files, one after another.
+) -> Columns:
+    """Return the values of columns over all rows of files.
 
     Args:
-        files: parquet, JSON lines, CSV or TSV.
-        columns: that each file must have.
-        optional: that are left out where the first file has none of that name.
+        files: JSON lines, parquet, CSV or TSV.
+        columns: that each row must have.
+        optional: that are left out where the first row has none of that name, and else may lack a value.
 
     Raises:
-        InputError: a file cannot be read, or has no such column; names it.
+        InputError: a file cannot be read, has no rows, or a row has no such column; names the place.
     """
-    found: dict[str, list[Any]] = {}
+    places: list[str] = []
+    values: dict[str, list[Any]] = {}
     for file in files:
-        names, values = _read(file)
-        wanted = [*columns, *(name for name in optional if name in (found or names))]
-        for name in wanted:
-            if name not in names:
-                raise InputError(_describe_missing(file, name, names))
-            if names.count(name) > 1:
-                raise InputError(f"{file} has two columns {name}: rename one")
-            found.setdefault(name, []).extend(values[name])
-    if not found or not next(iter(found.values())):
+        for place, row in iter_file_rows(StoredFile(str(file))):
+            if not places:
+                values = {name: [] for name in [*columns, *(n for n in optional if n in row)]}
+            places.append(place)
+            for name, column in values.items():
+                if name not in row and name in columns:
+                    raise InputError(f"{place}: there is no column {name}: {suggest(name, row)}")
+                column.append(row.get(name))
+    if not places:
         raise InputError(f"{', '.join(map(str, files))}: there are no rows")
-    return found
+    return Columns(places, values)
 
 
-def check_texts(
-    values: Sequence[Any], column: str, files: Sequence[Path], may_be_empty: bool = False
-) -> list[str]:
-    """Return texts of a column; raise InputError, with the row, where one is missing or no text.
-
-    A field of a CSV file that is missing is an empty text.
-    """
-    for row, value in enumerate(values):
-        if not isinstance(value, str) or not (may_be_empty or value.strip()):
-            raise InputError(
-                f"{_name(files)}, row {row + 1}: {column} is {value!r} and no text: correct it or "
-                f"remove the row"
-            )
-    return list(values)
-
-
-def check_scores(values: Sequence[Any], column: str, files: Sequence[Path]) -> list[float]:
-    """Return numbers of a column; raise InputError, with the row, where one is none, or not finite."""
-    return [_to_number(value, row, column, files) for row, value in enumerate(values)]
-
-
-def _to_number(value: Any, row: int, column: str, files: Sequence[Path]) -> float:
+def _to_number(value: Any, place: str) -> float:
     try:
         number = float(value) if isinstance(value, int | float | str) else math.nan
     except ValueError:
         number = math.nan
     if isinstance(value, bool) or not math.isfinite(number):
-        raise InputError(
-            f"{_name(files)}, row {row + 1}: {column} is {value!r} and no finite number: correct it or "
-            f"remove the row"
-        )
+        raise InputError(f"{place} is {value!r} and no finite number: correct it or remove the row")
     return number
-
-
-def _name(files: Sequence[Path]) -> str:
-    return str(files[0]) if len(files) == 1 else f"{files[0]} (and the {len(files) - 1} after it)"
-
-
-def _read(file: Path) -> tuple[list[str], dict[str, list[Any]]]:
-    """Return the names of a file's columns, and the values of each.
-
-    Fields of CSV and TSV are texts: what looks like a number may be a name, such as 007.
-    """
-    try:
-        if file.suffix == ".parquet":
-            table = pq.read_table(file)
-            return table.column_names, {
-                name: table.column(place).to_pylist()
-                for place, name in enumerate(table.column_names)
-            }
-        with open(file, encoding="utf-8-sig", newline="") as stream:
-            if file.suffix == ".jsonl":
-                return _read_json_lines(stream)
-            csv.field_size_limit(sys.maxsize)
-            reader = csv.reader(
-                stream, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True
-            )
-            rows = [row for row in reader if row]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
-    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{file} cannot be read: {reason}") from error
-    names = rows[0] if rows else []
-    for number, row in enumerate(rows[1:], start=1):
-        if len(row) != len(names):
-            raise InputError(
-                f"{file}, row {number} has {len(row)} fields, and the first line names {len(names)} columns: "
-                f"quote fields that hold the delimiter"
-            )
-    return names, {name: [row[i] for row in rows[1:]] for i, name in enumerate(names)}
-
-
-def _read_json_lines(stream: Iterable[str]) -> tuple[list[str], dict[str, list[Any]]]:
-    rows = [json.loads(line) for line in stream if line.strip()]
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("a line is no JSON object")
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return names, {name: [row.get(name) for row in rows] for name in names}
-
-
-def _describe_missing(file: Path, name: str, columns: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, columns, n=1)
-    return f"{file} has no column {name}: it has {', '.join(columns)}" + (
-        f"; rename {close[0]}" if close else ""
-    )

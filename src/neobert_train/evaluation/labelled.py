@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 
 from neobert_train.config.tasks import GLUE, GLUE_DATASET
+from neobert_train.data.sources.rows import list_row_suffixes
 from neobert_train.errors import InputError
 from neobert_train.evaluation.data_files import (
-    SUFFIXES,
-    check_scores,
-    check_texts,
     find_split,
     read_columns,
 )
 from neobert_train.evaluation.metrics import Scoring
+from neobert_train.files import hash_json
 from neobert_train.hub import HubError, download_files
 from neobert_train.tuning.examples import Examples
 
@@ -170,8 +169,8 @@ def _read_glue(folder: Path, split: str, name: str) -> Examples:
             f"nyu-mll/glue has it on the Hub"
         )
     rows = read_columns(files, [*task.columns, "label"])
-    texts = [check_texts(rows[column], column, files, may_be_empty=True) for column in task.columns]
-    scores = check_scores(rows["label"], "label", files)
+    texts = [rows.take_texts(column, may_be_empty=True) for column in task.columns]
+    scores = rows.take_numbers("label")
     if task.classes is None:
         labels = np.array(scores)
     else:
@@ -180,7 +179,7 @@ def _read_glue(folder: Path, split: str, name: str) -> Examples:
         if unknown.any():
             row = int(np.flatnonzero(unknown)[0])
             raise InputError(
-                f"{files[0]}, row {row + 1}: label is {scores[row]:g}, and {name} has the labels 0 to "
+                f"{rows.places[row]}: label is {scores[row]:g}, and {name} has the labels 0 to "
                 f"{len(task.classes) - 1}: take a split that has labels"
             )
     if len(np.unique(labels)) < 2:
@@ -200,7 +199,7 @@ def _find_own(data_dir: Path, task: str) -> tuple[list[Path], list[Path]]:
         return single, []
     raise InputError(
         f"{folder} has no train and validation files, and there is no {folder}.csv: write train.csv and "
-        f"validation.csv ({', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}) there; see docs/evaluation.md"
+        f"validation.csv (or {', '.join(list_row_suffixes())}) there; see docs/evaluation.md"
     )
 
 
@@ -216,33 +215,29 @@ class _Rows:
 def _read_own(files: Sequence[Path], on_words: bool) -> _Rows:
     if not on_words:
         rows = read_columns(files, ["text", "label"], ["text_pair"])
-        pairs = rows.get("text_pair")
-        labels = [_check_label(value, row, files) for row, value in enumerate(rows["label"])]
         return _Rows(
-            check_texts(rows["text"], "text", files),
-            None if pairs is None else check_texts(pairs, "text_pair", files),
-            labels,
+            rows.take_texts("text"),
+            rows.take_texts("text_pair") if "text_pair" in rows else None,
+            list(map(_check_label, rows.places, rows.values["label"])),
         )
     rows = read_columns(files, ["tokens", "labels"])
-    for row, (words, labels) in enumerate(zip(rows["tokens"], rows["labels"], strict=True)):
+    sentences, tags = rows.values["tokens"], rows.values["labels"]
+    for place, words, labels in zip(rows.places, sentences, tags, strict=True):
         sound = isinstance(words, list) and isinstance(labels, list) and len(words) == len(labels)
         if not sound or not words or not all(isinstance(word, str) for word in words):
             raise InputError(
-                f"{files[0]}, row {row + 1}: tokens and labels must be lists of equal length, the "
-                f"first of texts"
+                f"{place}: tokens and labels must be lists of equal length, the first of texts"
             )
     of_words = [
-        [_check_label(value, row, files) for value in values]
-        for row, values in enumerate(rows["labels"])
+        [_check_label(place, label) for label in labels]
+        for place, labels in zip(rows.places, tags, strict=True)
     ]
-    return _Rows(rows["tokens"], None, of_words)
+    return _Rows(sentences, None, of_words)
 
 
-def _check_label(value: Any, row: int, files: Sequence[Path]) -> str:
+def _check_label(place: str, value: Any) -> str:
     if value is None or value != value or not str(value).strip():
-        raise InputError(
-            f"{files[0]}, row {row + 1}: there is no label: write one or remove the row"
-        )
+        raise InputError(f"{place}: there is no label: write one or remove the row")
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
@@ -275,8 +270,4 @@ def _to_ids(rows: _Rows, ids: dict[str, int], files: Sequence[Path], on_words: b
 
 
 def _hash(*parts: Examples) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        values = [list(part.texts), part.pairs, part.labels.tolist()]
-        digest.update(json.dumps(values).encode())
-    return digest.hexdigest()
+    return hash_json([[list(part.texts), part.pairs, part.labels.tolist()] for part in parts])

@@ -1,7 +1,5 @@
 """Tasks on plain texts: the loss of masked tokens, and pseudo-perplexity by length."""
 
-import hashlib
-import json
 import math
 import platform
 import time
@@ -25,7 +23,7 @@ from neobert_train.evaluation.cells import Measurement
 from neobert_train.evaluation.conditions import Conditions
 from neobert_train.evaluation.heldout import evaluate_objective
 from neobert_train.evaluation.texts import Subject, list_text_units, load_exported, read_documents
-from neobert_train.files import hash_file
+from neobert_train.files import hash_file, hash_json
 from neobert_train.models.encoder import DTYPES
 from neobert_train.objectives.masked_lm import MaskedLM
 from neobert_train.tokenizers.special_tokens import SpecialTokens
@@ -281,4 +279,4 @@ def _hash_units(units: Sequence[Unit], config: EvaluateConfig) -> str:
         version = hash_file(path) if path.is_file() else [unit.name, str(unit.file.version)]
         files.append([version, unit.part, unit.parts])
     how = [config.column, config.format.value, config.text_documents.value]
-    return hashlib.sha256(json.dumps([files, how]).encode()).hexdigest()
+    return hash_json([files, how])

@@ -1,7 +1,5 @@
 """Tasks of MTEB (Muennighoff et al. 2023, arXiv 2210.07316), measured by its own library."""
 
-import difflib
-import hashlib
 import logging
 import re
 import warnings
@@ -14,13 +12,14 @@ import numpy as np
 from mteb.models.model_meta import ModelMeta
 from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
 
+from neobert_train.config.suggestion import suggest
 from neobert_train.errors import InputError
 from neobert_train.evaluation.candidates import Candidate
 from neobert_train.evaluation.cells import Measurement
 from neobert_train.evaluation.conditions import Conditions
 from neobert_train.evaluation.embedder import load_embedder
 from neobert_train.evaluation.metrics import Scoring
-from neobert_train.files import hash_file
+from neobert_train.files import hash_file, hash_json
 
 NANOBEIR = "NanoBEIR"
 _REPOSITORY = re.compile(r"[^/\s]+/[^/\s]+")
@@ -104,15 +103,13 @@ def list_mteb_tasks(benchmark: str, names: Sequence[str], data_dir: Path | None)
     """
     known = sorted(each.name for each in mteb.get_benchmarks())
     if benchmark not in known:
-        close = difflib.get_close_matches(benchmark, known, n=1)
-        fix = f"did you mean {close[0]}?" if close else f"choose among {', '.join(known)}"
-        raise InputError(f"MTEB has no benchmark {benchmark}: {fix}")
+        raise InputError(f"MTEB has no benchmark {benchmark}: {suggest(benchmark, known)}")
     tasks = {task.metadata.name: task for task in mteb.get_benchmark(benchmark).tasks}
     for name in names:
         if name not in tasks:
-            close = difflib.get_close_matches(name, tasks, n=1)
-            fix = f"did you mean {close[0]}?" if close else f"choose among {', '.join(tasks)}"
-            raise InputError(f"the benchmark {benchmark} has no task {name}: {fix}")
+            raise InputError(
+                f"the benchmark {benchmark} has no task {name}: {suggest(name, tasks)}"
+            )
     chosen = [tasks[name] for name in names or tasks]
     for task in chosen:
         folder = None if data_dir is None else data_dir / "mteb" / task.metadata.name
@@ -124,8 +121,7 @@ def list_mteb_tasks(benchmark: str, names: Sequence[str], data_dir: Path | None)
 
 def _hash_folder(folder: Path) -> str:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    text = "".join(f"{path.relative_to(folder)}\0{hash_file(path)}\0" for path in files)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hash_json([[str(path.relative_to(folder)), hash_file(path)] for path in files])
 
 
 def _describe(candidate: Candidate, max_length: int) -> ModelMeta:

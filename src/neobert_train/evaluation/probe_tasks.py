@@ -1,7 +1,5 @@
 """The probes on shipped texts as tasks, which need no data and seconds."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +10,7 @@ from neobert_train.evaluation.embedder import embed_texts, load_embedder
 from neobert_train.evaluation.metrics import compute_score
 from neobert_train.evaluation.state_of_the_union import PROBES, list_paragraphs
 from neobert_train.evaluation.tasks import SCORE
+from neobert_train.files import hash_json
 
 
 class ProbeTask:
@@ -28,8 +27,7 @@ class ProbeTask:
         """
         self.name, self._max_length, self._probe = name, max_length, PROBES[name]
         self.scoring, self.labels = self._probe.scoring, self._probe.list_labels()
-        content = [list_paragraphs().texts, self.labels.tolist()]
-        self.digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        self.digest = hash_json([list_paragraphs().texts, self.labels.tolist()])
 
     def list_settings(self) -> list[dict[str, Any]]:
         """Return the one setting of vectors."""

@@ -304,17 +304,16 @@ def _mark_ties(rows: Sequence[Result], columns: Mapping[str, _Column]) -> list[R
     p_values = dict(zip(differences, corrected, strict=True))
     marked = []
     for row in rows:
-        values = asdict(row)
         found = differences.get((row.model, row.task))
         if best.get(row.task) == row.model:
-            values["ties"] = True
+            row = dataclasses.replace(row, ties=True)
         elif found is not None:
             p_value = p_values[row.model, row.task]
-            values["ties"] = p_value >= 1 - LEVEL
-            values["difference"] = {
+            difference = {
                 "value": found.value, "low": found.low, "high": found.high, "p_value": p_value,
             }  # fmt: skip
-        marked.append(Result(**values))
+            row = dataclasses.replace(row, ties=p_value >= 1 - LEVEL, difference=difference)
+        marked.append(row)
     return marked
 
 

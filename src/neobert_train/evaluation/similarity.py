@@ -6,8 +6,6 @@ DATA_DIR/retrieval/queries.jsonl      id, text
 DATA_DIR/retrieval/qrels.tsv          query-id, corpus-id, score: what BEIR calls them
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,13 @@ from neobert_train.evaluation.candidates import Candidate
 from neobert_train.evaluation.cells import Measurement
 from neobert_train.evaluation.conditions import Conditions
 from neobert_train.evaluation.data_files import (
-    check_scores,
-    check_texts,
     find_split,
     read_columns,
 )
 from neobert_train.evaluation.embedder import embed_texts, load_embedder, normalise
 from neobert_train.evaluation.metrics import Scoring, compute_metrics, compute_score
 from neobert_train.evaluation.tasks import SCORE
+from neobert_train.files import hash_json
 
 # Ranks that nDCG looks at, as BEIR reports it.
 DEPTH = 10
@@ -53,10 +50,10 @@ class SimilarityTask:
             )
         rows = read_columns(files, ["text_a", "text_b", "score"])
         self.name, self.seeds, self._max_length = name, (0,), max_length
-        self._texts = [check_texts(rows[column], column, files) for column in ("text_a", "text_b")]
-        self.labels = np.array(check_scores(rows["score"], "score", files))
+        self._texts = [rows.take_texts(column) for column in ("text_a", "text_b")]
+        self.labels = np.array(rows.take_numbers("score"))
         self.scoring = Scoring(("spearman",))
-        self.digest = _hash([*self._texts, self.labels.tolist()])
+        self.digest = hash_json([*self._texts, self.labels.tolist()])
 
     def list_settings(self) -> list[dict[str, Any]]:
         """Return the one setting of vectors."""
@@ -114,7 +111,7 @@ class RetrievalTask:
         ]
         self.labels = np.zeros(len(judged))
         self.scoring = Scoring(("mean",))
-        self.digest = _hash(
+        self.digest = hash_json(
             [self._documents, self._queries, [[*r.items()] for r in self._relevance]]
         )
 
@@ -184,11 +181,11 @@ def _read_texts(folder: Path, name: str) -> dict[str, str]:
         raise InputError(f"{folder} has no {name}.jsonl: write id and text of each there")
     # BEIR's files have `_id`.
     rows = read_columns(files, ["text"], ["id", "_id", "title"])
-    ids = rows.get("id") or rows.get("_id")
+    ids = rows.values.get("id") or rows.values.get("_id")
     if ids is None:
         raise InputError(f"{files[0]} has no column id: write one that qrels can name")
-    texts = check_texts(rows["text"], "text", files)
-    titles = rows.get("title", [""] * len(texts))
+    texts = rows.take_texts("text", may_be_empty=True)
+    titles = rows.values.get("title", [""] * len(texts))
     pairs = zip(map(str, ids), titles, texts, strict=True)
     found = {
         identifier: f"{title} {text}".strip() if title else text
@@ -207,22 +204,15 @@ def _read_judgements(
     if not files:
         raise InputError(f"{folder} has no qrels.tsv: write query-id, corpus-id and score there")
     rows = read_columns(files, ["query-id", "corpus-id", "score"])
-    gains = check_scores(rows["score"], "score", files)
+    gains = rows.take_numbers("score")
     found: dict[str, dict[str, float]] = {}
-    for row, (query, document, gain) in enumerate(
-        zip(map(str, rows["query-id"]), map(str, rows["corpus-id"]), gains, strict=True)
-    ):
+    named = (map(str, rows.values[column]) for column in ("query-id", "corpus-id"))
+    for place, query, document, gain in zip(rows.places, *named, gains, strict=True):
         if query not in queries or document not in documents:
             name, kind = (query, "queries") if query not in queries else (document, "corpus")
-            raise InputError(
-                f"{files[0]}, row {row + 1}: {kind} has no {name}: add it or remove the row"
-            )
+            raise InputError(f"{place}: {kind} has no {name}: add it or remove the row")
         if gain > 0:
             found.setdefault(query, {})[document] = gain
     if not found:
         raise InputError(f"{files[0]}: no document is relevant to any query (score above 0)")
     return found
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

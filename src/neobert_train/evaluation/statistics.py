@@ -182,8 +182,7 @@ def estimate_mean(
         labels: [n].
         num_resamples: of the bootstrap.
         seed: of the bootstrap.
-        choice_variance: that of `selection.CrossFit`, if settings were selected so; of two models,
-            the sum.
+        choice_variance: that of `selection.CrossFit`, if settings were selected so.
 
     Raises:
         InputError: see `metrics.check_answers`.
@@ -219,8 +218,7 @@ def compare_models(
         labels: [n].
         num_resamples: of the bootstrap.
         seed: of the bootstrap.
-        choice_variance: that of `selection.CrossFit`, if settings were selected so; of two models,
-            the sum.
+        choice_variance: that of `selection.CrossFit`, if settings were selected so: the sum of both models.
 
     Raises:
         InputError: see `metrics.check_answers`.

@@ -3,9 +3,9 @@
 import csv
 import io
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -64,7 +64,7 @@ def render_notes(results: Results) -> list[str]:
     return notes
 
 
-def _render_table(results: Results, show: Any) -> list[str]:
+def _render_table(results: Results, show: Callable[[Result], str]) -> list[str]:
     head = ["model", *results.tasks]
     lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * len(results.tasks)}"]
     for model in results.models:

@@ -13,9 +13,10 @@ import pyarrow as pa
 from datasets import Dataset
 
 from neobert_train.config.embed_schema import EmbedConfig, PairsConfig
+from neobert_train.data.sources.rows import Row, iter_file_rows
 from neobert_train.errors import InputError
 from neobert_train.hub import describe_hub_error
-from neobert_train.tuning.pair_files import Row, iter_file_rows, list_pair_files
+from neobert_train.tuning.pair_files import list_pair_files
 from neobert_train.tuning.pair_rows import Picker, RowError, describe_problems
 
 logger = logging.getLogger(__name__)

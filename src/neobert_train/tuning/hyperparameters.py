@@ -3,6 +3,9 @@
 import math
 from dataclasses import dataclass
 
+from neobert_train.config.choices import LinearConfig
+from neobert_train.optim.schedules import compute_learning_rate
+
 
 @dataclass(frozen=True)
 class FineTuning:
@@ -36,14 +39,10 @@ class FineTuning:
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def multiply(self, step: int, steps: int) -> float:
-        """Return the learning rate of a step (the first is 0) as a share of the peak.
-
-        It rises to 1 over the warm-up, falls in a line to `final_fraction` at `decay_fraction` of
-        the steps, and stays there.
-        """
-        warmup, end = self.warmup_fraction * steps, self.decay_fraction * steps
-        if step < warmup:
-            return step / warmup
-        if step >= end:
-            return self.final_fraction
-        return 1 - (1 - self.final_fraction) * (step - warmup) / (end - warmup)
+        """Return the learning rate of a step, counted from 0, as a share of the peak."""
+        schedule = LinearConfig(
+            warmup_steps=round(self.warmup_fraction * steps),
+            decay_fraction=self.decay_fraction,
+            final_lr_ratio=self.final_fraction,
+        )
+        return compute_learning_rate(schedule, step + 1, steps)

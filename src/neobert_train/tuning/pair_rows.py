@@ -8,6 +8,7 @@ from typing import Any
 
 from neobert_train.config.embed_schema import PairsConfig
 from neobert_train.data.sources.fields import find_value, join_names, list_names, split_name
+from neobert_train.data.sources.rows import describe_bad_text
 
 ANCHOR, POSITIVE = "anchor", "positive"
 
@@ -162,11 +163,11 @@ def _find_or_none(row: Mapping[str, Any], name: str) -> Any:
 
 
 def _check_text(value: Any, column: str) -> str:
-    if isinstance(value, str) and value.strip():
-        return value
-    if value is None or isinstance(value, str):
-        raise RowError(f"'{column}' is empty: give a text, or take the row out")
-    raise RowError(f"'{column}' holds a {type(value).__name__}, not a text: name another column")
+    problem = describe_bad_text(value)
+    if problem is not None:
+        raise RowError(f"'{column}' {problem}")
+    assert isinstance(value, str)
+    return value
 
 
 def _describe_missing(column: str, row: Mapping[str, Any], key: str) -> str:
