@@ -12,7 +12,7 @@ from tqdm import tqdm
 from neobert_train.config.derived import override
 from neobert_train.config.evaluate_schema import EvaluateConfig
 from neobert_train.config.schema import Precision
-from neobert_train.data.heldout import CorpusSample, build_evaluation_batches
+from neobert_train.data.heldout import CorpusSample
 from neobert_train.distributed import find_device
 from neobert_train.errors import EXIT_FAILED, InputError
 from neobert_train.evaluation.candidates import load_candidate
@@ -20,7 +20,8 @@ from neobert_train.evaluation.catalogue import build_tasks
 from neobert_train.evaluation.cells import Cell, CellStore, Measurement
 from neobert_train.evaluation.comparison import Comparison, run_comparison
 from neobert_train.evaluation.conditions import Conditions
-from neobert_train.evaluation.heldout import Evaluation, evaluate_objective
+from neobert_train.evaluation.heldout import Evaluation
+from neobert_train.evaluation.language import Reading, measure_masked_lm
 from neobert_train.evaluation.planning import format_plan
 from neobert_train.evaluation.results import collect_results
 from neobert_train.evaluation.texts import (
@@ -31,9 +32,7 @@ from neobert_train.evaluation.texts import (
 )
 from neobert_train.extras import require_packages
 from neobert_train.machine.devices import choose_precision
-from neobert_train.models.encoder import DTYPES
 from neobert_train.models.loading import load_trained
-from neobert_train.objectives.masked_lm import MaskedLM
 from neobert_train.report.evaluation_page import write_results
 from neobert_train.report.evaluation_tables import render_markdown
 from neobert_train.run.directory import RunDirectory
@@ -138,26 +137,17 @@ def measure_on_text(config: EvaluateConfig, world: World) -> None:
     """
     subject = load_subject(config)
     documents = load_documents(config, subject.tokenizer)
-    context_length = min(config.context_length or subject.context_length, config.micro_batch_tokens)
-    batches = build_evaluation_batches(
-        documents,
-        subject.tokenizer,
+    device = find_device(world)
+    bf16 = choose_precision(config.precision, device) is Precision.bf16
+    reading = Reading(
         override(subject.masking, config.masking),
-        context_length,
+        config.context_length or subject.context_length,
         config.micro_batch_tokens,
         config.max_tokens,
         subject.seed if config.seed is None else config.seed,
     )
-    if not batches:
-        raise InputError("the texts hold nothing to evaluate on: all documents are empty")
-    device = find_device(world)
-    precision = choose_precision(config.precision, device)
-    objective = MaskedLM(subject.encoder)
-    subject.encoder.network.eval()
-    subject.encoder.choose_attention("auto", device, DTYPES[precision])
-    subject.encoder.network.to(device, DTYPES[precision])
-    result = evaluate_objective(lambda b: objective.compute(b.to(device)), objective, batches)
-    num_tokens = sum(batch.num_tokens for batch in batches)
+    conditions = Conditions(device, bf16, config.micro_batch_tokens)
+    result, num_tokens = measure_masked_lm(subject, documents, reading, conditions)
     print_output(
         format_result(result, config.run_dir or str(config.model), len(documents), num_tokens)
     )

@@ -7,7 +7,6 @@ import transformers
 from neobert_train.config.command_schema import ExportConfig, ExportFormat
 from neobert_train.config.embed_schema import Pooling
 from neobert_train.errors import InputError
-from neobert_train.evaluation.candidates import hash_weights
 from neobert_train.evaluation.results import read_results
 from neobert_train.export.hub import MAIN, push_to_hub
 from neobert_train.export.model_card import CardNames, render_model_card
@@ -17,6 +16,7 @@ from neobert_train.export.pooling import write_pooling
 from neobert_train.files import hash_file, write_atomically
 from neobert_train.hub import HubError
 from neobert_train.models.encoder import measure_size
+from neobert_train.models.exported import hash_weights
 from neobert_train.models.loading import load_trained
 from neobert_train.report.evaluation_tables import render_card_section, render_hub_results
 from neobert_train.run.checkpoint import (

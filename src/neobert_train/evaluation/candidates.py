@@ -1,9 +1,7 @@
 """Models that are compared: each a folder that Hugging Face loads, with what tells it from others."""
 
-import hashlib
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,16 +14,9 @@ from transformers import (
 )
 
 from neobert_train.errors import InputError
-from neobert_train.export.folder import export_run
-from neobert_train.files import hash_file
-from neobert_train.models.exported import register_neobert
-from neobert_train.models.families import find_family
-from neobert_train.models.folder import (
-    check_tokenizer,
-    check_weights,
-    find_context_length,
-    find_model_folder,
-)
+from neobert_train.files import hash_file, hash_json
+from neobert_train.models.exported import find_exported, register_neobert
+from neobert_train.models.folder import find_context_length
 from neobert_train.models.hugging_face_parts import find_first_position
 from neobert_train.run.directory import RunDirectory
 
@@ -99,17 +90,13 @@ def load_candidate(name: str, exports: Path, trust_remote_code: bool) -> Candida
     label = f"models=[{name}]"
     match = _STEP.fullmatch(name)
     run_name = match["run"] if match and not Path(name).is_dir() else name
-    run = RunDirectory(run_name)
-    if run.list_checkpoints():
-        wanted = int(match["step"]) if match and run_name != name else None
-        folder, step = export_run(run, wanted, exports)
-        name = f"{run_name}@{step}"
-    else:
-        folder = find_model_folder(name, label)
-    find_family(folder, label, trust_remote_code)
-    check_weights(folder, label, may_be_split=True)
-    if not trust_remote_code:
-        check_tokenizer(folder, label)
+    step = int(match["step"]) if match and run_name != name else None
+    if step is not None and not RunDirectory(run_name).list_checkpoints():
+        run_name, step = name, None  # a revision of the Hub that is a number
+    exported = find_exported(run_name, label, step, exports, trust_remote_code)
+    folder = exported.folder
+    if exported.step is not None:
+        name = f"{run_name}@{exported.step}"
     register_neobert()
     marks = _find_marks(folder)
     try:
@@ -119,30 +106,27 @@ def load_candidate(name: str, exports: Path, trust_remote_code: bool) -> Candida
         positions = getattr(config, "max_position_embeddings", None) or _UNBOUNDED
         longest = find_context_length(folder, positions - find_first_position(network))
         size = sum(parameter.numel() for parameter in network.parameters())
-        weights = hash_weights(folder)
+        digest = _hash_files(folder)
         candidate = Candidate(
-            name, folder, _hash_files(folder.rglob("*")), weights, longest, size, trust_remote_code
+            name, folder, digest, exported.weights, longest, size, trust_remote_code, marks
         )
         candidate.load_tokenizer()
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{label} cannot be loaded: {reason}") from error
-    return replace(candidate, marks=marks)
+    return candidate
+
+
+def _list_files(folder: Path) -> list[Path]:
+    files = (path for path in folder.rglob("*") if _HASHED.fullmatch(path.name))
+    return sorted(path for path in files if path.is_file())
 
 
 def _find_marks(folder: Path) -> list[tuple[str, int, int]]:
-    files = sorted(path for path in folder.rglob("*") if _HASHED.fullmatch(path.name))
-    return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files if p.is_file()]
+    files = [(path.name, path.stat()) for path in _list_files(folder)]
+    return [(name, found.st_size, found.st_mtime_ns) for name, found in files]
 
 
-def hash_weights(folder: Path) -> str:
-    """Return a hash of the weights in a folder, by which results are known to be a model's."""
-    return _hash_files(folder.glob("*.safetensors"))
-
-
-def _hash_files(paths: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        if path.is_file() and _HASHED.fullmatch(path.name):
-            digest.update(f"{path.name}\0{hash_file(path.resolve())}\0".encode())
-    return digest.hexdigest()
+def _hash_files(folder: Path) -> str:
+    files = _list_files(folder)
+    return hash_json([[str(p.relative_to(folder)), hash_file(p.resolve())] for p in files])

@@ -4,6 +4,7 @@ import math
 import platform
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from neobert_train.errors import InputError
 from neobert_train.evaluation.candidates import Candidate
 from neobert_train.evaluation.cells import Measurement
 from neobert_train.evaluation.conditions import Conditions
-from neobert_train.evaluation.heldout import evaluate_objective
+from neobert_train.evaluation.heldout import Evaluation, evaluate_objective
 from neobert_train.evaluation.texts import Subject, list_text_units, load_exported, read_documents
 from neobert_train.files import hash_file, hash_json
 from neobert_train.models.encoder import DTYPES
@@ -30,6 +31,60 @@ from neobert_train.tokenizers.special_tokens import SpecialTokens
 
 # Around each text.
 _NUM_SPECIAL = 2
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How texts are read for masked-language modelling.
+
+    Attributes:
+        masking: which tokens are predicted.
+        context_length: most tokens of a document.
+        micro_batch_tokens: of a forward pass.
+        max_tokens: of all.
+        seed: decides which tokens are masked.
+    """
+
+    masking: MaskingConfig
+    context_length: int
+    micro_batch_tokens: int
+    max_tokens: int
+    seed: int
+
+
+def prepare(subject: Subject, conditions: Conditions) -> None:
+    """Make a model ready for packed batches."""
+    dtype = DTYPES[Precision.bf16 if conditions.bf16 else Precision.fp32]
+    subject.encoder.network.eval()
+    subject.encoder.choose_attention("auto", conditions.device, dtype)
+    subject.encoder.network.to(conditions.device, dtype)
+
+
+def measure_masked_lm(
+    subject: Subject, documents: Sequence[np.ndarray], reading: Reading, conditions: Conditions
+) -> tuple[Evaluation, int]:
+    """Return what a model comes to on documents, and how many of their tokens it read.
+
+    Raises:
+        InputError: all documents are empty.
+    """
+    batches = build_evaluation_batches(
+        documents,
+        subject.tokenizer,
+        reading.masking,
+        min(reading.context_length, reading.micro_batch_tokens),
+        reading.micro_batch_tokens,
+        reading.max_tokens,
+        reading.seed,
+    )
+    if not batches:
+        raise InputError("the texts hold nothing to evaluate on: all documents are empty")
+    prepare(subject, conditions)
+    objective = MaskedLM(subject.encoder)
+    result = evaluate_objective(
+        lambda batch: objective.compute(batch.to(conditions.device)), objective, batches
+    )
+    return result, sum(batch.num_tokens for batch in batches)
 
 
 class MaskedLMTask:
@@ -67,23 +122,20 @@ class MaskedLMTask:
         self, candidate: Candidate, settings: dict[str, Any], seed: int, conditions: Conditions
     ) -> Measurement:
         """Return loss, accuracy and perplexity."""
-        subject = _load(candidate, conditions)
+        subject = load_exported(str(candidate.folder), candidate.trust_remote_code)
         documents = read_documents(self._units, subject.tokenizer, settings["max_tokens"])
         length = min(settings["context_length"] or candidate.max_length, candidate.max_length)
-        batches = build_evaluation_batches(
+        result, _ = measure_masked_lm(
+            subject,
             documents,
-            subject.tokenizer,
-            override(MaskingConfig(), self._config.masking),
-            min(length, settings["micro_batch_tokens"]),
-            settings["micro_batch_tokens"],
-            settings["max_tokens"],
-            seed,
-        )
-        if not batches:
-            raise InputError("the texts hold nothing to evaluate on: all documents are empty")
-        objective = MaskedLM(subject.encoder)
-        result = evaluate_objective(
-            lambda batch: objective.compute(batch.to(conditions.device)), objective, batches
+            Reading(
+                override(MaskingConfig(), self._config.masking),
+                length,
+                settings["micro_batch_tokens"],
+                settings["max_tokens"],
+                seed,
+            ),
+            conditions,
         )
         return Measurement({"loss": result.loss, "perplexity": result.perplexity, **result.means})
 
@@ -130,12 +182,9 @@ class PseudoPerplexityTask:
     ) -> Measurement:
         """Return pseudo-perplexity, and the cross-entropy of a token in nats."""
         length = settings["length"]
-        if length > candidate.max_length:
-            raise InputError(
-                f"the model takes texts of {candidate.max_length} tokens at most: write "
-                f"measure.lengths=[...] up to that"
-            )
-        subject = _load(candidate, conditions)
+        _check_length(length, candidate)
+        subject = load_exported(str(candidate.folder), candidate.trust_remote_code)
+        prepare(subject, conditions)
         documents = read_documents(self._units, subject.tokenizer, settings["max_tokens"])
         texts = [
             ids[: length - _NUM_SPECIAL] for ids in documents if len(ids) >= length - _NUM_SPECIAL
@@ -233,8 +282,7 @@ class ThroughputTask:
     ) -> Measurement:
         """Return tokens a second; the first batch does not count."""
         length = settings["length"]
-        if length > candidate.max_length:
-            raise InputError(f"the model takes texts of {candidate.max_length} tokens at most")
+        _check_length(length, candidate)
         network = candidate.load_encoder().eval().to(conditions.device)
         rows = max(1, settings["batch_tokens"] // length)
         generator = torch.Generator().manual_seed(0)
@@ -258,14 +306,12 @@ class ThroughputTask:
         return 2.0 * candidate.num_parameters * float(settings["tokens"])
 
 
-def _load(candidate: Candidate, conditions: Conditions) -> Subject:
-    """Return a model ready for packed batches."""
-    subject = load_exported(str(candidate.folder), candidate.trust_remote_code)
-    dtype = DTYPES[Precision.bf16 if conditions.bf16 else Precision.fp32]
-    subject.encoder.network.eval()
-    subject.encoder.choose_attention("auto", conditions.device, dtype)
-    subject.encoder.network.to(conditions.device, dtype)
-    return subject
+def _check_length(length: int, candidate: Candidate) -> None:
+    if length > candidate.max_length:
+        raise InputError(
+            f"the model takes texts of {candidate.max_length} tokens at most: write "
+            f"measure.lengths=[...] up to that"
+        )
 
 
 def _hash_units(units: Sequence[Unit], config: EvaluateConfig) -> str:

@@ -38,7 +38,7 @@ class Start:
 
     Attributes:
         model: name of the encoder, for the model card.
-        identity: sha256 of its weights.
+        weights: hash of its weights.
         is_neobert: whether it is a NeoBERT.
         digests: sha256 of the texts of each set of data.
         rows: number of rows of each set.
@@ -46,7 +46,7 @@ class Start:
     """
 
     model: str
-    identity: str
+    weights: str
     is_neobert: bool
     digests: dict[str, str]
     rows: dict[str, Count]

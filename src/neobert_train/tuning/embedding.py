@@ -115,7 +115,7 @@ def _describe_start(exported: ExportedModel, config: EmbedConfig, sets: dict[str
     digests = {name: pairs.digest for name, pairs in sets.items()}
     rows = {name: len(pairs.rows) for name, pairs in sets.items()}
     steps = count_steps(config, sets)
-    return Start(exported.origin, exported.identity, exported.is_neobert, digests, rows, steps)
+    return Start(exported.origin, exported.weights, exported.is_neobert, digests, rows, steps)
 
 
 def _check_data(start: Start, sets: dict[str, Pairs], folder: EmbedderFolder) -> None:
@@ -128,7 +128,7 @@ def _check_data(start: Start, sets: dict[str, Pairs], folder: EmbedderFolder) ->
 
 
 def _reopen(start: Start, path: Path) -> ExportedModel:
-    return ExportedModel(path, start.identity, start.model, start.is_neobert)
+    return ExportedModel(path, start.weights, start.model, start.is_neobert)
 
 
 def _write_result(

@@ -15,7 +15,6 @@ from neobert_train.export.pooling import write_pooling
 from neobert_train.files import make_readable
 from neobert_train.modeling.modeling_neobert import NeoBERT
 from neobert_train.models.exported import ExportedModel, register_neobert
-from neobert_train.models.folder import check_tokenizer
 from neobert_train.models.remote_code import AUTO_MAP, write_remote_code
 
 USUAL_LENGTH = 512
@@ -54,8 +53,6 @@ def build_model(exported: ExportedModel, config: EmbedConfig, label: str) -> Sen
 
 def _load_transformer(folder: Path, trust_remote_code: bool, label: str) -> Transformer:
     register_neobert()
-    if not trust_remote_code:
-        check_tokenizer(folder, label)
     trust = {"trust_remote_code": trust_remote_code}
     try:
         transformer = Transformer(
