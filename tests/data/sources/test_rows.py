@@ -58,7 +58,7 @@ def test_damage_is_told_with_its_place(tmp_path, name, content, message):
 
 
 def test_a_missing_file_is_told(tmp_path):
-    with pytest.raises(InputError, match="none.csv"):
+    with pytest.raises(InputError, match=r"none\.csv"):
         read(tmp_path / "none.csv")
 
 
