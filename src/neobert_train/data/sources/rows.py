@@ -7,7 +7,6 @@ the last. Fields of CSV and TSV are texts: what looks like a number may be a nam
 import csv
 import io
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neobert_train.config.data_schema import FileFormat
+from neobert_train.data.sources.delimited import DELIMITERS
 from neobert_train.data.sources.formats import FORMATS, find_format
 from neobert_train.errors import InputError
 from neobert_train.storage.stored_files import StoredFile
@@ -98,7 +98,6 @@ def _read_parquet(stream: BinaryIO) -> Iterator[Row]:
 
 def _make_table_reader(delimiter: str) -> Callable[[BinaryIO], Iterator[Row]]:
     def read(stream: BinaryIO) -> Iterator[Row]:
-        csv.field_size_limit(sys.maxsize)  # documents are long
         with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
             rows = csv.reader(text, delimiter=delimiter, strict=True)
             names = next(rows, [])
@@ -123,6 +122,6 @@ def _make_table_reader(delimiter: str) -> Callable[[BinaryIO], Iterator[Row]]:
 READERS: dict[FileFormat | None, Callable[[BinaryIO], Iterator[Row]]] = {
     FileFormat.jsonl: _read_json_lines,
     FileFormat.parquet: _read_parquet,
-    FileFormat.csv: _make_table_reader(","),
-    FileFormat.tsv: _make_table_reader("\t"),
+    FileFormat.csv: _make_table_reader(DELIMITERS["csv"]),
+    FileFormat.tsv: _make_table_reader(DELIMITERS["tsv"]),
 }
