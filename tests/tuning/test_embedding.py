@@ -16,7 +16,7 @@ from neobert_train.models.exported import register_neobert
 from neobert_train.run.metrics_file import read_metrics
 from neobert_train.tuning import embedding, embedding_trainer
 from neobert_train.tuning.embedding_trainer import DivergedError
-from support.architectures import write_folder
+from support.architectures import ARCHITECTURES, write_folder
 from support.pairs import make_rows, write_rows
 
 TEXTS = ["river stone quiet harbour", "a castle and a violin in the garden", "copper"]
@@ -50,7 +50,7 @@ print(json.dumps(found))
 def encoders(tmp_path_factory, tokenizer, neobert):
     """Folders of random encoders by architecture."""
     folder = tmp_path_factory.mktemp("encoders")
-    for architecture in ("bert", "modernbert", "nomic_bert"):
+    for architecture in {"bert", "modernbert", "nomic_bert"} & set(ARCHITECTURES):
         write_folder(folder / architecture, architecture, tokenizer, vocab_size=30_522)
     return {"neobert": neobert, **{path.name: path for path in folder.iterdir()}}
 
@@ -104,10 +104,10 @@ def test_a_stopped_training_ends_with_the_same_weights(train, encoders, tmp_path
     encoder = encoders["bert"]  # BERT has dropout, and a pooler that starts at random
     train(encoder, tmp_path / "whole")
     undisturbed = list(train.records)
-    for stop_after in (2, 1, 3):  # within a pass, at its end, and within the last
+    for stop_after in (2, 1, 2):  # within a pass, at its end, and within the next one
         assert train(encoder, tmp_path / "part", stop_after=stop_after) is None
     (checkpoint,) = (tmp_path / "part" / "checkpoints").iterdir()
-    assert checkpoint.name == "step-00000006"
+    assert checkpoint.name == "step-00000005"
     assert {path.suffix for path in checkpoint.rglob("*") if path.is_file()} <= {
         ".safetensors", ".json", ".py",
     }  # fmt: skip

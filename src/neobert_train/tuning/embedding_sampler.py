@@ -1,6 +1,6 @@
 """Which rows make a batch: of one set of data, none of their texts twice."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -36,11 +36,14 @@ def build_rows_sampler(
 class WeightedSetSampler(MultiDatasetDefaultBatchSampler):
     """Draws the set of every batch with probability proportional to rows^exponent.
 
-    A set that is used up begins again in another order. The draws depend on seed and epoch only, so
-    that a run which continues skips what it has seen by drawing it again.
+    A set that is used up begins again in another order. The draws depend on the seed and the number of
+    the pass only, so that a run which continues skips what it has seen by drawing it again. The number
+    is taken from the steps done, since not every version of transformers tells it to the sampler of a
+    run that continues within a pass.
 
     Args:
         dataset, batch_samplers, generator, seed: as the trainer gives them.
+        find_step: gives the optimiser steps done, one for each batch.
         exponent: 1 draws sets in proportion to their rows, 0 evenly.
         names: of the sets, for messages.
     """
@@ -51,11 +54,13 @@ class WeightedSetSampler(MultiDatasetDefaultBatchSampler):
         batch_samplers: list[BatchSampler],
         generator: torch.Generator | None = None,
         seed: int = 0,
-        exponent: float = 1.0,
-        names: Sequence[str] = (),
+        *,
+        find_step: Callable[[], int],
+        exponent: float,
+        names: Sequence[str],
     ) -> None:
         super().__init__(dataset, batch_samplers, generator, seed)
-        self._names = names
+        self._find_step, self._names = find_step, names
         self.probabilities = compute_probabilities(self._list_sizes(), exponent)
 
     def __len__(self) -> int:
@@ -68,7 +73,8 @@ class WeightedSetSampler(MultiDatasetDefaultBatchSampler):
         Raises:
             InputError: a set holds too few different texts for one batch.
         """
-        draws = np.random.default_rng([self.seed, self.epoch])
+        all_before = self._find_step() // len(self)
+        draws = np.random.default_rng([self.seed, all_before])
         starts = [0, *accumulate(self._list_sizes())]
         passes = [0] * len(self.batch_samplers)
         open_sets: dict[int, Iterator[list[int]]] = {}
@@ -76,14 +82,13 @@ class WeightedSetSampler(MultiDatasetDefaultBatchSampler):
             number = int(draws.choice(len(self.probabilities), p=self.probabilities))
             batch = next(open_sets.get(number, iter(())), None)
             if batch is None:
-                open_sets[number] = self._begin_pass(number, passes[number])
+                open_sets[number] = self._begin_pass(number, all_before, passes[number])
                 passes[number] += 1
                 batch = next(open_sets[number], None)
             if batch is None:
-                name = self._names[number] if self._names else str(number)
                 raise InputError(
-                    f"the set '{name}' holds too few different texts for a batch of {self.batch_size} "
-                    f"rows, none of which may share a text: write a lower batch_size"
+                    f"the set '{self._names[number]}' holds too few different texts for a batch of "
+                    f"{self.batch_size} rows, none of which may share a text: write a lower batch_size"
                 )
             yield [starts[number] + row for row in batch]
 
@@ -91,12 +96,11 @@ class WeightedSetSampler(MultiDatasetDefaultBatchSampler):
         sets: list[Any] = self.dataset.datasets
         return [len(rows) for rows in sets]
 
-    def _begin_pass(self, number: int, earlier: int) -> Iterator[list[int]]:
+    def _begin_pass(self, number: int, all_before: int, before: int) -> Iterator[list[int]]:
         """Return a new pass over a set: no two of a run are in the same order."""
         sampler: Any = self.batch_samplers[number]
-        sampler.seed = int(
-            np.random.SeedSequence([self.seed, self.epoch, number, earlier]).generate_state(1)[0]
-        )
+        entropy = [self.seed, all_before, number, before]
+        sampler.seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         sampler.epoch = 0
         return iter(sampler)
 

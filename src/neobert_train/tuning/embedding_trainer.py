@@ -88,7 +88,12 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         loss = CachedMultipleNegativesRankingLoss(
             model, scale=1.0 / config.temperature, mini_batch_size=config.mini_batch_size
         )
-        sampler = partial(WeightedSetSampler, exponent=config.sampling_exponent, names=list(sets))
+        sampler = partial(
+            WeightedSetSampler,
+            find_step=lambda: self.state.global_step,
+            exponent=config.sampling_exponent,
+            names=list(sets),
+        )
         arguments = SentenceTransformerTrainingArguments(
             output_dir=str(folder.steps.checkpoints),
             max_steps=steps,
