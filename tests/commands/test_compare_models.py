@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from neobert_train.config.tasks import GLUE
-from support.architectures import write_folder
+from support.architectures import ARCHITECTURES, write_folder
 from support.glue import write_glue
 from support.programs import Forked, finish, fork_ranks, run_command
 
@@ -24,14 +24,14 @@ NUM_CELLS = 2 * 3 * 2
 def folder(tmp_path_factory, tokenizer, finished_run):
     """A folder with models and data, and the command over them."""
     folder = tmp_path_factory.mktemp("evaluation")
-    write_folder(folder / "nomic", "nomic_bert", tokenizer)
+    write_folder(folder / "distilbert", "distilbert", tokenizer)
     write_glue(folder / "glue", num_train=32, num_evaluation=20, tasks=TASKS)
     (folder / "run").symlink_to(finished_run)
     return folder
 
 
 def build_arguments(output, *others):
-    models = "models=[run,nomic]"
+    models = "models=[run,distilbert]"
     return ["evaluate", models, *REDUCED, "data_dir=glue", f"output={output}", *others]
 
 
@@ -50,11 +50,11 @@ def list_cells(output):
 
 def test_a_table_of_models_by_tasks_is_printed_and_written(folder, undisturbed):
     results = json.loads((folder / "undisturbed/results.json").read_text())
-    (run, nomic) = results["models"]
+    (run, distilbert) = results["models"]
     assert run.startswith("run@")
     assert results["tasks"] == [*TASKS, "mean"]
     assert count_cells(folder / "undisturbed") == NUM_CELLS
-    assert f"| {nomic} |" in undisturbed
+    assert f"| {distilbert} |" in undisturbed
     assert (folder / "undisturbed/results.md").read_text().strip() in undisturbed
     for row in results["rows"]:
         assert -1 <= row["low"] <= row["value"] <= row["high"] <= 1
@@ -94,7 +94,7 @@ def test_processes_of_a_launcher_share_the_cells(folder, undisturbed, monkeypatc
 
 def test_cells_that_fail_are_told_by_the_exit_code_and_the_table(folder):
     arguments = [
-        "models=[run,nomic]",
+        "models=[run,distilbert]",
         "tasks=[throughput]",
         "measure.lengths=[16,1000]",
         "output=failing",
@@ -102,7 +102,7 @@ def test_cells_that_fail_are_told_by_the_exit_code_and_the_table(folder):
     output = run_command("evaluate", *arguments, "measure.throughput_tokens=32", cwd=folder, code=1)
     assert "some cells failed; the same command tries them again" in output
     page = (folder / "failing/results.md").read_text()
-    assert "nomic on throughput@1000: the model takes texts of 512 tokens at most" in page
+    assert "distilbert on throughput@1000: the model takes texts of 512 tokens at most" in page
     results = json.loads((folder / "failing/results.json").read_text())
     assert [row["value"] is None for row in results["rows"]] == [False, False, True, True]
 
@@ -140,7 +140,8 @@ def test_wrong_input_ends_before_anything_is_computed(folder, arguments, message
 def test_tasks_can_start_from_the_best_cell_of_mnli(folder):
     write_glue(folder / "mnli", num_train=24, num_evaluation=10, tasks=("mnli", "rte"))
     arguments = [
-        "evaluate", "models=[nomic]", "tasks=[rte,mnli]", "data_dir=mnli", "output=started", "grid.seeds=[0]",
+        "evaluate", "models=[distilbert]", "tasks=[rte,mnli]", "data_dir=mnli", "output=started",
+        "grid.seeds=[0]",
         "grid.learning_rates=[1e-3,3e-3]", "grid.max_length=16", "grid.start_from_mnli=[rte]",
     ]  # fmt: skip
     run_command(*arguments, cwd=folder)
@@ -159,16 +160,19 @@ def test_tasks_can_start_from_the_best_cell_of_mnli(folder):
 
 
 def test_every_encoder_is_probed(folder, tokenizer):
-    for name in ("bert", "roberta", "modernbert"):
+    names = [
+        name for name in ("bert", "roberta", "modernbert", "nomic_bert") if name in ARCHITECTURES
+    ]
+    for name in names:
         write_folder(folder / name, name, tokenizer)
     write_glue(folder / "all", num_train=24, num_evaluation=12)
-    models = "models=[run,nomic,bert,roberta,modernbert]"
+    models = f"models=[run,distilbert,{','.join(names)}]"
     run_command(
         "evaluate", models, "tasks=[sst2,stsb,mnli]", "preset=probe", "data_dir=all", "output=probed",
         "grid.max_length=16", cwd=folder,
     )  # fmt: skip
     results = json.loads((folder / "probed/results.json").read_text())
-    assert len(results["models"]) == 5
+    assert len(results["models"]) == 2 + len(names)
     assert results["tasks"] == ["sst2", "stsb", "mnli", "mean"]
     assert all(row["value"] is not None for row in results["rows"]), results["rows"]
 
@@ -181,7 +185,7 @@ def test_every_preset_does_every_task_of_glue(folder, preset):
         "grid.task_epochs={}", "grid.max_steps=2", "grid.seeds=[0]",
     ]  # fmt: skip
     run_command(
-        "evaluate", "models=[nomic]", "tasks=[glue]", f"preset={preset}", *reduced, "data_dir=all",
+        "evaluate", "models=[distilbert]", "tasks=[glue]", f"preset={preset}", *reduced, "data_dir=all",
         f"output={preset}", cwd=folder,
     )  # fmt: skip
     results = json.loads((folder / preset / "results.json").read_text())
@@ -194,15 +198,17 @@ def test_an_export_shows_what_its_checkpoint_was_worth(folder, undisturbed, tmp_
     arguments = ["export", "run_dir=run", f"output={tmp_path / 'out'}"]
     run_command(*arguments, "evaluations=[undisturbed]", cwd=folder)
     results = json.loads((folder / "undisturbed/results.json").read_text())
-    row = next(row for row in results["rows"] if row["model"] != "nomic" and row["task"] == "rte")
+    row = next(
+        row for row in results["rows"] if row["model"] != "distilbert" and row["task"] == "rte"
+    )
     card = (tmp_path / "out/README.md").read_text()
     assert f"| rte | {100 * row['value']:.1f} ± " in card
-    assert "- Compared with nomic." in card
+    assert "- Compared with distilbert." in card
     entries = yaml.safe_load((tmp_path / "out/.eval_results/glue.yaml").read_text())
     assert [entry["dataset"]["task_id"] for entry in entries] == ["sst2", "stsb", "rte"]
     assert entries[2]["value"] == round(100 * row["value"], 2)
     (folder / "other").mkdir()
-    other = {**results, "models": {"nomic": results["models"]["nomic"]}}
+    other = {**results, "models": {"distilbert": results["models"]["distilbert"]}}
     (folder / "other/results.json").write_text(json.dumps(other))
     output = run_command(*arguments, "evaluations=[other]", cwd=folder, code=2)
     assert "evaluations=[other] has no results of these weights" in output
