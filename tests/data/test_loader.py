@@ -5,12 +5,15 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
 import torch
 
+from neobert_train.batch import Batch
 from neobert_train.config.derived import compute_num_lanes
 from neobert_train.data.lane.lane import initial_states
 from neobert_train.data.loader import StepLoader, WorkerError
@@ -64,12 +67,12 @@ def open_loader(make_config, tmp_path):
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     loaders = []
 
-    def build(*overrides, states=None):
+    def build(*overrides, states=None, **others):
         source = ["data=files", f"data.paths=[{texts}]", "data.shuffle_window=4"]
         config = make_config(*source, *overrides)
         num_lanes = compute_num_lanes(config)
         units = build_units(config.data, num_lanes)
-        loader = StepLoader(config, units, states or initial_states(range(num_lanes)))
+        loader = StepLoader(config, units, states or initial_states(range(num_lanes)), **others)
         loaders.append(loader)
         return loader
 
@@ -137,6 +140,22 @@ def test_a_read_ahead_batch_that_was_not_consumed_comes_again_after_a_resume(ope
     expected = loader.next_step()
     loader.close()
     assert_equal_steps(open_loader(states=states).next_step(), expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_for_a_gpu_are_pinned_while_the_step_before_is_computed(
+    open_loader, monkeypatch, num_workers
+):
+    pinned_by = []
+
+    def pin(batch):
+        pinned_by.append(threading.current_thread())
+        return replace(batch, num_unknown=99)
+
+    monkeypatch.setattr(Batch, "pin_memory", pin)
+    loader = open_loader(f"data.num_workers={num_workers}", pin_memory=True)
+    assert {batch.num_unknown for batch in loader.next_step()} == {99}
+    assert (threading.main_thread() in pinned_by) is (num_workers == 0)
 
 
 def test_a_whole_step_is_ready_whatever_each_worker_keeps(open_loader):

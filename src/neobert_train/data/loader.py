@@ -94,7 +94,6 @@ class StepLoader:
         pin_memory: bool = False,
     ) -> None:
         lanes = sorted(states)
-        self._pin_memory = pin_memory
         num_readers = max(1, min(config.data.num_workers, len(lanes)))
         readers = [
             LaneReaders(config, units, {lane: states[lane] for lane in lanes[index::num_readers]})
@@ -103,7 +102,7 @@ class StepLoader:
         workers: list[Worker] = []
         if config.data.num_workers:
             workers = [Worker(reader, config.data.prefetch_micro_batches) for reader in readers]
-        self._steps = _iter_steps(workers or readers, len(lanes))
+        self._steps = _iter_steps(workers or readers, len(lanes), pin_memory)
         self._collector = _Collector(self._steps) if workers else None
         self._end_workers = weakref.finalize(self, _end, workers, self._collector)
 
@@ -123,24 +122,24 @@ class StepLoader:
 
         Without worker processes the batches are made here, and take as long as they take.
         """
-        batches = self._collector.take(timeout) if self._collector else next(self._steps)
-        if batches is None or not self._pin_memory:
-            return batches
-        return [batch.pin_memory() for batch in batches]
+        return self._collector.take(timeout) if self._collector else next(self._steps)
 
     def close(self) -> None:
         """End the worker processes at once; also happens when the program ends in any way."""
         self._end_workers()
 
 
-def _iter_steps(sources: "Sequence[LaneReaders | Worker]", num_lanes: int) -> Iterator[list[Batch]]:
+def _iter_steps(
+    sources: "Sequence[LaneReaders | Worker]", num_lanes: int, pin_memory: bool
+) -> Iterator[list[Batch]]:
     streams = [source.iter_batches() for source in sources]
     while True:
-        yield [next(streams[index % len(streams)]) for index in range(num_lanes)]
+        batches = [next(streams[index % len(streams)]) for index in range(num_lanes)]
+        yield [batch.pin_memory() for batch in batches] if pin_memory else batches
 
 
 class _Collector:
-    """A thread that takes the batches of the next step from the workers while this one is computed.
+    """A thread that takes the next step's batches from the workers, and pins them, during this one.
 
     A step cannot begin before all its batches are there, since its loss is divided by the number of
     tokens that all of them predict.

@@ -17,5 +17,7 @@ class MaskedLM:
     def compute(self, batch: Batch) -> Outcome:
         """Return the summed cross-entropy (nats) and the number of right predictions."""
         hidden = self.encoder.encode(batch)
-        loss_sum, num_correct = self.encoder.score(hidden[batch.masked_positions], batch.labels)
+        # Going back, `hidden[positions]` would sort the positions, in case that one is there twice.
+        masked = hidden.index_select(0, batch.masked_positions)
+        loss_sum, num_correct = self.encoder.score(masked, batch.labels)
         return Outcome(loss_sum, {"accuracy": num_correct})
