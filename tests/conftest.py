@@ -25,12 +25,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Set what this process and those that tests start go by.
 
     Threads that wait give their core away, as in the program; it is settled before torch is imported.
-    GPUs are hidden unless their tests are asked for, and SIGHUP is not ignored, as it is under nohup.
+    GPUs are hidden unless their tests are asked for, and Triton's kernels interpreted; SIGHUP is not
+    ignored, as it is under nohup.
     """
     limit_spinning()
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if config.getoption("markexpr") != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,10 +1,15 @@
 """Cross-entropy over a vocabulary whose scores never exist for all tokens at once."""
 
+import importlib
+import logging
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+logger = logging.getLogger(__name__)
 
 # Rows scored at a time: 2,048 x 30,522 scores are 125 MB in bf16.
 CHUNK_ROWS = 2048
@@ -40,32 +45,14 @@ class _SumCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        num_correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
-        grads = _Gradients(hidden, weight, bias) if any(ctx.needs_input_grad) else None
-        block = _BLOCK_ROWS_ON_CPU if hidden.device.type == "cpu" else BLOCK_ROWS
-        for start in range(0, len(hidden), CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
-            scores = torch.addmm(bias, hidden[rows], weight.T)
-            parts = zip(scores.split(block), labels[rows].split(block), strict=True)
-            for part, at in parts:
-                values, at = part.float(), at[:, None]
-                largest, at_label = values.amax(-1), values.gather(-1, at)[:, 0]
-                probabilities = values.softmax(-1)
-                # The largest probability is at least 1 / vocab_size, so that its logarithm is exact.
-                loss += (largest - probabilities.amax(-1).log() - at_label).sum()
-                num_correct += (at_label >= largest).sum()
-                if grads is not None:
-                    probabilities.scatter_add_(-1, at, probabilities.new_full(at.shape, -1.0))
-                    grads.bias += probabilities.sum(0)
-                    part.copy_(probabilities)
-            if grads is not None:
-                grads.add(rows, scores)
-        if grads is not None:
-            ctx.save_for_backward(grads.hidden, grads.weight, grads.bias)
+        steps = find_steps(hidden.device, hidden.dtype)
+        sums = Sums(hidden, weight, bias, with_gradients=any(ctx.needs_input_grad))
+        add_chunks(steps, sums, hidden, weight, bias, labels)
+        if sums.with_gradients:
+            ctx.save_for_backward(sums.hidden, sums.weight, sums.bias)
             ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype
-        ctx.mark_non_differentiable(num_correct)
-        return loss, num_correct
+        ctx.mark_non_differentiable(sums.num_correct)
+        return sums.loss, sums.num_correct
 
     @staticmethod
     @once_differentiable
@@ -74,22 +61,111 @@ class _SumCrossEntropy(torch.autograd.Function):
         return *((grad * grad_loss).to(dtype) for grad, dtype in pairs), None
 
 
-class _Gradients:
-    """Sums over chunks; in float32 where there are several, which bf16 would round away."""
+class Sums:
+    """Sums over chunks; gradients in float32 where there are several, which bf16 would round away.
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> None:
-        self._inputs = hidden, weight
-        self.hidden = torch.empty_like(hidden)
-        self._is_whole = len(hidden) <= CHUNK_ROWS
-        dtype = weight.dtype if self._is_whole else torch.float32
-        self.weight = torch.zeros_like(weight, dtype=dtype)
-        self.bias = torch.zeros_like(bias, dtype=torch.float32)
+    Attributes:
+        loss, num_correct: scalars, float32 and int64.
+        with_gradients: whether the following are there.
+        hidden, weight, bias: gradients of the loss, of the shapes of these.
+    """
 
-    def add(self, rows: slice, scores: Tensor) -> None:
-        """Count in the gradient of the scores of some rows, but for the bias."""
-        hidden, weight = self._inputs
-        torch.mm(scores, weight, out=self.hidden[rows])
-        if self._is_whole:
-            torch.mm(scores.T, hidden[rows], out=self.weight)
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor, with_gradients: bool) -> None:
+        self.loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        self.num_correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
+        self.with_gradients = with_gradients
+        if with_gradients:
+            dtype = weight.dtype if len(hidden) <= CHUNK_ROWS else torch.float32
+            self.hidden = torch.empty_like(hidden)
+            self.weight = torch.zeros_like(weight, dtype=dtype)
+            self.bias = torch.zeros_like(bias, dtype=torch.float32)
+
+
+class Steps:
+    """What is done with each chunk of rows, in operations that every device has."""
+
+    def score(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return scores [rows, vocab_size], to which `differentiate` need not add the bias."""
+        return torch.addmm(bias, hidden, weight.T)
+
+    def differentiate(self, scores: Tensor, bias: Tensor, labels: Tensor, sums: Sums) -> None:
+        """Count in the loss of some rows, and the bias's gradient; scores become their gradient."""
+        block = _BLOCK_ROWS_ON_CPU if scores.device.type == "cpu" else BLOCK_ROWS
+        for part, at in zip(scores.split(block), labels.split(block), strict=True):
+            values, at = part.float(), at[:, None]
+            largest, at_label = values.amax(-1), values.gather(-1, at)[:, 0]
+            probabilities = values.softmax(-1)
+            # The largest probability is at least 1 / vocab_size, so that its logarithm is exact.
+            sums.loss += (largest - probabilities.amax(-1).log() - at_label).sum()
+            sums.num_correct += (at_label >= largest).sum()
+            if sums.with_gradients:
+                probabilities.scatter_add_(-1, at, probabilities.new_full(at.shape, -1.0))
+                sums.bias += probabilities.sum(0)
+                part.copy_(probabilities)
+
+    def add_product(self, total: Tensor, a: Tensor, b: Tensor) -> None:
+        """Add a @ b to a float32 total."""
+        total += a @ b
+
+
+def add_chunks(
+    steps: Steps, sums: Sums, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
+) -> None:
+    """Add loss and gradients of all rows, chunk by chunk; arguments as of `sum_cross_entropy`."""
+    for start in range(0, len(hidden), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        scores = steps.score(hidden[rows], weight, bias)
+        steps.differentiate(scores, bias, labels[rows], sums)
+        if not sums.with_gradients:
+            continue
+        torch.mm(scores, weight, out=sums.hidden[rows])
+        if len(hidden) <= CHUNK_ROWS:
+            torch.mm(scores.T, hidden[rows], out=sums.weight)
         else:
-            self.weight += scores.T @ hidden[rows]
+            steps.add_product(sums.weight, scores.T, hidden[rows])
+
+
+@lru_cache(maxsize=8)
+def find_steps(device: torch.device, dtype: torch.dtype) -> Steps:
+    """Return the fastest steps that work on a device; on GPUs with Triton those with a kernel for it.
+
+    They are tried out, since a kernel may be compiled for this GPU by this version of Triton or not; a
+    warning says when it fails.
+    """
+    if device.type != "cuda":
+        return Steps()
+    try:
+        name = f"{__package__}.fused_cross_entropy"
+        fused: Steps = importlib.import_module(name).FusedSteps()
+    except ImportError:  # no Triton, or the code of an exported model
+        return Steps()
+    try:
+        try_out_steps(fused, device, dtype)
+    except Exception as error:  # compilers and drivers raise anything
+        logger.warning(
+            "the kernel for the loss over the vocabulary does not work here (%s: %s): it is computed "
+            "in several operations, which takes longer", type(error).__name__, error,
+        )  # fmt: skip
+        return Steps()
+    return fused
+
+
+def try_out_steps(steps: Steps, device: torch.device, dtype: torch.dtype) -> None:
+    """Compute loss and gradients of two small chunks.
+
+    Raises:
+        ValueError: they differ from those of `Steps`.
+        Exception: whatever the steps raise by themselves.
+    """
+    num_rows, vocab_size, size = CHUNK_ROWS + 24, 1_003, 64
+    values = torch.linspace(-1, 1, (num_rows + vocab_size) * size, device=device).mul(1e4).cos()
+    hidden, weight = values.to(dtype).view(-1, size).split((num_rows, vocab_size))
+    bias, labels = weight[:, 0].contiguous(), torch.arange(num_rows, device=device) % vocab_size
+    found, expected = (Sums(hidden, weight, bias, with_gradients=True) for _ in range(2))
+    add_chunks(steps, found, hidden, weight, bias, labels)
+    add_chunks(Steps(), expected, hidden, weight, bias, labels)
+    for name in ("loss", "hidden", "weight", "bias"):
+        right = getattr(expected, name).float()
+        difference = (getattr(found, name).float() - right).norm() / right.norm()
+        if not difference < 0.02:
+            raise ValueError(f"its {name} differs by {difference:.2g}")
