@@ -9,16 +9,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch._inductor.config
 
 from neobert_train.config.schema import Precision
 from neobert_train.machine import devices
 from neobert_train.machine.devices import (
     PeakMeter,
     choose_precision,
+    compute_deterministically,
     describe_slow_bf16,
     find_peak_flops,
     has_native_bf16,
 )
+from neobert_train.modeling.attention import _call_flash_attn
+from neobert_train.modeling.cross_entropy import sum_cross_entropy
 from neobert_train.training.assembly import settle_precision
 from neobert_train.world import World
 
@@ -107,6 +111,42 @@ def test_bf16_without_instructions_warns_of_its_cost(cpu, make_config, caplog, m
 
 def test_the_cost_of_slow_bf16_is_measured(monkeypatch):
     assert "times as fast as in fp32" in describe_slow_bf16(CPU)
+
+
+@pytest.fixture
+def deterministic(monkeypatch):
+    """Computing deterministically, as on a GPU, until the test is over."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    compute_deterministically(torch.device("cpu"))
+    assert not torch.are_deterministic_algorithms_enabled(), "a CPU is left as it is"
+    with torch._inductor.config.patch(deterministic=False):
+        compute_deterministically(torch.device("cuda"))
+        yield
+    torch.use_deterministic_algorithms(False)
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG")
+
+
+def test_a_gpu_is_told_to_give_the_same_bits(deterministic):
+    assert torch.are_deterministic_algorithms_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert torch._inductor.config.deterministic
+    # The whole step has to have such forms of its operations; the vocabulary's loss in plain ones too.
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    hidden, weight = (torch.randn(5, 4, requires_grad=True) for _ in range(2))
+    sum_cross_entropy(hidden, weight, torch.zeros(5), torch.arange(5))[0].backward()
+    assert hidden.grad.isfinite().all()
+    assert weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_flash_attention_is_told_too(told, request):
+    if told:
+        request.getfixturevalue("deterministic")
+    module = SimpleNamespace(flash_attn_varlen_func=lambda *tensors, **settings: settings)
+    documents = SimpleNamespace(cu_seqlens=None, max_seqlen=1)
+    settings = _call_flash_attn(module, None, None, None, documents)
+    assert settings.get("deterministic", False) is told
 
 
 def test_the_rate_of_a_cpu_is_measured_in_a_moment():

@@ -13,6 +13,7 @@ from neobert_train.data.heldout import CorpusSample
 from neobert_train.distributed import Collectives, find_device, is_lost_connection
 from neobert_train.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, InputError
 from neobert_train.export.publisher import Publisher
+from neobert_train.machine.devices import compute_deterministically
 from neobert_train.report.refresh import ReportRefresher
 from neobert_train.run.directory import RunDirectory
 from neobert_train.run.outcome import write_outcome
@@ -43,6 +44,8 @@ def run(config: TrainConfig, world: World) -> None:
     stop = StopRequest(None if limit is None else parse_duration(limit), time.monotonic())
     stop.listen(world.launcher)
     device = find_device(world)
+    if config.trainer.deterministic:
+        compute_deterministically(device)
     collectives = Collectives(world, device)
     directory = RunDirectory(config.output_dir)
     publishes = world.is_main and config.hub.repository is not None

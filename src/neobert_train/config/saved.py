@@ -49,6 +49,7 @@ _UNREMARKABLE = (
     "hub.",
     "trainer.time_limit",
     "trainer.step_timeout_seconds",
+    "trainer.deterministic",
     *_FREE_WITHIN_IDENTITY,
 )
 

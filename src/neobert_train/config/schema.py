@@ -103,6 +103,10 @@ class TrainerConfig:
     precision: Precision = setting(
         Precision.auto, "bf16 or fp32 for forward and backward; auto is bf16 where the hardware has it."
     )  # fmt: skip
+    deterministic: bool = setting(
+        False,
+        "Compute the same bits in every start on GPUs too, which takes longer; CPUs always do.",
+    )
     step_timeout_seconds: float | None = setting(
         1800.0, "A step or evaluation that takes longer ends the run and shows where it hangs; null is off.",
         above=0.0,

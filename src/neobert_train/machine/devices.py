@@ -61,6 +61,24 @@ def describe_slow_bf16(device: torch.device) -> str:
     )
 
 
+def compute_deterministically(device: torch.device) -> None:
+    """Let a GPU give the same bits in every process from now on; a CPU does so in any case.
+
+    torch raises RuntimeError at operations that have no such form. Kernels of FlashAttention and the
+    compiler, which chooses the order of sums by timing, are told as well.
+    """
+    if device.type != "cuda":
+        return
+    # Of the library of matrix products; it has to be there before their first one.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # All memory is written before it is read.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    from torch._inductor import config
+
+    config.deterministic = True
+
+
 class PeakMeter:
     """Knows the peak FLOP/s of this process's device: of a GPU by its data sheet, of a CPU as measured.
 

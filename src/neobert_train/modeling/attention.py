@@ -94,6 +94,8 @@ def _attend_flash_attn(q: Tensor, k: Tensor, v: Tensor, documents: Documents) ->
 
 
 def _call_flash_attn(module: Any, q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
+    # torch's own kernels read this switch by themselves.
+    settings = {"deterministic": True} if torch.are_deterministic_algorithms_enabled() else {}
     output = module.flash_attn_varlen_func(
         q,
         k,
@@ -102,6 +104,7 @@ def _call_flash_attn(module: Any, q: Tensor, k: Tensor, v: Tensor, documents: Do
         cu_seqlens_k=documents.cu_seqlens,
         max_seqlen_q=documents.max_seqlen,
         max_seqlen_k=documents.max_seqlen,
+        **settings,
     )
     # Some releases give the log-sums of the scores as well.
     attended: Tensor = output[0] if isinstance(output, tuple) else output
