@@ -11,7 +11,7 @@ def test_what_is_missing_is_named_with_the_line_that_installs_it():
         require_packages("evaluation", ("json", "no_such_package", "nor_this"), "embed")
     assert str(error.value) == (
         "embed needs packages that are not installed (no_such_package, nor_this): "
-        "pip install 'neobert_train[evaluation]'"
+        "`make install` in the repository brings them, or pip install -e '.[evaluation]'"
     )
 
 

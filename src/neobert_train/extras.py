@@ -21,5 +21,5 @@ def require_packages(extra: str, packages: Sequence[str], purpose: str) -> None:
     if missing:
         raise InputError(
             f"{purpose} needs packages that are not installed ({', '.join(missing)}): "
-            f"pip install 'neobert_train[{extra}]'"
+            f"`make install` in the repository brings them, or pip install -e '.[{extra}]'"
         )

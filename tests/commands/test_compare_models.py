@@ -133,8 +133,45 @@ def test_wrong_input_ends_before_anything_is_computed(folder, arguments, message
         *build_arguments("refused"), *arguments, cwd=folder, code=2, HF_HUB_OFFLINE="1"
     )
     assert message in output
+    assert not (folder / "refused").exists()
+
+
+def test_all_models_that_cannot_be_used_are_told_at_once(folder):
+    models = "models=[run,distilbart,org/absent]"
+    output = run_command(
+        *build_arguments("refused"), models, cwd=folder, code=2, HF_HUB_OFFLINE="1"
+    )
+    assert "2 problems were found" in output
+    assert "models=[distilbart] is neither a folder (did you mean distilbert?) nor" in output
+    assert "models=[org/absent]" in output
+    assert not (folder / "refused").exists()
+
+
+def test_results_are_written_neither_into_a_run_nor_over_others_without_a_word(folder, undisturbed):
+    output = run_command(*build_arguments("run"), cwd=folder, code=2)
+    assert "run holds a training run: write output=..." in output
+    assert "they replace those of a call" not in undisturbed
+    again = run_command(*build_arguments("undisturbed", "grid.learning_rates=[1e-3]"), cwd=folder)
+    assert "they replace those of a call with other models, tasks or settings" in again
+    restored = run_command(*build_arguments("undisturbed"), cwd=folder)
+    assert "they replace" in restored
+    assert (folder / "undisturbed/results.md").read_text().strip() in undisturbed
+
+
+def test_so_few_steps_that_nothing_is_learned_are_told(folder, undisturbed):
+    for output in (undisturbed, run_command(*build_arguments("planned", "plan=true"), cwd=folder)):
+        assert (
+            "sst2 is fine-tuned for 1 steps on 32 examples, which teaches little: write "
+            "grid.epochs=[100]" in output
+        )
+    assert (
+        "sst2, rte, stsb: fine-tuned; 32 training and 20 evaluation examples; steps 1; "
+        in (folder / "undisturbed/results.md").read_text()
+    )
+    assert "few steps" not in run_command(
+        *build_arguments("planned", "plan=true", "grid.max_steps=1"), cwd=folder
+    )
     assert "Traceback" not in output
-    assert not (folder / "refused/cells").exists() or count_cells(folder / "refused") == 0
 
 
 def test_tasks_can_start_from_the_best_cell_of_mnli(folder):
@@ -236,7 +273,4 @@ def test_without_the_extra_the_other_forms_work_and_models_says_what_to_install(
     assert done.returncode == 0, done.stderr
     done = run(*build_arguments("missing"))
     assert done.returncode == 2
-    assert (
-        "(accelerate, sentence_transformers): pip install 'neobert_train[evaluation]'"
-        in done.stderr
-    )
+    assert "(accelerate, sentence_transformers): `make install` in the repository" in done.stderr

@@ -123,6 +123,21 @@ def test_another_export_replaces_it_and_what_else_lies_there_stays(finished_run,
     shutil.rmtree(export / ".git")
 
 
+@pytest.mark.parametrize(
+    ("mark", "kind"),
+    [
+        ("config.yaml", "a training run"),
+        ("embedding.yaml", "an embedder"),
+        ("cells", "an evaluation"),
+    ],
+)
+def test_folders_of_other_commands_are_refused(finished_run, tmp_path, mark, kind):
+    (tmp_path / mark).mkdir()
+    output = run_command("export", f"run_dir={finished_run}", f"output={tmp_path}", code=2)
+    assert f"{tmp_path} holds {kind}: write output=..." in output
+    assert [path.name for path in tmp_path.iterdir()] == [mark]
+
+
 def test_a_file_in_the_way_is_named_and_nothing_is_written(finished_run, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     (tmp_path / "README.md").write_text("mine")

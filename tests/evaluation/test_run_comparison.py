@@ -18,9 +18,10 @@ from neobert_train.evaluation.comparison import Comparison, run_comparison
 from neobert_train.evaluation.conditions import Conditions
 from neobert_train.evaluation.metrics import Scoring
 from neobert_train.evaluation.planning import format_plan
-from neobert_train.evaluation.results import MEAN, collect_results
+from neobert_train.evaluation.results import MEAN, Result, collect_results
 from neobert_train.evaluation.tasks import SCORE
 from neobert_train.report.evaluation_page import write_results
+from neobert_train.report.evaluation_tables import format_value
 
 LABELS = np.arange(200) % 2
 
@@ -163,6 +164,15 @@ def test_a_model_that_changes_while_it_is_measured_has_no_number(tmp_path):
     assert comparison.compute(task, candidate, cell).error is None
     file.write_text("changed")
     assert "files of the model changed" in comparison.compute(task, candidate, cell).error
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [(0.9, 1.0, "95.0 ± 5.0"), (0.85, 0.98, "95.0 [85.0, 98.0]"), (0.89, 1.0, "95.0 ± 5.5")],
+)
+def test_an_interval_is_written_by_its_ends_where_it_is_lopsided(low, high, shown):
+    row = Result("a", "t", protocol="direct", value=0.95, low=low, high=high, over_seeds=True)
+    assert format_value(row) == shown
 
 
 def test_results_are_written_in_every_form(tmp_path):

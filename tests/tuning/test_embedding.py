@@ -162,7 +162,7 @@ def test_it_learns_and_the_folder_says_how(train, encoders, tmp_path):
         "| pairs | 48 | pairs.jsonl | yes |",
         "temperature 0.1",
         "| steps | 30 (480 rows, with repetitions) |",
-        'SentenceTransformer("my embedder", trust_remote_code=True)',
+        f'SentenceTransformer("{output}", trust_remote_code=True)',
     ):
         assert expected in card
 

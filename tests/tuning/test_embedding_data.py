@@ -86,6 +86,15 @@ def test_columns_may_be_lists_objects_and_patterns(tmp_path):
         assert list(loaded[0].values()) == ["q0", "p0", "n1", "n2", "n3"]
 
 
+@pytest.mark.parametrize("negatives", ["", "negatives=[negative]"])
+def test_negatives_that_are_not_used_are_told(tmp_path, caplog, negatives):
+    rows = [{"anchor": f"a{n}", "positive": f"b{n}", "negative": f"c{n}"} for n in range(4)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    load(f"paths=[{path}]", *filter(None, [negatives]))
+    warned = "the texts of negative are not used: write negatives=[negative]" in caplog.text
+    assert warned is not bool(negatives)
+
+
 def test_rows_of_a_low_score_are_left_out(tmp_path):
     rows = [{**row, "score": score} for row, score in zip(ROWS, [5, 4, 4.5, 1, 0, 5], strict=True)]
     file = write_rows(tmp_path / "x.jsonl", rows)

@@ -15,15 +15,15 @@ from neobert_train.config.schema import Precision
 from neobert_train.data.heldout import CorpusSample
 from neobert_train.distributed import find_device
 from neobert_train.errors import EXIT_FAILED, InputError
-from neobert_train.evaluation.candidates import load_candidate
+from neobert_train.evaluation.candidates import load_candidates
 from neobert_train.evaluation.catalogue import build_tasks
 from neobert_train.evaluation.cells import Cell, CellStore, Measurement
 from neobert_train.evaluation.comparison import Comparison, run_comparison
 from neobert_train.evaluation.conditions import Conditions
 from neobert_train.evaluation.heldout import Evaluation
 from neobert_train.evaluation.language import Reading, measure_masked_lm
-from neobert_train.evaluation.planning import format_plan
-from neobert_train.evaluation.results import collect_results
+from neobert_train.evaluation.planning import format_plan, warn_of_few_steps
+from neobert_train.evaluation.results import collect_results, replaces_others
 from neobert_train.evaluation.texts import (
     Subject,
     list_text_units,
@@ -36,6 +36,7 @@ from neobert_train.models.loading import load_trained
 from neobert_train.report.evaluation_page import write_results
 from neobert_train.report.evaluation_tables import render_markdown
 from neobert_train.run.directory import RunDirectory
+from neobert_train.run.folders import refuse_others
 from neobert_train.terminal import print_message, print_output
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from neobert_train.world import World
@@ -70,9 +71,9 @@ def compare(config: EvaluateConfig, world: World) -> None:
     assert config.output is not None
     require_packages("evaluation", ["accelerate", "sentence_transformers"], "models=[...]")
     output, device = Path(config.output).expanduser(), take_device(world)
-    candidates = [
-        load_candidate(name, output / "models", config.trust_remote_code) for name in config.models
-    ]
+    refuse_others(output, "cells")
+    tasks = build_tasks(config)
+    candidates = load_candidates(config.models, output / "models", config.trust_remote_code)
     labels = [candidate.label for candidate in candidates]
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
@@ -80,7 +81,7 @@ def compare(config: EvaluateConfig, world: World) -> None:
     bf16 = choose_precision(config.precision, device) is Precision.bf16
     comparison = Comparison(
         candidates,
-        build_tasks(config),
+        tasks,
         Conditions(device, bf16, config.micro_batch_tokens),
         CellStore(output / "cells"),
         output / "starts",
@@ -88,6 +89,9 @@ def compare(config: EvaluateConfig, world: World) -> None:
     if config.plan:
         print_output(format_plan(comparison))
         return
+    if world.is_main:
+        for warning in warn_of_few_steps(comparison):
+            print_message(f"neobert_train: {warning}")
     count = sum(
         len(task.list_settings()) * len(task.seeds) * len(candidates) for task in comparison.tasks
     )
@@ -105,12 +109,18 @@ def compare(config: EvaluateConfig, world: World) -> None:
     if not world.is_main:
         return
     results = collect_results(comparison)
+    replaces = replaces_others(results, output)
     try:
         files = write_results(results, output)
     except OSError as error:
         raise InputError(f"{output} cannot be written: {error.strerror}") from error
     print_output(render_markdown(results))
     print_output(f"wrote {', '.join(map(str, files))}")
+    if replaces:
+        print_output(
+            "they replace those of a call with other models, tasks or settings; its cells are kept, and "
+            "the same call writes its tables again"
+        )
     if any(row.errors for row in results.rows):
         print_message("neobert_train: some cells failed; the same command tries them again")
         sys.exit(EXIT_FAILED)
@@ -120,6 +130,8 @@ def take_device(world: World) -> torch.device:
     """Return the device of this process, which computes cells of its own beside others."""
     for name in _LAUNCHER_VARIABLES:
         os.environ.pop(name, None)
+    # accelerate imports DeepSpeed, which guesses, and says so.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     if torch.cuda.device_count() > 1:
         # Trainers take all that they see.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")

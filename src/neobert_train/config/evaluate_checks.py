@@ -51,7 +51,10 @@ def _iter_comparison_problems(config: EvaluateConfig) -> Iterator[str]:
     if config.data_dir is None:
         own = [task for task in tasks if task.partition("/")[0] in OWN]
         if own:
-            yield f"{', '.join(own)} read your own files: write data_dir=FOLDER (see docs/evaluation.md)"
+            yield (
+                f"data_dir is missing, with your own files for {', '.join(own)}: write data_dir=FOLDER "
+                f"(see docs/evaluation.md)"
+            )
     if any(task in GLUE or task.partition("/")[0] in OWN[:2] for task in tasks):
         yield from _iter_grid_problems(config.grid, tasks)
 

@@ -1,6 +1,7 @@
 """Models that are compared: each a folder that Hugging Face loads, with what tells it from others."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,6 +75,37 @@ class Candidate:
             folder or self.folder, trust_remote_code=self.trust_remote_code, dtype="float32"
         )
         return network
+
+
+def load_candidates(
+    names: Sequence[str], exports: Path, trust_remote_code: bool
+) -> list[Candidate]:
+    """Find all models that `models=[...]` names, in their order.
+
+    Runs come last, since their checkpoints are exported: nothing is written where another model does
+    not exist.
+
+    Raises:
+        InputError: some cannot be used; says of each why.
+    """
+    found: dict[str, Candidate] = {}
+    runs = [name for name in names if _is_run(name)]
+    for part in ([name for name in names if name not in runs], runs):
+        problems: list[str] = []
+        for name in part:
+            try:
+                found[name] = load_candidate(name, exports, trust_remote_code)
+            except InputError as error:
+                problems.append(str(error))
+        if problems:
+            raise InputError.from_problems(problems)
+    return [found[name] for name in names]
+
+
+def _is_run(name: str) -> bool:
+    match = _STEP.fullmatch(name)
+    names = [name, *([match["run"]] if match else [])]
+    return any(RunDirectory(each).list_checkpoints() for each in names)
 
 
 def load_candidate(name: str, exports: Path, trust_remote_code: bool) -> Candidate:

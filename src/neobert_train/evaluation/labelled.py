@@ -197,9 +197,10 @@ def _find_own(data_dir: Path, task: str) -> tuple[list[Path], list[Path]]:
     single = find_split(folder.parent, folder.name)
     if single:
         return single, []
+    missing = [name for name, files in (("train", train), ("validation", evaluation)) if not files]
     raise InputError(
-        f"{folder} has no train and validation files, and there is no {folder}.csv: write train.csv and "
-        f"validation.csv (or {', '.join(list_row_suffixes())}) there; see docs/evaluation.md"
+        f"{folder} has no files {' and '.join(missing)}, and there is no {folder}.csv: write train.csv and "
+        f"validation.csv or test.csv (or {', '.join(list_row_suffixes())}) there; see docs/evaluation.md"
     )
 
 

@@ -1,11 +1,16 @@
 """What a comparison will take, before any of it is spent."""
 
+import math
+
 from neobert_train.evaluation.comparison import Comparison
+from neobert_train.evaluation.tasks import LabelledTask
 from neobert_train.machine.peak import DEVICES
 
 # What fine-tuning with short rows reaches of the peak: an assumption.
 MFU = 0.3
 _DEVICE = "h100"
+# With fewer steps of fine-tuning hardly any encoder learns a task.
+_FEW_STEPS = 100
 
 
 def format_plan(comparison: Comparison) -> str:
@@ -39,4 +44,21 @@ def format_plan(comparison: Comparison) -> str:
         f"hours are of one {device.name} in {form} at {MFU:.0%} of its peak, 6 operations a parameter and "
         f"token of training; early stopping ends sooner"
     )
-    return "\n".join(lines)
+    return "\n".join([*lines, *warn_of_few_steps(comparison)])
+
+
+def warn_of_few_steps(comparison: Comparison) -> list[str]:
+    """Return a warning for every task that is fine-tuned for so few steps that it is hardly learned."""
+    warnings = []
+    for task in comparison.tasks:
+        settings = task.list_settings()
+        counts = task.count_examples() if isinstance(task, LabelledTask) else {}
+        most = max(counts.get("steps", [_FEW_STEPS]))
+        if most >= _FEW_STEPS or any(most == each["max_steps"] for each in settings):
+            continue
+        epochs = math.ceil(_FEW_STEPS / most) * max(each["epochs"] for each in settings)
+        warnings.append(
+            f"{task.name} is fine-tuned for {most} steps on {counts['training_examples']:,} examples, "
+            f"which teaches little: write grid.epochs=[{epochs}], or preset=probe"
+        )
+    return warnings

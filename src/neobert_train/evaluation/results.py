@@ -30,7 +30,7 @@ from neobert_train.evaluation.statistics import (
     correct_holm,
     estimate_mean,
 )
-from neobert_train.evaluation.tasks import Task
+from neobert_train.evaluation.tasks import LabelledTask, Task
 from neobert_train.files import DamagedFileError, parse_json, read_text
 
 MEAN = "mean"
@@ -93,11 +93,13 @@ class Results:
         models: what is known of each, by label.
         tasks: columns, in their order.
         rows: results, by task and then by model.
+        settings: how cells were computed, by task: the values of every setting, and the examples.
     """
 
     models: dict[str, dict[str, Any]]
     tasks: tuple[str, ...]
     rows: tuple[Result, ...]
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def find(self, model: str, task: str) -> Result:
         """Return the result of a model on a task."""
@@ -182,7 +184,34 @@ def collect_results(comparison: Comparison) -> Results:
         }
         for candidate in comparison.candidates
     }  # fmt: skip
-    return Results(models, tuple(dict.fromkeys(row.task for row in rows)), tuple(rows))
+    settings = {task.name: _describe_settings(comparison, task) for task in comparison.tasks}
+    return Results(models, tuple(dict.fromkeys(row.task for row in rows)), tuple(rows), settings)
+
+
+def replaces_others(results: Results, folder: Path) -> bool:
+    """Return whether a folder holds the results of a comparison of other models, tasks or settings."""
+    try:
+        found = read_results(folder)
+    except InputError:
+        return False
+    return (found.models, found.tasks, found.settings) != (
+        results.models,
+        results.tasks,
+        results.settings,
+    )
+
+
+def _describe_settings(comparison: Comparison, task: Task) -> dict[str, Any]:
+    """Return the distinct values of every setting, the seeds and the numbers of examples."""
+    values: dict[str, list[Any]] = {}
+    for settings in task.list_settings():
+        for key, value in settings.items():
+            known = values.setdefault(key, [])
+            if value not in known:
+                known.append(value)
+    counts = task.count_examples() if isinstance(task, LabelledTask) else {}
+    precision = "bf16" if comparison.conditions.bf16 else "fp32"
+    return {**values, "precision": [precision], "seeds": list(task.seeds), **counts}
 
 
 def _collect_measured(comparison: Comparison, task: Task) -> list[Result]:

@@ -104,6 +104,18 @@ class LabelledTask:
             )
         ]  # fmt: skip
 
+    def count_examples(self) -> dict[str, Any]:
+        """Return what follows from the number of examples; of fine-tuning also the steps of each setting."""
+        counts: dict[str, Any] = {
+            "training_examples": len(self.train), "evaluation_examples": len(self.evaluation),
+        }  # fmt: skip
+        if self._grid.method is Method.finetune:
+            steps = {
+                _pick_tuning(each).count_steps(len(self.train)) for each in self.list_settings()
+            }
+            counts["steps"] = sorted(steps)
+        return counts
+
     def measure(
         self, candidate: Candidate, settings: dict[str, Any], seed: int, conditions: Conditions
     ) -> Measurement:

@@ -1,5 +1,6 @@
 """The folder of a model, here or on the Hub."""
 
+import difflib
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -48,8 +49,19 @@ def find_model_folder(name: str, label: str, with_weights: bool = True) -> Path:
         return download_files(name, patterns)
     except HubError as error:
         raise InputError(
-            f"{label} is neither a folder nor a model on the Hub that can be reached ({error})"
+            f"{label} is neither a folder{_suggest_folder(folder)} nor a model on the Hub that can be "
+            f"reached ({error})"
         ) from error
+
+
+def _suggest_folder(folder: Path) -> str:
+    """Return the folder that was perhaps meant, in brackets; nothing where none has nearly that name."""
+    try:
+        names = [each.name for each in folder.parent.iterdir() if each.is_dir()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(folder.name, names, n=1)
+    return f" (did you mean {folder.with_name(close[0])}?)" if close else ""
 
 
 def pin_model(name: str, label: str, with_weights: bool = True) -> str | None:

@@ -12,6 +12,7 @@ from neobert_train.report.evaluation_tables import (
     MAXIMA_TITLE,
     format_maximum,
     format_value,
+    keep_maxima,
     list_scored_tasks,
     render_csv,
     render_latex,
@@ -55,11 +56,12 @@ def render_page(results: Results) -> str:
     )
     maxima = ""
     if any(row.maximum is not None for row in results.rows):
+        tasks = keep_maxima(results).tasks
         best = [
-            [model, *(format_maximum(results.find(model, task)) for task in results.tasks)]
+            [model, *(format_maximum(results.find(model, task)) for task in tasks)]
             for model in results.models
         ]
-        maxima = f"<h2>{MAXIMA_TITLE}</h2><p>{MAXIMA_NOTE}</p>{draw_table([rows[0], *best])}"
+        maxima = f"<h2>{MAXIMA_TITLE}</h2><p>{MAXIMA_NOTE}</p>{draw_table([['', *tasks], *best])}"
     failed = [[row.model, row.task, error] for row in results.rows for error in row.errors]
     failures = f"<h2>Failed cells</h2>{draw_table(failed)}" if failed else ""
     return f"""<!doctype html>

@@ -1,11 +1,13 @@
 """Results of an evaluation as Markdown, CSV, LaTeX and entries of the Hub."""
 
 import csv
+import dataclasses
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -17,6 +19,9 @@ _NO_NUMBER = "-"
 MAXIMA_TITLE = "The best cell of each grid, as papers report it"
 MAXIMA_NOTE = "Biased upwards: it is chosen on the examples that it is scored on."
 _TIED, _ONE_SEED = "†", "°"
+# An interval of which one side is that much longer than the other is not written with a ±.
+_LOPSIDED = 1.5
+_SHOWN_SETTINGS = ("learning_rate", "batch_size", "weight_decay", "epochs", "max_length", "seeds")
 
 
 def render_markdown(results: Results) -> str:
@@ -24,14 +29,20 @@ def render_markdown(results: Results) -> str:
     lines = ["# Results", "", *_render_table(results, format_value)]
     lines += ["", *render_notes(results)]
     if any(row.maximum is not None for row in results.rows):
-        lines += [
-            "", f"## {MAXIMA_TITLE}", "", MAXIMA_NOTE, "", *_render_table(results, format_maximum),
-        ]  # fmt: skip
+        lines += ["", f"## {MAXIMA_TITLE}", "", MAXIMA_NOTE, ""]
+        lines += _render_table(keep_maxima(results), format_maximum)
     failed = [(row, error) for row in results.rows for error in row.errors]
     if failed:
         lines += ["", "## Failed cells", ""]
         lines += [f"- {row.model} on {row.task}: {_escape(error)}" for row, error in failed]
     return "\n".join(lines) + "\n"
+
+
+def keep_maxima(results: Results) -> Results:
+    """Return the results of the tasks with a best cell among several."""
+    chosen = {row.task for row in results.rows if row.maximum is not None}
+    tasks = tuple(task for task in results.tasks if task in chosen)
+    return dataclasses.replace(results, tasks=tasks)
 
 
 def render_notes(results: Results) -> list[str]:
@@ -40,14 +51,17 @@ def render_notes(results: Results) -> list[str]:
     notes = [f"- {name}: {PROTOCOLS[name]}." for name in PROTOCOLS if name in protocols]
     scored = [row for row in results.rows if row.low is not None]
     if scored:
-        notes.append("- Scores are times 100, with 95 % intervals (none for those of mteb).")
+        notes.append(
+            "- Scores are times 100, with 95 % intervals (none for those of mteb): as ±, or as their ends "
+            "where these lie at different distances."
+        )
     if any(row.ties for row in scored):
         notes.append(
-            f"- {_TIED} is the best of its column, or not told apart from it (paired, p >= 0.05 after "
-            f"Holm's correction over all models and tasks)."
+            f"- {_TIED} is the best on its task, or not told apart from it (paired, p >= 0.05 after "
+            f"Holm's correction over all models and tasks); means are not compared."
         )
-    if any(not row.over_seeds for row in scored):
-        notes.append(f"- {_ONE_SEED} one seed: the interval is over examples only.")
+    if any(map(_has_one_seed, scored)):
+        notes.append(f"- {_ONE_SEED} one seed, or none: the interval is over examples only.")
     for task in results.tasks:
         metric = METRICS.get(f"probe/{task}")
         if metric is not None and metric.references:
@@ -61,7 +75,33 @@ def render_notes(results: Results) -> list[str]:
         )
     if any(row.missing for row in results.rows):
         notes.append(f"- {_NO_NUMBER} has cells that are missing or failed.")
-    return notes
+    return [*notes, *_describe_settings(results)]
+
+
+def _describe_settings(results: Results) -> list[str]:
+    """Return how tasks were learned, with those together that were learned alike."""
+    alike: dict[str, list[str]] = {}
+    for task, known in results.settings.items():
+        if "training_examples" not in known:
+            continue
+        parts = [
+            "fine-tuned" if "finetune" in known["method"] else "probes of frozen features",
+            f"{known['training_examples']:,} training and {known['evaluation_examples']:,} evaluation "
+            f"examples",
+        ]
+        if "steps" in known:
+            parts.append(f"steps {_join(known['steps'])}")
+        parts += [f"{key} {_join(known[key])}" for key in _SHOWN_SETTINGS if key in known]
+        alike.setdefault("; ".join(parts), []).append(task)
+    return [f"- {', '.join(tasks)}: {text}." for text, tasks in alike.items()]
+
+
+def _join(values: Sequence[Any]) -> str:
+    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+
+
+def _has_one_seed(row: Result) -> bool:
+    return row.protocol != MEAN and not row.over_seeds
 
 
 def _render_table(results: Results, show: Callable[[Result], str]) -> list[str]:
@@ -81,8 +121,15 @@ def format_value(row: Result) -> str:
         return _percent(row.value)
     if row.low is None or row.high is None:
         return format_measured(row.value)
-    marks = (_TIED if row.ties else "") + ("" if row.over_seeds else _ONE_SEED)
+    marks = (_TIED if row.ties else "") + (_ONE_SEED if _has_one_seed(row) else "")
+    if _is_lopsided(row.low, row.value, row.high):
+        return f"{_percent(row.value)} [{_percent(row.low)}, {_percent(row.high)}]{marks}"
     return f"{_percent(row.value)} ± {100 * (row.high - row.low) / 2:.1f}{marks}"
+
+
+def _is_lopsided(low: float, value: float, high: float) -> bool:
+    below, above = value - low, high - value
+    return max(below, above) > _LOPSIDED * min(below, above)
 
 
 def format_measured(value: float) -> str:
@@ -143,6 +190,8 @@ def _format_latex(row: Result) -> str:
         return format_measured(row.value).replace(",", "{,}")
     number = _percent(row.value)
     number = rf"\mathbf{{{number}}}" if row.ties else number
+    if _is_lopsided(row.low, row.value, row.high):
+        return f"${number}\\ [{_percent(row.low)}, {_percent(row.high)}]$"
     return rf"${number} \pm {100 * (row.high - row.low) / 2:.1f}$"
 
 

@@ -25,6 +25,12 @@ from neobert_train.files import (
 
 # Lists the files that `owned_folder` put into a folder.
 OWNED_FILE = ".neobert_train.json"
+# What a folder holds, by a file or folder that only such a one has.
+_MARKS = {
+    "config.yaml": "a training run",
+    "embedding.yaml": "an embedder",
+    "cells": "an evaluation",
+}
 _SHOWN_PROBLEMS = 5
 
 
@@ -61,6 +67,18 @@ def check_new_folder(output: Path) -> None:
     _check_kind(output)
     if output.exists() and any(output.iterdir()):
         raise InputError(f"{output} exists: write output=... to choose another folder")
+
+
+def refuse_others(output: Path, own_mark: str | None = None) -> None:
+    """Raise InputError where a folder holds what another command makes, which would be damaged.
+
+    Args:
+        output: where a command is about to write.
+        own_mark: what the command itself makes there, a key of `_MARKS`.
+    """
+    for mark, kind in _MARKS.items():
+        if mark != own_mark and (output / mark).exists():
+            raise InputError(f"{output} holds {kind}: write output=... to choose another folder")
 
 
 @contextlib.contextmanager

@@ -142,8 +142,7 @@ def _write_result(
             raise folder.explain(error) from error
         needs_code = "auto_map" in json.loads((draft / "config.json").read_text(encoding="utf-8"))
         length = int(model.max_seq_length)
-        title = folder.path.resolve().name
-        card = render_card(title, config, start, result, length, needs_code)
+        card = render_card(folder.path, config, start, result, length, needs_code)
         write_atomically(draft / "README.md", card)
     folder.finish(result)
 

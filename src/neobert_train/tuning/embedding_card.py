@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import yaml
 
@@ -22,12 +23,12 @@ print(model.similarity(queries, documents))
 
 
 def render_card(
-    title: str, config: EmbedConfig, start: Start, result: Result, length: int, needs_code: bool
+    folder: Path, config: EmbedConfig, start: Start, result: Result, length: int, needs_code: bool
 ) -> str:
     """Write the card as Markdown with the Hub's front matter.
 
     Args:
-        title: name of the folder.
+        folder: of the embedder, as the user wrote it.
         config: of the training.
         start: what it was begun from.
         result: what came of it.
@@ -35,7 +36,7 @@ def render_card(
         needs_code: whether it loads only with the code in its folder.
     """
     code = _USE.strip().format(
-        name=json.dumps(title), trusted=", trust_remote_code=True" if needs_code else ""
+        name=json.dumps(str(folder)), trusted=", trust_remote_code=True" if needs_code else ""
     )
     return "\n".join(
         [
@@ -43,7 +44,7 @@ def render_card(
             yaml.safe_dump(_build_front_matter(config, start), sort_keys=False).rstrip(),
             "---",
             "",
-            f"# {_escape(title)}",
+            f"# {_escape(folder.resolve().name)}",
             "",
             "A sentence-transformers model: it maps texts to vectors whose cosine says how near they are. "
             f"Trained with neobert_train from {_escape(start.model)}.",

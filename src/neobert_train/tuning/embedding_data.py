@@ -75,6 +75,7 @@ def _load_files(config: PairsConfig, prefix: str) -> Dataset:
         picker.find_columns(first[1])
     except RowError as error:
         raise InputError(f"{first[0]}: {error}") from error
+    _warn_of_unused(picker, first[1], f"{prefix}paths")
     wanted = itertools.islice(itertools.chain([first], rows), config.max_rows)
     names = picker.columns
     batches = [
@@ -137,6 +138,7 @@ def _load_dataset(config: PairsConfig, prefix: str) -> Dataset:
         if error.is_setting:
             raise InputError(f"{label}: {error}") from error
         picker = _find_picker(raw, config, prefix, label)
+    _warn_of_unused(picker, raw[0], label)
     features = datasets.Features({name: datasets.Value("large_string") for name in picker.columns})
     rows = raw.map(
         _pick_batch, batched=True, remove_columns=raw.column_names, features=features,
@@ -145,6 +147,15 @@ def _load_dataset(config: PairsConfig, prefix: str) -> Dataset:
     if config.score is None and len(rows) < len(raw):
         logger.warning("%s: %d rows without a text are left out", label, len(raw) - len(rows))
     return rows
+
+
+def _warn_of_unused(picker: Picker, row: Mapping[str, Any], label: str) -> None:
+    unused = picker.list_unused_negatives(row)
+    if unused:
+        logger.warning(
+            "%s: the texts of %s are not used: write %snegatives=[%s] to learn from them",
+            label, ", ".join(unused), picker.prefix, ",".join(unused),
+        )  # fmt: skip
 
 
 def _find_picker(raw: Dataset, config: PairsConfig, prefix: str, label: str) -> Picker:

@@ -102,6 +102,11 @@ class Picker:
             if column is not None:
                 _find(row, column, f"{self.prefix}{key}")
 
+    def list_unused_negatives(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the columns that are called negatives, where none was asked for."""
+        names = [] if self.negatives else list_names(row)
+        return [name for name in names if name.lower().startswith(("negative", "hard_negative"))]
+
     def find_negatives(self, row: Mapping[str, Any]) -> list[str]:
         """Return all negatives of a row.
 
