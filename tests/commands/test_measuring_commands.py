@@ -209,6 +209,12 @@ def test_the_plan_of_the_base_run():
     flops = float(re.search(r"([\d.]+) GFLOP a token", output)[1]) * 1e9
     hours = float(re.search(r"time +([\d,.]+) hours", output)[1].replace(",", ""))
     assert hours == pytest.approx(2_097_152e6 * flops / (0.5 * 989.4e12 * 8) / 3600, rel=1e-3)
+    assert "estimate that" not in output
+
+
+def test_a_plan_says_that_its_own_share_of_the_peak_has_not_been_measured():
+    output = run_command("plan", "+experiment=smoke")
+    assert "mfu=0.34 is an estimate that has not been measured on a GPU; write mfu=SHARE" in output
 
 
 def test_the_plan_of_probes():

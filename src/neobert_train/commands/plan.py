@@ -68,6 +68,7 @@ def format_plan(config: PlanConfig) -> str:
             f"time        {_format_hours(hours)}, {_format_hours(hours * config.num_devices, 'device ')}, at "
             f"{speed:,.0f} tokens/s a device (mfu={config.mfu:g} of {format_flops(peak)}, "
             f"{device.name})",
+            *_format_assumption(config),
             *_format_probes(config, tokenizer, size, tokens * flops),
             f"memory of one device by ZeRO stage (deepspeed=zero{config.deepspeed.zero_stage} is set)",
             *(
@@ -77,6 +78,16 @@ def format_plan(config: PlanConfig) -> str:
             f"devices     {', '.join(DEVICES)}",
         ]
     )
+
+
+def _format_assumption(config: PlanConfig) -> list[str]:
+    """Return what the hours rest on, unless a share was given."""
+    if config.mfu != PlanConfig.mfu:
+        return []
+    return [
+        f"            mfu={config.mfu:g} is an estimate that has not been measured on a GPU; "
+        f"write mfu=SHARE, as train/mfu of a run"
+    ]
 
 
 def _format_probes(
