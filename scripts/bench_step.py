@@ -23,6 +23,7 @@ a GPU it is followed by what the command `plan` reckons with.
 """
 
 import argparse
+import gc
 import json
 import math
 import random
@@ -177,7 +178,7 @@ class Contestant:
         name: kind, precision and variant.
         build: makes its model; raises for what this machine lacks.
         step: once built.
-        problem: why it does not take part.
+        problem: why it does not take part, or no longer.
         seconds: of every round.
         peak_bytes: memory of a step beside the weights; None where it was not measured.
     """
@@ -345,6 +346,21 @@ def prepare(contestant: Contestant, sample: Sample) -> float:
         return math.nan
 
 
+def take_round(contestants: list[Contestant], sample: Sample, number: int) -> None:
+    """Let each take a step, in an order of this round; one that runs out of memory takes no more."""
+    left = [contestant for contestant in contestants if contestant.step]
+    for contestant in random.Random(number).sample(left, len(left)):
+        try:
+            contestant.seconds.append(take_step(contestant, sample)[0])
+        except torch.OutOfMemoryError:
+            contestant.problem = f"ran out of memory in round {number + 1}"
+            print(f"  {contestant.name:32} {contestant.problem}", flush=True)
+        if contestant.problem:  # out of the handler, which holds what the step had computed
+            contestant.model = contestant.step = None
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
 def read_status(name: str) -> int:
     """Return bytes of a line of /proc/self/status, such as VmHWM, the most memory so far."""
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -390,14 +406,14 @@ def run_context(arguments: argparse.Namespace, context: int) -> list[dict[str, A
     running = [contestant for contestant in contestants if contestant.step]
     meters = {name: PeakMeter(device, dtype) for name, dtype in DTYPES.items()}
     for number in range(arguments.rounds):
-        for contestant in random.Random(number).sample(running, len(running)):
-            contestant.seconds.append(take_step(contestant, sample)[0])
+        take_round(running, sample, number)
         for meter in meters.values():
             meter.read()
     if device.type == "cpu" and not arguments.no_memory:
-        for contestant in running:
+        left = [contestant for contestant in running if contestant.step]
+        for contestant in left:
             contestant.model = contestant.step = None
-        for contestant in running:
+        for contestant in left:
             contestant.peak_bytes = _measure_apart(arguments, context, contestant.name)
     peaks = {name: meter.read() or math.nan for name, meter in meters.items()}
     return _tabulate(running, sample, shape, peaks, context)
@@ -437,7 +453,7 @@ def _tabulate(
     batch, size = sample.packed, NeoBERTCost(shape.to_config(), shape.vocab_size).size
     flops = size.compute_flops(batch.num_tokens, batch.squared_lengths, batch.num_targets)
     rows = []
-    for contestant in contestants:
+    for contestant in (c for c in contestants if not c.problem):
         seconds = statistics.median(contestant.seconds)
         ratios = [a / b for a, b in zip(reference, contestant.seconds, strict=False)]
         rows.append(
@@ -453,7 +469,12 @@ def _tabulate(
                 "times_reference": statistics.median(ratios) if ratios else None,
             }
         )
-    return sorted(rows, key=lambda row: row["seconds"])
+    problems = [
+        {"context": context, "contestant": c.name, "problem": c.problem}
+        for c in contestants
+        if c.problem
+    ]
+    return sorted(rows, key=lambda row: row["seconds"]) + problems
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:
@@ -463,6 +484,11 @@ def format_table(rows: list[dict[str, Any]]) -> str:
         "| --: | :-- | --: | --: | --: | --: | --: |",
     ]
     for row in rows:
+        if "problem" in row:
+            lines.append(
+                f"| {row['context']:,} | {row['contestant']}: {row['problem']} | | | | | |"
+            )
+            continue
         lines.append(
             f"| {row['context']:,} | {row['contestant']} | {row['seconds']:.3f} "
             f"| {row['tokens_per_second']:,.0f} | {_format_share(row['mfu'])} "
@@ -495,6 +521,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
+    rows = [row for row in rows if "problem" not in row]
     contexts = list(dict.fromkeys(row["context"] for row in rows))
     longest = max(sum(row["context"] == context for row in rows) for context in contexts)
     figure, panels = plt.subplots(

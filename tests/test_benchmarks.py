@@ -58,6 +58,34 @@ def test_bench_step_has_a_row_for_everything_that_runs_and_a_reason_for_the_rest
         assert max(context) - min(context) < 2e-4
 
 
+def test_bench_step_goes_on_without_a_contestant_that_runs_out_of_memory():
+    sys.path.insert(0, str(SCRIPTS))
+    import bench_step
+
+    def make_contestant(name, fits):
+        def step(sample):
+            if next(fits):
+                return model(torch.ones(1, 2)).sum()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4 GiB")
+
+        model = torch.nn.Linear(2, 1)
+        return bench_step.Contestant(name, lambda: (model, step), model, step)
+
+    shape, sample = bench_step.Shape(1, 64, 1000), bench_step.make_sample(64, 64, 1, 1000)
+    small = make_contestant("ours bf16 sdpa", iter([True] * 4))
+    reference = make_contestant(bench_step.REFERENCE, iter([True, True, False]))
+    contestants = [small, reference]
+    for number in range(4):
+        bench_step.take_round(contestants, sample, number)
+    assert [len(contestant.seconds) for contestant in contestants] == [4, 2]
+    assert reference.model is None
+    rows = bench_step._tabulate(contestants, sample, shape, {"bf16": 1e9, "fp32": 1e9}, 64)
+    assert [row["contestant"] for row in rows] == [small.name, reference.name]
+    table = bench_step.format_table(rows).splitlines()
+    assert table[-1] == "| 64 | padded fp32: ran out of memory in round 3 | | | | | |"
+    assert table[-2].startswith("| 64 | ours bf16 sdpa | ")
+
+
 def test_profile_step_divides_the_time_among_parts(tmp_path):
     output = run("profile_step.py", "--steps", 1, "--trace", tmp_path / "trace.json")
     shares = {
