@@ -26,6 +26,8 @@ from neobert_train.config.derived import compute_accumulation_steps
 from neobert_train.config.schema import Precision, TrainConfig
 from neobert_train.config.store import compose_config, to_typed
 from neobert_train.distributed import Collectives, find_device
+from neobert_train.models.compilation import decide_compilation
+from neobert_train.models.encoder import DTYPES, Encoder
 from neobert_train.models.families import build_encoder
 from neobert_train.objectives.masked_lm import MaskedLM
 from neobert_train.optim.optimizers import build_optimizer
@@ -64,15 +66,24 @@ def make_batch(config: TrainConfig, vocab_size: int, seed: int) -> Batch:
     )
 
 
+def build_training_encoder(config: TrainConfig, device: torch.device) -> Encoder:
+    """Return the encoder of a run, with the attention kernel and the compiler that it would use."""
+    encoder = build_encoder(config, build_tokenizer(config.tokenizer))
+    dtype = DTYPES[config.trainer.precision]
+    encoder.choose_attention(config.model.attention.value, device, dtype)
+    if decide_compilation(config, device):
+        encoder.compile(device)
+    return encoder
+
+
 class BareStep:
     """A training step without an engine."""
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        tokenizer = build_tokenizer(config.tokenizer)
-        encoder = build_encoder(config, tokenizer)
+        encoder = build_training_encoder(config, device)
         self._objective, network = MaskedLM(encoder), encoder.network.to(device)
         # The optimiser's fp32 weights; in bf16 the model computes with copies of them.
-        masters = build_encoder(config, tokenizer).network.to(device)
+        masters = build_training_encoder(config, device).network.to(device)
         weights = dict(masters.named_parameters())
         roles, layouts = encoder.list_roles(), encoder.list_layouts()
         self._optimizer = build_optimizer(config.optimizer, weights, roles, layouts)
@@ -100,7 +111,7 @@ class EngineStep:
     """The same step by DeepSpeed, as the trainer takes it."""
 
     def __init__(self, config: TrainConfig, world: World, device: torch.device) -> None:
-        encoder = build_encoder(config, build_tokenizer(config.tokenizer))
+        encoder = build_training_encoder(config, device)
         self._engine = Engine(config, MaskedLM(encoder), world, device)
 
     def __call__(self, batches: list[Batch]) -> None:
