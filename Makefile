@@ -37,8 +37,8 @@ test: install ## Run the tests (under 20 minutes on two CPU cores)
 # Those that start the program or workers many times, or the compiler.
 LONG := training commands data/shards/test_prepared.py data/test_loader.py models/test_compilation.py \
 	models/test_hugging_face.py models/test_remote_code.py tokenizers/test_special_tokens.py \
-	tokenizers/test_training.py test_benchmarks.py test_command_line.py test_compatibility.py \
-	test_signals.py test_sweep.py test_terminal.py
+	tokenizers/test_training.py test_benchmarks.py test_check_on_gpu.py test_command_line.py \
+	test_compatibility.py test_signals.py test_sweep.py test_terminal.py
 
 test-fast: install ## Run the tests that start no program (under three minutes on two free cores)
 	$(PYTEST) $(addprefix --ignore=tests/,$(LONG))

@@ -1,0 +1,65 @@
+"""What surrounds attention in a block, as a run compiles it: time, kernels, breaks of the graph."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from bench_step import Shape
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from gpu_check.measuring import BF16, Scale, format_kinds, guard
+from gpu_check.table import NEEDS_GPU, Row, judge
+from neobert_train.modeling.heads import NeoBERTForMaskedLM
+from neobert_train.modeling.modeling_neobert import rotary_factors
+from neobert_train.models.neobert import NeoBERTEncoder
+
+
+def run(scale: Scale) -> Iterator[Row]:
+    for compiled in (True, False):
+        if compiled and not scale.on_gpu:
+            yield Row("compiled", "", verdict=NEEDS_GPU)
+            continue
+        form = "compiled" if compiled else "not compiled"
+        yield from guard(form, measure(scale, form, compiled))
+
+
+def measure(scale: Scale, form: str, compiled: bool) -> Iterator[Row]:
+    one_block = Shape(1, scale.shape.width, scale.shape.vocab_size)
+    network = NeoBERTForMaskedLM(one_block.to_neobert()).to(scale.device, BF16)
+    if compiled:
+        NeoBERTEncoder(network).compile(scale.device)
+    block, heads = network.model.transformer_encoder[0], scale.shape.heads
+    size = scale.tokens, heads, scale.shape.width // heads
+    x, attended = scale.draw(scale.tokens, scale.shape.width), scale.draw(*size)
+    gradients = [scale.draw(*size) for _ in range(3)]
+    turns = rotary_factors(torch.arange(scale.tokens, device=scale.device) % 512, size[-1])
+    inputs = [tensor.requires_grad_() for tensor in (x, attended)]
+    weights = list(block.parameters())
+
+    def project() -> None:
+        differentiate(block.project(x, turns), [x, *weights], gradients)
+
+    def combine() -> None:
+        differentiate(block.combine(x, attended), [*inputs, *weights], [x.detach()])
+
+    counters.clear()
+    yield from describe(scale, f"project, {form}", project, "1.6 compiled (estimate)")
+    yield from describe(scale, f"combine, {form}", combine, "4.7 compiled (estimate)")
+    if compiled:
+        breaks, graphs = sum(counters["graph_break"].values()), counters["stats"]["unique_graphs"]
+        yield Row("graphs, breaks of them", f"{graphs}, {breaks}", "2, 0",
+                  judge((graphs, breaks) == (2, 0)))  # fmt: skip
+
+
+def differentiate(outputs: Any, inputs: list[Tensor], gradients: list[Tensor]) -> None:
+    torch.autograd.grad(outputs, inputs, gradients, allow_unused=True)
+
+
+def describe(scale: Scale, name: str, step: Callable[[], None], expected: str) -> Iterator[Row]:
+    yield Row(f"{name}: forward and backward, ms", f"{scale.time(step, 10):.2f}", expected)
+    if not scale.on_gpu:
+        yield Row(f"{name}: kernels", "", verdict=NEEDS_GPU)
+        return
+    kernels = scale.profile(step)
+    yield Row(f"{name}: kernels", f"{len(kernels)}; ms by kind: {format_kinds(kernels)}")
