@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 TEMPORARY_PREFIX = ".tmp-"
 # What any JSON file of ours may have; the state of 100,000 lanes is a tenth of it.
 MOST_JSON_BYTES = 1 << 30
+_SECONDS_BETWEEN_LOOKS = 0.1
 _CHECKSUM, _CONTENT = "sha256", "content"
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 # EBADF is what NFS says of a folder.
@@ -149,6 +151,23 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def wait_until_seen(path: Path, seconds: float) -> bool:
+    """Wait for something that another host has just made; return whether it came into sight.
+
+    NFS keeps for up to a minute what a folder holds, and what it does not. It asks the server again
+    when the folder is opened.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError):
+            os.close(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY))
+        if os.path.lexists(path):
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 def try_lock(descriptor: int) -> bool:

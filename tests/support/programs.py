@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -111,12 +112,28 @@ def _start_server() -> socket.socket:
 
 def fork_ranks(target: str, *arguments: Any, **environment: str) -> list[Forked]:
     """Two processes of one run, with the variables that a launcher gives its processes."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-    launcher = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **environment}
+    launcher = {**describe_launch(), "LOCAL_WORLD_SIZE": "2", **environment}
     return [
         Forked(target, *arguments, RANK=rank, LOCAL_RANK=rank, **launcher) for rank in ("0", "1")
     ]
+
+
+def fork_hosts(
+    target: str, *arguments: Any, cwds: Sequence[Path], **environment: str
+) -> list[Forked]:
+    """The same as if each were on a host of its own, with a folder of its own."""
+    launcher = {**describe_launch(), "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", **environment}
+    return [
+        Forked(target, *arguments, cwd=cwd, RANK=str(rank), **launcher)
+        for rank, cwd in enumerate(cwds)
+    ]
+
+
+def describe_launch() -> dict[str, str]:
+    """The variables that are the same for two processes, wherever they are."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+    return {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 
 
 def run_command(*arguments: Any, cwd: Any = None, code: int = 0, **environment: str) -> str:

@@ -17,6 +17,7 @@ from neobert_train.machine.devices import compute_deterministically
 from neobert_train.report.refresh import ReportRefresher
 from neobert_train.run.directory import RunDirectory
 from neobert_train.run.outcome import write_outcome
+from neobert_train.run.shared import check_shared
 from neobert_train.signals import StopSignal
 from neobert_train.terminal import print_message, print_output
 from neobert_train.training.assembly import Surroundings, set_up_trainer
@@ -84,6 +85,7 @@ def _train(config: TrainConfig, around: Surroundings, publisher: Publisher | Non
     # Everything that can be wrong with what the user gave comes first, and leaves nothing behind.
     console.announce("looking at the run directory, the tokenizer and the data")
     around.collectives.on_main(around.run.claim)
+    check_shared(around.run, around.collectives)
     start = find_starting_point(config, around.run, around.collectives)
     state = start.state
     if is_complete(config.trainer, state):

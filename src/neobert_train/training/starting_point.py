@@ -43,6 +43,7 @@ from neobert_train.run.checkpoint import (
 from neobert_train.run.checkpoint_search import find_checkpoint, find_misfit
 from neobert_train.run.directory import RunDirectory
 from neobert_train.run.metrics_file import read_metrics
+from neobert_train.run.shared import share_checkpoint
 from neobert_train.tokenizers.loading import build_tokenizer, load_tokenizer, pin_tokenizer
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 
@@ -95,8 +96,9 @@ def find_starting_point(
     checkpoint = None
     if resumes:
         collectives.on_main(lambda: check_source_files(config, run, units))
-        found = collectives.on_main(lambda: str(find_resume_point(config, run, tokenizer)))
-        checkpoint = Path(found)
+        checkpoint = share_checkpoint(
+            collectives, lambda: find_resume_point(config, run, tokenizer)
+        )
     state, weights = collectives.on_all(
         lambda: load_state_and_weights(pinned, tokenizer, checkpoint)
     )

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -31,6 +30,7 @@ from neobert_train.run.checkpoint import (
 )
 from neobert_train.run.checkpoint_search import find_checkpoint
 from neobert_train.run.directory import RunDirectory
+from neobert_train.run.shared import share_checkpoint
 from neobert_train.training.checkpoint_writer import CheckpointWriter
 from neobert_train.training.console import Console
 from neobert_train.training.divergence import DivergedError, Guard
@@ -256,8 +256,7 @@ class Trainer:
         """
         if self.writer is not None:
             self.writer.join()
-        found = self.collectives.on_main(lambda: str(find_checkpoint(self.run) or ""))
-        checkpoint = Path(found) if found else None
+        checkpoint = share_checkpoint(self.collectives, lambda: find_checkpoint(self.run))
         state = load_state(checkpoint) if checkpoint else None
         if checkpoint is None or state is None or not state.updates:
             raise DivergedError("the run diverges, and has no trained checkpoint to go back to")
