@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import secrets
+import socket
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -176,9 +177,26 @@ def _keep_freed_memory() -> None:
         mallopt(trim_threshold, (1 << 31) - 1)
 
 
+def find_device_kind() -> torch.device:
+    """Return the kind of device that a run takes, before each process has found its own."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def find_device(world: World) -> torch.device:
-    """Return the accelerator of this process, or its share of the CPU's cores."""
+    """Return the accelerator of this process, or its share of the CPU's cores.
+
+    Raises:
+        InputError: this process is one too many for the GPUs that it sees.
+    """
     if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        if world.local_rank >= count:
+            gpus = "one GPU" if count == 1 else f"{count} GPUs"
+            raise InputError(
+                f"the process with LOCAL_RANK={world.local_rank} on {socket.gethostname()} sees {gpus}: "
+                f"start at most {count} on a host (torchrun --nproc-per-node {count}, deepspeed "
+                f"--num_gpus {count}), or show it more by CUDA_VISIBLE_DEVICES"
+            )
         torch.cuda.set_device(world.local_rank)
         return torch.device("cuda", world.local_rank)
     _keep_freed_memory()

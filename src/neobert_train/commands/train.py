@@ -10,7 +10,7 @@ from neobert_train.config.derived import parse_duration
 from neobert_train.config.quoting import to_shell
 from neobert_train.config.schema import TrainConfig
 from neobert_train.data.heldout import CorpusSample
-from neobert_train.distributed import Collectives, find_device, is_lost_connection
+from neobert_train.distributed import Collectives, find_device, find_device_kind, is_lost_connection
 from neobert_train.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, InputError
 from neobert_train.export.publisher import Publisher
 from neobert_train.machine.devices import compute_deterministically
@@ -37,17 +37,18 @@ def run(config: TrainConfig, world: World) -> None:
     """Train until `trainer.max_steps`, a stop signal, or an error.
 
     Raises:
-        InputError: the run directory, data, tokenizer or weights do not fit.
+        InputError: the devices, run directory, data, tokenizer or weights do not fit.
         SystemExit: with code 3 after a stop signal, the state being saved.
     """
     _quieten()
     limit = config.trainer.time_limit
     stop = StopRequest(None if limit is None else parse_duration(limit), time.monotonic())
     stop.listen(world.launcher)
-    device = find_device(world)
+    collectives = Collectives(world, find_device_kind())
+    # The main process shows errors for all, so also that another has no device.
+    device = collectives.on_all(lambda: find_device(world))
     if config.trainer.deterministic:
         compute_deterministically(device)
-    collectives = Collectives(world, device)
     directory = RunDirectory(config.output_dir)
     publishes = world.is_main and config.hub.repository is not None
     publisher = Publisher(config, directory) if publishes else None

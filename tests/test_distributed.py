@@ -1,0 +1,67 @@
+"""The processes of a run: the device of each, and what is said when one is gone."""
+
+import pytest
+import torch
+
+from neobert_train.distributed import find_device
+from neobert_train.errors import InputError
+from neobert_train.world import World
+from support.programs import finish, fork_ranks
+from training.runs import SMOKE
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A function that lets torch see a number of GPUs; the ones that were chosen."""
+
+    def show(number):
+        chosen = []
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: number > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
+        monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+        return chosen
+
+    return show
+
+
+def test_a_process_takes_the_gpu_of_its_number(gpus):
+    chosen = gpus(2)
+    device = find_device(World(rank=5, local_rank=1, world_size=8, local_world_size=2))
+    assert (device, chosen) == (torch.device("cuda", 1), [1])
+
+
+@pytest.mark.parametrize(("number", "shown"), [(1, "one GPU"), (4, "4 GPUs")])
+def test_a_process_too_many_is_told_how_many_gpus_it_sees(gpus, number, shown):
+    chosen = gpus(number)
+    with pytest.raises(InputError) as raised:
+        find_device(World(rank=4, local_rank=4, world_size=8, local_world_size=8))
+    assert "the process with LOCAL_RANK=4 on " in str(raised.value)
+    assert f"sees {shown}: start at most {number} on a host" in str(raised.value)
+    assert "CUDA_VISIBLE_DEVICES" in str(raised.value)
+    assert chosen == []
+
+
+# Two processes that both see one GPU, as far as they can without one.
+ONE_GPU = """
+import torch
+import torch.distributed as dist
+from neobert_train.__main__ import run_program
+
+join = dist.init_process_group
+dist.init_process_group = lambda backend, **options: join("gloo", **options)
+torch.cuda.is_available = lambda: True
+torch.cuda.device_count = lambda: 1
+torch.cuda.set_device = lambda device: None
+run_program()
+"""
+
+
+def test_two_processes_on_one_gpu_end_with_one_message(tmp_path):
+    (tmp_path / "one_gpu.py").write_text(ONE_GPU)
+    words = [*SMOKE, f"output_dir={tmp_path / 'run'}"]
+    main, other = fork_ranks(str(tmp_path / "one_gpu.py"), *words)
+    output = finish(main, code=2)
+    assert output.startswith("neobert_train: the process with LOCAL_RANK=1 on ")
+    assert output.count("\n") == 1
+    assert finish(other, code=2) == ""
+    assert not (tmp_path / "run").exists()
