@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from neobert_train.training.divergence import SpikeDetector
 from neobert_train.training.preemption import StopRequest
-from support.programs import Forked, finish, fork_ranks
+from support.programs import Forked, finish, fork_hosts, fork_ranks
 
 PLANTED = str(Path(__file__).with_name("planted.py"))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
@@ -114,6 +114,27 @@ def test_both_processes_skip_alike_and_blame_the_lane(tmp_path):
     assert_equal(load(tmp_path / "run", 4), load(tmp_path / "run", 6))
     anomaly = json.loads((tmp_path / "run/anomalies/step-00000005.json").read_text())
     assert [entry["lane"] for entry in anomaly["micro_batches"]] == [1]
+
+
+def test_going_back_waits_for_a_host_that_sees_the_checkpoint_late(tmp_path):
+    hosts = [tmp_path / "host0", tmp_path / "host1"]
+    for host in hosts:
+        host.mkdir()
+    rewinding = ["divergence.action=rewind", "divergence.max_skipped_steps=2"]
+    main, other = fork_hosts(
+        PLANTED, *SMALL, *rewinding, "output_dir=run", cwds=hosts,
+        LOCAL_WORLD_SIZE="2", **plant("nan", "5,6"),
+    )  # fmt: skip
+    metrics = hosts[0] / "run" / "metrics.jsonl"
+    while not (metrics.exists() and '"step": 5,' in metrics.read_text()):
+        assert main.poll() is None, main.stdout.read()
+        time.sleep(0.02)
+    time.sleep(1.0)  # by then it would have failed
+    (hosts[1] / "run").symlink_to(hosts[0] / "run")
+    output = finish(main)
+    assert "went back to the weights of step 4; continues after step 6" in output
+    assert "step 8/8" in output
+    finish(other)
 
 
 def test_too_many_skipped_steps_stop_the_run_with_advice(tmp_path):

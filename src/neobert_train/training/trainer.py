@@ -257,10 +257,12 @@ class Trainer:
         if self.writer is not None:
             self.writer.join()
         checkpoint = share_checkpoint(self.collectives, lambda: find_checkpoint(self.run))
-        state = load_state(checkpoint) if checkpoint else None
+        state = self.collectives.on_all(lambda: load_state(checkpoint) if checkpoint else None)
         if checkpoint is None or state is None or not state.updates:
             raise DivergedError("the run diverges, and has no trained checkpoint to go back to")
-        weights, moments = load_weights(checkpoint), load_moments(checkpoint)
+        weights, moments = self.collectives.on_all(
+            lambda: (load_weights(checkpoint), load_moments(checkpoint))
+        )
         self.engine.restore(EngineState(weights, moments, state.updates))
         self.state.updates = state.updates
         if self.collectives.world.is_main:
