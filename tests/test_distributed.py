@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from neobert_train.distributed import find_device
+from neobert_train.distributed import find_device, is_lost_connection
 from neobert_train.errors import InputError
 from neobert_train.world import World
 from support.programs import finish, fork_ranks
@@ -65,3 +65,50 @@ def test_two_processes_on_one_gpu_end_with_one_message(tmp_path):
     assert output.count("\n") == 1
     assert finish(other, code=2) == ""
     assert not (tmp_path / "run").exists()
+
+
+# As gloo, torch's store and ProcessGroupNCCL word them.
+LOST = [
+    RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:53654."),
+    RuntimeError(
+        "[gloo/transport/tcp/pair.cc:534] Read error [10.0.0.2]:53654: Connection reset by peer"
+    ),
+    torch.distributed.DistNetworkError(
+        "Failed to recv, got 0 bytes. Connection was likely closed. Did the remote server shutdown or crash?"
+    ),
+    torch.distributed.DistBackendError(
+        "NCCL error in: ProcessGroupNCCL.cpp:2093, remote process exited or there was a network error, "
+        "NCCL version 2.27.5\nncclRemoteError: A call failed possibly due to a network error or a remote "
+        "process exiting prematurely.\nLast error:\nsocketProgress: Connection closed by remote peer"
+    ),
+    torch.distributed.DistBackendError(
+        "NCCL communicator was aborted on rank 3.  Original reason for failure was: NCCL error"
+    ),
+    torch.distributed.DistBackendError(
+        "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE) ran for "
+        "1800000 milliseconds before timing out."
+    ),
+]
+OWN = [
+    torch.distributed.DistBackendError(
+        "NCCL error in: ProcessGroupNCCL.cpp:2093, unhandled system error (run with NCCL_DEBUG=INFO for "
+        "details), NCCL version 2.27.5\nncclSystemError: System call (e.g. socket, malloc) or external "
+        "library call failed or device error.\nLast error:\nError while creating shared memory segment "
+        "/dev/shm/nccl-b0zFsn (size 9637888)"
+    ),
+    torch.distributed.DistBackendError(
+        "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.\nLast error:\nDuplicate GPU "
+        "detected : rank 1 and rank 0 both on CUDA device 41000"
+    ),
+    RuntimeError("CUDA out of memory"),
+]
+
+
+@pytest.mark.parametrize("error", LOST, ids=lambda error: str(error)[:40])
+def test_an_error_by_which_another_process_is_known_to_be_gone(error):
+    assert is_lost_connection(error)
+
+
+@pytest.mark.parametrize("error", OWN, ids=lambda error: str(error)[:40])
+def test_an_error_of_this_process_is_shown_as_what_it_is(error):
+    assert not is_lost_connection(error)

@@ -1,5 +1,6 @@
 """Collectives among the processes of a run, on small numbers held by the host."""
 
+import contextlib
 import ctypes
 import json
 import os
@@ -21,6 +22,14 @@ from neobert_train.world import World
 Result = TypeVar("Result")
 
 _TIMEOUT = timedelta(minutes=30)
+_FOREVER = timedelta(days=3650)
+# By which libraries tell that another process is gone: gloo and sockets, torch's store, NCCL.
+_SIGNS_OF_LOSS = (
+    "Connection closed", "Connection reset", "Broken pipe",
+    "Connection was likely closed",
+    "ncclRemoteError", "remote process exited", "NCCL communicator was aborted",
+    "Watchdog caught collective operation timeout",
+)  # fmt: skip
 
 
 class Collectives:
@@ -35,6 +44,7 @@ class Collectives:
         )
         self.world = world
         self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        self._silent_group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
 
     def sum(self, values: Sequence[int]) -> list[int]:
         """Return element-wise sum over all processes, exact."""
@@ -94,6 +104,14 @@ class Collectives:
     def barrier(self) -> None:
         """Wait for every process."""
         dist.barrier(group=self._group)
+
+    def wait_until_lost(self, rank: int) -> None:
+        """Wait until another process is gone; in a thread, since it may be for as long as this one lives."""
+        # Nothing is ever sent there, so that all that can come is the end of the connection.
+        silence = dist.irecv(torch.empty(1), src=rank, group=self._silent_group)
+        assert silence is not None
+        with contextlib.suppress(RuntimeError):
+            silence.wait(_FOREVER)
 
     def close(self) -> None:
         """Leave the process group."""
@@ -159,9 +177,13 @@ def _try(function: Callable[[], Any]) -> tuple[Any, str | None]:
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
-    """Return whether a collective failed because another process is gone."""
+    """Return whether a collective failed because another process is gone.
+
+    The type does not tell: torch raises a DistBackendError also where NCCL has no memory or was called
+    wrongly, which the user has to see.
+    """
     text = str(error)
-    return any(sign in text for sign in ("Connection closed", "Connection reset", "Broken pipe"))
+    return any(sign in text for sign in _SIGNS_OF_LOSS)
 
 
 def _keep_freed_memory() -> None:

@@ -1,9 +1,12 @@
 """neobert_train with a planted fault, FAULT, in lane 1 of the steps STEPS=3,4,...
 
 nan, huge: of the loss. hang, die: of the process; die_evaluating in the evaluation after the step.
-slow_write: every checkpoint takes three seconds, and each process says at its end which there are.
+die_alone: while the process of lane 0 is in a call that nothing ends, as a wait for a GPU is; every
+checkpoint takes six seconds. slow_write: every checkpoint takes three seconds, and each process says at
+its end which there are.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -29,8 +32,11 @@ def compute_with_fault(self, batch):
                 loss = loss * 100
             case "hang":
                 time.sleep(1000)
-            case "die":
+            case "die" | "die_alone":
                 os.kill(os.getpid(), signal.SIGKILL)
+    alone = os.environ["FAULT"] == "die_alone"
+    if alone and training and batch.lane == 0 and batch.lane_state["num_batches"] in STEPS:
+        ctypes.CDLL(None).sleep(1000)
     if not training and os.environ["FAULT"] == "die_evaluating" and latest_step in STEPS:
         os.kill(os.getpid(), signal.SIGKILL)
     return Outcome(loss, outcome.sums)
@@ -50,13 +56,13 @@ def note_steps():
     Trainer._evaluate = noted
 
 
-def write_slowly():
+def write_slowly(seconds):
     from neobert_train.training import checkpoint_writer
 
     save_checkpoint = checkpoint_writer.save_checkpoint
 
     def save(*arguments):
-        time.sleep(3)
+        time.sleep(seconds)
         return save_checkpoint(*arguments)
 
     checkpoint_writer.save_checkpoint = save
@@ -76,9 +82,15 @@ if __name__ == "__main__":
         case "die_evaluating":
             note_steps()
         case "slow_write":
-            write_slowly()
+            write_slowly(3)
+        case "die_alone":
+            write_slowly(6)
+    code = 0
     try:
         main()
-    finally:
-        if os.environ["FAULT"] == "slow_write":
-            tell_checkpoints()
+    except SystemExit as error:
+        code = error.code
+    if os.environ["FAULT"] == "slow_write":
+        tell_checkpoints()
+    sys.stdout.flush()
+    os._exit(code)  # as the program ends, whatever torch still does

@@ -196,6 +196,19 @@ def test_a_killed_process_takes_the_others_along(tmp_path):
     assert "step 8/8" in run_two(tmp_path / "run")
 
 
+def test_a_process_whose_main_thread_is_blocked_ends_after_another_was_killed(tmp_path):
+    """As one that waits for a GPU, which Python cannot interrupt; what it writes is finished first."""
+    words = [*SMALL, f"output_dir={tmp_path / 'run'}"]
+    main, other = fork_ranks(PLANTED, *words, **plant("die_alone", "3"))
+    assert other.wait(300) == -signal.SIGKILL
+    died = time.monotonic()
+    output = finish(main, code=1)
+    assert time.monotonic() - died < 30
+    assert "rank 0: ends, since another process of the run did (rank 1)" in output
+    assert "Traceback" not in output
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
+
+
 def test_a_checkpoint_that_cannot_be_written_is_told_and_training_goes_on(tmp_path):
     output = run(tmp_path / "run", file_bytes=100_000, code=2)
     assert "the checkpoint of step 2 cannot be written" in output

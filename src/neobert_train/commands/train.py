@@ -23,6 +23,7 @@ from neobert_train.terminal import print_message, print_output
 from neobert_train.training.assembly import Surroundings, set_up_trainer
 from neobert_train.training.console import Console, format_duration
 from neobert_train.training.divergence import DivergedError
+from neobert_train.training.peers import PeerWatch
 from neobert_train.training.preemption import LAUNCHER_ENDED, StopRequest
 from neobert_train.training.probing import format_scores
 from neobert_train.training.starting_point import find_starting_point
@@ -68,7 +69,10 @@ def run(config: TrainConfig, world: World) -> None:
             sys.exit(code)
         if isinstance(error, RuntimeError) and is_lost_connection(error) and world.world_size > 1:
             # Another process died first, and its error is the one to be seen last.
-            print_message(f"rank {world.rank}: ends, since another process of the run did")
+            print_message(
+                f"rank {world.rank}: ends, since another process of the run did "
+                f"({str(error).splitlines()[0]})"
+            )
             os._exit(code)
         raise
     if world.is_main:
@@ -117,6 +121,8 @@ def _train(config: TrainConfig, around: Surroundings, publisher: Publisher | Non
 def _fit(trainer: Trainer) -> None:
     """Train, and end together with the other processes."""
     ends_together = False
+    finish = trainer.writer.join if trainer.writer is not None else lambda: None
+    peers = PeerWatch(trainer.collectives, finish)
     try:
         trainer.fit()
         ends_together = True
@@ -124,6 +130,7 @@ def _fit(trainer: Trainer) -> None:
         ends_together = True
         raise
     finally:
+        peers.close()
         trainer.close()
         if ends_together:
             # Launchers kill the others half a minute after one has ended; by then the main process
