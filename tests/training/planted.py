@@ -2,13 +2,14 @@
 
 nan, huge: of the loss. hang, die: of the process; die_evaluating in the evaluation after the step.
 die_alone: while the process of lane 0 is in a call that nothing ends, as a wait for a GPU is; every
-checkpoint takes six seconds. slow_write: every checkpoint takes three seconds, and each process says at
-its end which there are.
+checkpoint takes six seconds. unplug: of the network of its host. slow_write: every checkpoint takes three
+seconds, and each process says at its end which there are.
 """
 
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -34,6 +35,8 @@ def compute_with_fault(self, batch):
                 time.sleep(1000)
             case "die" | "die_alone":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "unplug":
+                subprocess.run(["ip", "link", "set", "eth0", "down"], check=True)
     alone = os.environ["FAULT"] == "die_alone"
     if alone and training and batch.lane == 0 and batch.lane_state["num_batches"] in STEPS:
         ctypes.CDLL(None).sleep(1000)
