@@ -9,9 +9,12 @@ from float64_reference import (
     encode,
     predict,
     random_ids,
+    rotate_complex,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from neobert_train.modeling.modeling_neobert import rotary_factors, rotate, turn_with_flip
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +25,16 @@ def model():
 @pytest.fixture(scope="module")
 def state(model):
     return double_state(model)
+
+
+def test_pairs_are_turned_alike_in_the_form_for_gpus():
+    positions = torch.randint(0, 4096, (50,), generator=torch.Generator().manual_seed(0))
+    x = torch.randn(50, 3, 2, 16, generator=torch.Generator().manual_seed(1))
+    pairs, turns = x.unflatten(-1, (-1, 2)), rotary_factors(positions, 16)
+    turned = turn_with_flip(pairs, turns)
+    assert turned.equal(rotate(x, turns).view_as(turned))
+    exact = [rotate_complex(part.double(), positions) for part in x.flatten(1, 2).unbind(1)]
+    assert (turned.flatten(-2).flatten(1, 2).double() - torch.stack(exact, 1)).abs().max() < 2e-3
 
 
 def bounds_of(lengths: list[int], dtype: torch.dtype = torch.int32) -> torch.Tensor:
