@@ -22,6 +22,8 @@ NUM_TOKENS = 336
 # Attention this sharp makes much of small errors: weights that move by one bf16 rounding move the
 # gradients by up to 8 %, in float64 as well.
 TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 0.1}
+# The kernels of GPUs round in other places; of a wrong one the gradients are off by their own size.
+MORE_ON_A_GPU = 2.0
 BACKENDS_OF_DEVICES = [
     ("cpu", "sdpa"),
     *(pytest.param("cuda", name, marks=pytest.mark.gpu) for name in BACKENDS),
@@ -99,7 +101,7 @@ def test_loss_and_every_gradient_are_those_of_the_formulas(
     outcome = MaskedLM(NeoBERTEncoder(model)).compute(build_batch().to(place))
     summed, correct = outcome.loss_sum, outcome.sums["accuracy"]
     summed.backward()
-    tolerance = TOLERANCES[dtype]
+    tolerance = TOLERANCES[dtype] * (MORE_ON_A_GPU if device == "cuda" else 1.0)
     assert abs(summed.double().item() - loss.item()) < tolerance * loss.item()
     assert abs(int(correct) - num_correct) <= (0 if dtype == torch.float32 else 2)
     for name, parameter in model.named_parameters():
