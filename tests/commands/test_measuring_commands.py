@@ -16,6 +16,7 @@ from neobert_train.commands import evaluate
 from neobert_train.config.choices import CHOICES
 from neobert_train.config.evaluate_schema import EvaluateConfig
 from neobert_train.config.model_schema import NeoBERTModelConfig
+from neobert_train.config.schema import Precision
 from neobert_train.data.corpus import open_corpus
 from neobert_train.data.lane.lane import initial_states
 from neobert_train.data.loader import StepLoader
@@ -85,6 +86,16 @@ def test_a_model_that_is_a_pickle_is_not_read(finished_run, tmp_path):
     assert "cannot be loaded as a NeoBERT" in told
     assert "model.safetensors" in told
     assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "on_cpu", "on_gpu"),
+    [(None, False, True), ("fp32", False, False), ("bf16", True, True)],
+)
+def test_evaluate_computes_in_bf16_on_gpus_unless_told_otherwise(wanted, on_cpu, on_gpu):
+    config = EvaluateConfig(precision=None if wanted is None else Precision(wanted))
+    assert evaluate.decide_bf16(config, torch.device("cpu")) is on_cpu
+    assert evaluate.decide_bf16(config, torch.device("cuda")) is on_gpu
 
 
 def test_evaluate_says_what_is_missing(finished_run):

@@ -78,7 +78,7 @@ def compare(config: EvaluateConfig, world: World) -> None:
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
         raise InputError(f"models=[...] names {twice} twice: name it once")
-    bf16 = choose_precision(config.precision, device) is Precision.bf16
+    bf16 = decide_bf16(config, device)
     comparison = Comparison(
         candidates,
         tasks,
@@ -126,6 +126,13 @@ def compare(config: EvaluateConfig, world: World) -> None:
         sys.exit(EXIT_FAILED)
 
 
+def decide_bf16(config: EvaluateConfig, device: torch.device) -> bool:
+    """Return whether to compute in bf16; on GPUs packed kernels and fast products need it."""
+    if config.precision is None:
+        return device.type == "cuda"
+    return choose_precision(config.precision, device) is Precision.bf16
+
+
 def take_device(world: World) -> torch.device:
     """Return the device of this process, which computes cells of its own beside others."""
     for name in _LAUNCHER_VARIABLES:
@@ -150,7 +157,7 @@ def measure_on_text(config: EvaluateConfig, world: World) -> None:
     subject = load_subject(config)
     documents = load_documents(config, subject.tokenizer)
     device = find_device(world)
-    bf16 = choose_precision(config.precision, device) is Precision.bf16
+    bf16 = decide_bf16(config, device)
     reading = Reading(
         override(subject.masking, config.masking),
         config.context_length or subject.context_length,

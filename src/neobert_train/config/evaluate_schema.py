@@ -185,6 +185,7 @@ class EvaluateConfig:
     seed: int | None = setting(
         None, "Decides which tokens are masked; the run's own (or 0) by default.", at_least=0
     )
-    precision: Precision = setting(
-        Precision.fp32, "bf16 or fp32 for forward passes; auto is bf16 where the hardware has it."
-    )
+    precision: Precision | None = setting(
+        None, "bf16 or fp32 to compute in; null is bf16 on GPUs and fp32 on CPUs, auto is bf16 where the "
+        "hardware has it.",
+    )  # fmt: skip

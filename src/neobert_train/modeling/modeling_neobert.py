@@ -62,7 +62,8 @@ def turn_with_flip(pairs: Tensor, turns: Tensor) -> Tensor:
     """
     cos, sin = turns.split(1, dim=-1)
     signs = torch.arange(-1, 2, 2, device=pairs.device)
-    return pairs * cos + pairs.flip(-1) * (sin * signs)
+    turned: Tensor = pairs * cos + pairs.flip(-1) * (sin * signs)
+    return turned
 
 
 def _is_traced() -> bool:
