@@ -20,8 +20,7 @@ class PlanConfig(TrainConfig):
     # packed attention.
     mfu: float = setting(
         0.34,
-        "Share of the device's peak that training is assumed to reach, as train/mfu of a run; 0.34 is an "
-        "estimate that has not been measured on a GPU.",
+        "Share of the device's peak that training reaches, as train/mfu of a run; 0.34 is not measured.",
         above=0.0,
         at_most=1.0,
     )
