@@ -85,6 +85,27 @@ def test_loss_and_gradients_are_those_of_float64_whatever_the_vocabulary(
         assert (found - right).norm() <= tolerance * right.norm() + 1e-6, name
 
 
+@pytest.mark.parametrize("can_add", [True, False])
+def test_products_are_added_in_float32_whatever_torch_can_add(monkeypatch, can_add):
+    from neobert_train.modeling import fused_cross_entropy
+
+    def multiply(a, b, out_dtype):
+        return a.to(out_dtype) @ b.to(out_dtype)
+
+    def add(total, a, b, out_dtype, out):
+        if not can_add:
+            raise RuntimeError("self and mat2 must have the same dtype")
+        return out.copy_(total + multiply(a, b, out_dtype))
+
+    monkeypatch.setattr(torch, "mm", multiply)  # a CPU has neither
+    monkeypatch.setattr(torch, "addmm", add)
+    fused_cross_entropy._can_add.cache_clear()
+    total, matrix = torch.ones(3, 3), torch.full((3, 3), 0.1).bfloat16()
+    fused_cross_entropy.FusedSteps().add_product(total, matrix.T, matrix)
+    fused_cross_entropy._can_add.cache_clear()
+    assert total.equal(1 + matrix.T.float() @ matrix.float())
+
+
 def test_right_predictions_are_counted_and_nothing_else_without_gradients(steps):
     hidden, weight, bias, _ = make(6, 50, torch.float32)
     ranked = F.linear(hidden, weight, bias).argsort(-1, descending=True)

@@ -3,6 +3,8 @@
 It is imported by `cross_entropy.find_steps` where there is a GPU, and needs Triton.
 """
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 import triton
@@ -45,8 +47,21 @@ class FusedSteps(Steps):
         """Add a @ b to a float32 total, without rounding the product or writing it down by itself."""
         if a.dtype is torch.float32:
             total.addmm_(a, b)
-        else:
+        elif _can_add(total.device, a.dtype):
             torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+        else:
+            total += torch.mm(a, b, out_dtype=torch.float32)
+
+
+@lru_cache(maxsize=8)
+def _can_add(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether torch adds a product of 16-bit matrices to a float32 total; not every version does."""
+    total, a = torch.zeros(8, 8, device=device), torch.zeros(8, 8, dtype=dtype, device=device)
+    try:
+        torch.addmm(total, a, a, out_dtype=torch.float32, out=total)
+    except RuntimeError:
+        return False
+    return True
 
 
 @triton.jit
