@@ -1,9 +1,11 @@
 """The processes of a run: the device of each, and what is said when one is gone."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from neobert_train.distributed import find_device, is_lost_connection
+from neobert_train.distributed import find_device, is_lost_connection, share_device
 from neobert_train.errors import InputError
 from neobert_train.world import World
 from support.programs import finish, fork_ranks
@@ -65,6 +67,17 @@ def test_two_processes_on_one_gpu_end_with_one_message(tmp_path):
     assert output.count("\n") == 1
     assert finish(other, code=2) == ""
     assert not (tmp_path / "run").exists()
+
+
+def test_hosts_with_and_without_a_gpu_are_not_mixed():
+    others = [["node1", "cuda"], ["node2", "cuda"]]
+    collectives = SimpleNamespace(
+        world=World(), on_all=lambda find: find(), gather=lambda own: [own, *others]
+    )
+    with pytest.raises(InputError, match=r"has no GPU that torch can use, and other processes"):
+        share_device(collectives)
+    others.clear()
+    assert share_device(collectives).type == "cpu"
 
 
 # As gloo, torch's store and ProcessGroupNCCL word them.

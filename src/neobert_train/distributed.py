@@ -204,6 +204,24 @@ def find_device_kind() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def share_device(collectives: Collectives) -> torch.device:
+    """Find the device of this process, and see that all processes have the same kind.
+
+    Raises:
+        InputError: a process has none, or some have a GPU and some have not; on every process.
+    """
+    # The main process shows errors for all, so also that another has no device.
+    device = collectives.on_all(lambda: find_device(collectives.world))
+    kinds = collectives.gather([socket.gethostname(), device.type])
+    without = dict.fromkeys(host for host, kind in kinds if kind == "cpu")
+    if len({kind for _, kind in kinds}) > 1:
+        raise InputError(
+            f"{', '.join(without)} has no GPU that torch can use, and other processes of the run have "
+            f"one: look at what `python -m neobert_train doctor` says there"
+        )
+    return device
+
+
 def find_device(world: World) -> torch.device:
     """Return the accelerator of this process, or its share of the CPU's cores.
 
@@ -217,7 +235,8 @@ def find_device(world: World) -> torch.device:
             raise InputError(
                 f"the process with LOCAL_RANK={world.local_rank} on {socket.gethostname()} sees {gpus}: "
                 f"start at most {count} on a host (torchrun --nproc-per-node {count}, deepspeed "
-                f"--num_gpus {count}), or show it more by CUDA_VISIBLE_DEVICES"
+                f"--num_gpus {count}), or show every process all GPUs of the host (CUDA_VISIBLE_DEVICES; "
+                f"srun --gpus-per-node, without --gpus-per-task and --gpu-bind)"
             )
         torch.cuda.set_device(world.local_rank)
         return torch.device("cuda", world.local_rank)

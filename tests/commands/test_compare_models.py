@@ -168,9 +168,14 @@ def test_so_few_steps_that_nothing_is_learned_are_told(folder, undisturbed):
         "sst2, rte, stsb: fine-tuned; 32 training and 20 evaluation examples; steps 1; "
         in (folder / "undisturbed/results.md").read_text()
     )
-    assert "few steps" not in run_command(
+    assert "teaches little" not in run_command(
         *build_arguments("planned", "plan=true", "grid.max_steps=1"), cwd=folder
     )
+    own = run_command(
+        *build_arguments("planned", "plan=true", "grid.task_epochs={sst2:[2]}"), cwd=folder
+    )
+    assert "sst2 is fine-tuned for 2 steps" in own
+    assert "write 'grid.task_epochs={sst2:[100]}'" in own
     assert "Traceback" not in output
 
 

@@ -92,10 +92,15 @@ def test_a_model_that_is_a_pickle_is_not_read(finished_run, tmp_path):
     ("wanted", "on_cpu", "on_gpu"),
     [(None, False, True), ("fp32", False, False), ("bf16", True, True)],
 )
-def test_evaluate_computes_in_bf16_on_gpus_unless_told_otherwise(wanted, on_cpu, on_gpu):
+def test_evaluate_computes_in_bf16_on_gpus_unless_told_otherwise(
+    monkeypatch, wanted, on_cpu, on_gpu
+):
     config = EvaluateConfig(precision=None if wanted is None else Precision(wanted))
+    monkeypatch.setattr(evaluate, "has_native_bf16", lambda device: True)
     assert evaluate.decide_bf16(config, torch.device("cpu")) is on_cpu
     assert evaluate.decide_bf16(config, torch.device("cuda")) is on_gpu
+    monkeypatch.setattr(evaluate, "has_native_bf16", lambda device: False)
+    assert evaluate.decide_bf16(config, torch.device("cuda")) is (wanted == "bf16")
 
 
 def test_evaluate_says_what_is_missing(finished_run):

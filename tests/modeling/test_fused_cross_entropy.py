@@ -185,16 +185,21 @@ def test_it_compiles_for_ampere_hopper_and_blackwell_with_loads_of_16_bytes(tmp_
         assert "st.global.v4.b32" in text
 
 
-def test_steps_that_give_other_numbers_are_not_believed(steps, monkeypatch):
-    monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", 8)
+@pytest.mark.parametrize(
+    # Of many rows in bf16 the rounding of large scores would add up to more than is allowed.
+    ("dtype", "rows"), [(torch.float32, 40), (torch.bfloat16, 1000), (torch.float16, 40)]
+)  # fmt: skip
+def test_steps_are_believed_unless_they_give_other_numbers(steps, monkeypatch, dtype, rows):
     cpu = torch.device("cpu")
-    try_out_steps(steps, cpu, torch.float32)
+    monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", rows)
+    try_out_steps(steps, cpu, dtype)
+    monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", 40)
     monkeypatch.setattr(
         type(steps), "add_product", lambda self, total, a, b: total.add_(a @ b, alpha=1.1)
     )
-    with pytest.raises(ValueError, match=r"its weight differs by 0\.1"):
-        try_out_steps(steps, cpu, torch.float32)
-    assert type(find_steps(cpu, torch.float32)) is Steps
+    with pytest.raises(ValueError, match=r"its weight differs by 0\.(1|09)"):
+        try_out_steps(steps, cpu, dtype)
+    assert type(find_steps(cpu, dtype)) is Steps
 
 
 @pytest.mark.gpu

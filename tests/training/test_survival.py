@@ -207,6 +207,7 @@ def test_a_process_whose_main_thread_is_blocked_ends_after_another_was_killed(tm
     assert "rank 0: ends, since another process of the run did (rank 1)" in output
     assert "Traceback" not in output
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
+    assert "another process of the run did (rank 1)" in (tmp_path / "run/outcome.json").read_text()
 
 
 def test_a_checkpoint_that_cannot_be_written_is_told_and_training_goes_on(tmp_path):

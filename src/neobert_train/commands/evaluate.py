@@ -31,7 +31,7 @@ from neobert_train.evaluation.texts import (
     read_documents,
 )
 from neobert_train.extras import require_packages
-from neobert_train.machine.devices import choose_precision
+from neobert_train.machine.devices import choose_precision, has_native_bf16
 from neobert_train.models.loading import load_trained
 from neobert_train.report.evaluation_page import write_results
 from neobert_train.report.evaluation_tables import render_markdown
@@ -129,7 +129,7 @@ def compare(config: EvaluateConfig, world: World) -> None:
 def decide_bf16(config: EvaluateConfig, device: torch.device) -> bool:
     """Return whether to compute in bf16; on GPUs packed kernels and fast products need it."""
     if config.precision is None:
-        return device.type == "cuda"
+        return device.type == "cuda" and has_native_bf16(device)
     return choose_precision(config.precision, device) is Precision.bf16
 
 
@@ -139,7 +139,7 @@ def take_device(world: World) -> torch.device:
         os.environ.pop(name, None)
     # accelerate imports DeepSpeed, which guesses, and says so.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    if torch.cuda.device_count() > 1:
+    if torch.cuda.is_available():
         # Trainers take all that they see.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))

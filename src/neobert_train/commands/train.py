@@ -1,5 +1,6 @@
 """Train an experiment, or continue it where it stopped."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -10,7 +11,12 @@ from neobert_train.config.derived import parse_duration
 from neobert_train.config.quoting import to_shell
 from neobert_train.config.schema import TrainConfig
 from neobert_train.data.heldout import CorpusSample
-from neobert_train.distributed import Collectives, find_device, find_device_kind, is_lost_connection
+from neobert_train.distributed import (
+    Collectives,
+    find_device_kind,
+    is_lost_connection,
+    share_device,
+)
 from neobert_train.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, InputError
 from neobert_train.export.publisher import Publisher
 from neobert_train.machine.devices import compute_deterministically
@@ -46,8 +52,7 @@ def run(config: TrainConfig, world: World) -> None:
     stop = StopRequest(None if limit is None else parse_duration(limit), time.monotonic())
     stop.listen(world.launcher)
     collectives = Collectives(world, find_device_kind())
-    # The main process shows errors for all, so also that another has no device.
-    device = collectives.on_all(lambda: find_device(world))
+    device = share_device(collectives)
     if config.trainer.deterministic:
         compute_deterministically(device)
     directory = RunDirectory(config.output_dir)
@@ -103,13 +108,15 @@ def _train(config: TrainConfig, around: Surroundings, publisher: Publisher | Non
     on_checkpoint = [report.refresh] if config.logging.report else []
     if publisher is not None:
         on_checkpoint.append(publisher.refresh)
-    trainer, sample = set_up_trainer(config, around, start, on_checkpoint)
-    if publisher is not None:
-        publisher.refresh()  # what an earlier start left
-    del start  # its copy of all weights takes room on every process
-    first_tokens = state.tokens
-    console.begin_steps(state.step)
-    _fit(trainer)
+    # From here on processes wait for each other on GPUs too.
+    with contextlib.closing(PeerWatch(around.collectives, around.run)) as peers:
+        trainer, sample = set_up_trainer(config, around, start, on_checkpoint)
+        if publisher is not None:
+            publisher.refresh()  # what an earlier start left
+        del start  # its copy of all weights takes room on every process
+        first_tokens = state.tokens
+        console.begin_steps(state.step)
+        _fit(trainer, peers)
     around.collectives.on_main(lambda: check_last_checkpoint(trainer))
     if world.is_main:
         report.finish()
@@ -118,11 +125,11 @@ def _train(config: TrainConfig, around: Surroundings, publisher: Publisher | Non
         print_output(format_summary(around.run, trainer, sample, tokens, seconds))
 
 
-def _fit(trainer: Trainer) -> None:
+def _fit(trainer: Trainer, peers: PeerWatch) -> None:
     """Train, and end together with the other processes."""
     ends_together = False
-    finish = trainer.writer.join if trainer.writer is not None else lambda: None
-    peers = PeerWatch(trainer.collectives, finish)
+    if trainer.writer is not None:
+        peers.finish = trainer.writer.join
     try:
         trainer.fit()
         ends_together = True

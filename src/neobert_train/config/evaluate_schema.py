@@ -186,6 +186,5 @@ class EvaluateConfig:
         None, "Decides which tokens are masked; the run's own (or 0) by default.", at_least=0
     )
     precision: Precision | None = setting(
-        None, "bf16 or fp32 to compute in; null is bf16 on GPUs and fp32 on CPUs, auto is bf16 where the "
-        "hardware has it.",
+        None, "bf16 or fp32; auto is bf16 where the hardware has it, null only where that is a GPU."
     )  # fmt: skip

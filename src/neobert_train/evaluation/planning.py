@@ -52,13 +52,15 @@ def warn_of_few_steps(comparison: Comparison) -> list[str]:
     warnings = []
     for task in comparison.tasks:
         settings = task.list_settings()
-        counts = task.count_examples() if isinstance(task, LabelledTask) else {}
+        if not isinstance(task, LabelledTask):
+            continue
+        counts = task.count_examples()
         most = max(counts.get("steps", [_FEW_STEPS]))
         if most >= _FEW_STEPS or any(most == each["max_steps"] for each in settings):
             continue
         epochs = math.ceil(_FEW_STEPS / most) * max(each["epochs"] for each in settings)
         warnings.append(
             f"{task.name} is fine-tuned for {most} steps on {counts['training_examples']:,} examples, "
-            f"which teaches little: write grid.epochs=[{epochs}], or preset=probe"
+            f"which teaches little: write {task.suggest_epochs(epochs)}, or preset=probe"
         )
     return warnings

@@ -104,6 +104,12 @@ class LabelledTask:
             )
         ]  # fmt: skip
 
+    def suggest_epochs(self, epochs: int) -> str:
+        """Return the override by which this task is trained for so many epochs."""
+        if self.name in self._grid.task_epochs:
+            return f"'grid.task_epochs={{{self.name}:[{epochs}]}}'"
+        return f"grid.epochs=[{epochs}]"
+
     def count_examples(self) -> dict[str, Any]:
         """Return what follows from the number of examples; of fine-tuning also the steps of each setting."""
         counts: dict[str, Any] = {

@@ -98,7 +98,7 @@ def set_up_trainer(
     collectives.on_main(lambda: open_run_directory(asked, run, environment, sample, units, network))
     console.announce(describe_setup(asked, config, attention, world, device))
     compiles = decide_compilation(config, device) and encoder.compile(device)
-    engine = build_starting_engine(config, start, encoder, world, device)
+    engine = build_starting_engine(config, start, encoder, collectives, device)
     state.lanes = {lane: state.lanes[lane] for lane in world.lanes(len(state.lanes))}
     is_main = world.is_main
     first = f"continuing after step {state.step}" if state.step else "taking the first step"
@@ -145,17 +145,25 @@ def build_starting_engine(
     config: TrainConfig,
     start: StartingPoint,
     encoder: Encoder,
-    world: World,
+    collectives: Collectives,
     device: torch.device,
 ) -> Engine:
-    """Return an engine that trains the encoder, with the optimiser where it was."""
+    """Return an engine that trains the encoder, with the optimiser where it was.
+
+    Raises:
+        InputError: the optimiser's state cannot be read; on every process.
+    """
+    checkpoint, updates = start.checkpoint, start.state.updates
+    moments = None
+    if checkpoint is not None and updates:
+        moments = collectives.on_all(lambda: load_moments(checkpoint))
     if config.model.activation_checkpointing:
         encoder.checkpoint_activations()
-    engine = Engine(config, build_objective(config.objective, encoder), world, device)
-    updates = start.state.updates
-    if start.checkpoint is not None and updates:
+    objective = build_objective(config.objective, encoder)
+    engine = Engine(config, objective, collectives.world, device)
+    if moments is not None:
         assert start.weights is not None
-        engine.restore(EngineState(start.weights, load_moments(start.checkpoint), updates))
+        engine.restore(EngineState(start.weights, moments, updates))
     return engine
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from neobert_train.distributed import Collectives
 from neobert_train.errors import EXIT_FAILED
+from neobert_train.run.directory import RunDirectory
+from neobert_train.run.outcome import write_outcome
 from neobert_train.terminal import print_message
 
 # Each process watches few others, so that few threads wait; news of a loss takes a step or two more.
@@ -22,13 +24,19 @@ _GRACE_SECONDS = 3.0
 class PeerWatch:
     """Watches that the other processes live, from now on until it is closed.
 
+    Its threads wait inside torch for as long as the process lives, so that it has to end by `os._exit`.
+
     Args:
         collectives: of the run.
+        run: into which the main process writes why it ends.
+
+    Attributes:
         finish: called before this process is ended.
     """
 
-    def __init__(self, collectives: Collectives, finish: Callable[[], None]) -> None:
-        self._rank, self._finish = collectives.world.rank, finish
+    def __init__(self, collectives: Collectives, run: RunDirectory) -> None:
+        self._rank, self._run = collectives.world.rank, run
+        self.finish: Callable[[], None] = lambda: None
         self._closed = threading.Event()
         for other in list_neighbours(self._rank, collectives.world.world_size):
             threading.Thread(
@@ -43,11 +51,12 @@ class PeerWatch:
         collectives.wait_until_lost(other)
         if self._closed.wait(_GRACE_SECONDS):
             return
-        print_message(
-            f"rank {self._rank}: ends, since another process of the run did (rank {other})"
-        )
+        reason = f"ends, since another process of the run did (rank {other})"
+        print_message(f"rank {self._rank}: {reason}")
         try:
-            self._finish()
+            self.finish()
+            if self._rank == 0 and self._run.is_open:
+                write_outcome(self._run, EXIT_FAILED, reason)
         finally:
             os._exit(EXIT_FAILED)
 
