@@ -23,7 +23,7 @@ from neobert_train.evaluation.conditions import Conditions
 from neobert_train.evaluation.heldout import Evaluation
 from neobert_train.evaluation.language import Reading, measure_masked_lm
 from neobert_train.evaluation.planning import format_plan, warn_of_few_steps
-from neobert_train.evaluation.results import collect_results, replaces_others
+from neobert_train.evaluation.results import Results, collect_results, replaces_others
 from neobert_train.evaluation.texts import (
     Subject,
     list_text_units,
@@ -68,33 +68,41 @@ def compare(config: EvaluateConfig, world: World) -> None:
         InputError: a model or the data of a task cannot be read, or the output cannot be written.
         SystemExit: with code 1 where cells failed, the tables being written.
     """
-    assert config.output is not None
-    require_packages("evaluation", ["accelerate", "sentence_transformers"], "models=[...]")
-    output, device = Path(config.output).expanduser(), take_device(world)
-    refuse_others(output, "cells")
-    tasks = build_tasks(config)
-    candidates = load_candidates(config.models, output / "models", config.trust_remote_code)
-    labels = [candidate.label for candidate in candidates]
-    twice = next((label for label in labels if labels.count(label) > 1), None)
-    if twice is not None:
-        raise InputError(f"models=[...] names {twice} twice: name it once")
-    bf16 = decide_bf16(config, device)
-    comparison = Comparison(
-        candidates,
-        tasks,
-        Conditions(device, bf16, config.micro_batch_tokens),
-        CellStore(output / "cells"),
-        output / "starts",
-    )
+    comparison = build_comparison(config, world)
     if config.plan:
         print_output(format_plan(comparison))
         return
     if world.is_main:
         for warning in warn_of_few_steps(comparison):
             print_message(f"neobert_train: {warning}")
-    count = sum(
-        len(task.list_settings()) * len(task.seeds) * len(candidates) for task in comparison.tasks
-    )
+    compute_cells(comparison, config.retry_failed, world)
+    if world.is_main:
+        write_tables(collect_results(comparison), Path(str(config.output)).expanduser())
+
+
+def build_comparison(config: EvaluateConfig, world: World) -> Comparison:
+    """Return the models by the tasks, with their data.
+
+    Raises:
+        InputError: a model or the data of a task cannot be read, or `output` is of another command.
+    """
+    require_packages("evaluation", ["accelerate", "sentence_transformers"], "models=[...]")
+    output, device = Path(str(config.output)).expanduser(), take_device(world)
+    refuse_others(output, "cells")
+    tasks = build_tasks(config)
+    candidates = load_candidates(config.models, output / "models", config.trust_remote_code)
+    conditions = Conditions(device, decide_bf16(config, device), config.micro_batch_tokens)
+    return Comparison(candidates, tasks, conditions, CellStore(output / "cells"), output / "starts")
+
+
+def compute_cells(comparison: Comparison, retry_failed: bool, world: World) -> None:
+    """Compute the cells that are missing, with a bar that tells the time left.
+
+    Raises:
+        InputError: a cell cannot be written.
+    """
+    models = len(comparison.candidates)
+    count = sum(len(t.list_settings()) * len(t.seeds) * models for t in comparison.tasks)
     with tqdm(total=count, unit="cell", disable=not world.is_main, file=sys.stderr) as bar:
 
         def tell(cell: Cell, measurement: Measurement, is_new: bool) -> None:
@@ -105,10 +113,16 @@ def compare(config: EvaluateConfig, world: World) -> None:
                 bar.clear()
                 print_message(f"{cell.label} on {cell.task} failed: {measurement.error}")
 
-        run_comparison(comparison, config.retry_failed, tell)
-    if not world.is_main:
-        return
-    results = collect_results(comparison)
+        run_comparison(comparison, retry_failed, tell)
+
+
+def write_tables(results: Results, output: Path) -> None:
+    """Write and print the tables.
+
+    Raises:
+        InputError: they cannot be written.
+        SystemExit: with code 1 where cells failed.
+    """
     replaces = replaces_others(results, output)
     try:
         files = write_results(results, output)

@@ -86,10 +86,10 @@ def load_candidates(
     not exist.
 
     Raises:
-        InputError: some cannot be used; says of each why.
+        InputError: some cannot be used, and why; or two are the same.
     """
     found: dict[str, Candidate] = {}
-    runs = [name for name in names if _is_run(name)]
+    runs = [name for name in names if RunDirectory(_split_step(name)[0]).list_checkpoints()]
     for part in ([name for name in names if name not in runs], runs):
         problems: list[str] = []
         for name in part:
@@ -99,13 +99,20 @@ def load_candidates(
                 problems.append(str(error))
         if problems:
             raise InputError.from_problems(problems)
-    return [found[name] for name in names]
+    candidates = [found[name] for name in names]
+    labels = [candidate.label for candidate in candidates]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise InputError(f"models=[...] names {twice} twice: name it once")
+    return candidates
 
 
-def _is_run(name: str) -> bool:
+def _split_step(name: str) -> tuple[str, int | None]:
+    """Split `RUN@STEP`; of other names, with revisions of the Hub that are numbers, there is no step."""
     match = _STEP.fullmatch(name)
-    names = [name, *([match["run"]] if match else [])]
-    return any(RunDirectory(each).list_checkpoints() for each in names)
+    if match and not Path(name).is_dir() and RunDirectory(match["run"]).list_checkpoints():
+        return match["run"], int(match["step"])
+    return name, None
 
 
 def load_candidate(name: str, exports: Path, trust_remote_code: bool) -> Candidate:
@@ -120,11 +127,7 @@ def load_candidate(name: str, exports: Path, trust_remote_code: bool) -> Candida
         InputError: there is no such model, it lacks weights or a tokenizer, or it comes with code.
     """
     label = f"models=[{name}]"
-    match = _STEP.fullmatch(name)
-    run_name = match["run"] if match and not Path(name).is_dir() else name
-    step = int(match["step"]) if match and run_name != name else None
-    if step is not None and not RunDirectory(run_name).list_checkpoints():
-        run_name, step = name, None  # a revision of the Hub that is a number
+    run_name, step = _split_step(name)
     exported = find_exported(run_name, label, step, exports, trust_remote_code)
     folder = exported.folder
     if exported.step is not None:

@@ -1,12 +1,12 @@
 """The folder of a model, here or on the Hub."""
 
-import difflib
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from neobert_train.config.suggestion import find_nearest
 from neobert_train.errors import InputError
 from neobert_train.files import DamagedFileError, parse_json, read_text
 from neobert_train.hub import HubError, download_files, pin_revision
@@ -60,8 +60,8 @@ def _suggest_folder(folder: Path) -> str:
         names = [each.name for each in folder.parent.iterdir() if each.is_dir()]
     except OSError:
         return ""
-    close = difflib.get_close_matches(folder.name, names, n=1)
-    return f" (did you mean {folder.with_name(close[0])}?)" if close else ""
+    nearest = find_nearest(folder.name, names)
+    return f" (did you mean {folder.with_name(nearest)}?)" if nearest else ""
 
 
 def pin_model(name: str, label: str, with_weights: bool = True) -> str | None:

@@ -1,12 +1,12 @@
 """Texts of a row by the names of its columns, and what is wrong with a row that lacks one."""
 
-import difflib
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from neobert_train.config.embed_schema import PairsConfig
+from neobert_train.config.suggestion import find_nearest
 from neobert_train.data.sources.fields import find_value, join_names, list_names, split_name
 from neobert_train.data.sources.rows import describe_bad_text
 
@@ -177,8 +177,8 @@ def _check_text(value: Any, column: str) -> str:
 
 def _describe_missing(column: str, row: Mapping[str, Any], key: str) -> str:
     names = list(list_names(row))
-    close = difflib.get_close_matches(column, names, n=1)
-    guess = f"did you mean {key}={close[0]}? " if close else ""
+    nearest = find_nearest(column, names)
+    guess = f"did you mean {key}={nearest}? " if nearest else ""
     return f"there is no column '{column}' ({key}): {guess}it has {join_names(names)}"
 
 
