@@ -62,10 +62,14 @@ def test_two_processes_on_one_gpu_end_with_one_message(tmp_path):
     (tmp_path / "one_gpu.py").write_text(ONE_GPU)
     words = [*SMOKE, f"output_dir={tmp_path / 'run'}"]
     main, other = fork_ranks(str(tmp_path / "one_gpu.py"), *words)
-    output = finish(main, code=2)
-    assert output.startswith("neobert_train: the process with LOCAL_RANK=1 on ")
-    assert output.count("\n") == 1
-    assert finish(other, code=2) == ""
+    # Older versions of torch tell how gloo connects.
+    output, silence = (
+        [line for line in finish(process, code=2).splitlines() if not line.startswith("[Gloo]")]
+        for process in (main, other)
+    )
+    assert len(output) == 1
+    assert output[0].startswith("neobert_train: the process with LOCAL_RANK=1 on ")
+    assert silence == []
     assert not (tmp_path / "run").exists()
 
 
