@@ -150,6 +150,10 @@ def test_all_models_that_cannot_be_used_are_told_at_once(folder):
 def test_results_are_written_neither_into_a_run_nor_over_others_without_a_word(folder, undisturbed):
     output = run_command(*build_arguments("run"), cwd=folder, code=2)
     assert "run holds a training run: write output=..." in output
+    (folder / "exported").mkdir()
+    (folder / "exported/.neobert_train.json").touch()
+    output = run_command(*build_arguments("exported"), cwd=folder, code=2)
+    assert "exported holds an exported model: write output=..." in output
     assert "they replace those of a call" not in undisturbed
     again = run_command(*build_arguments("undisturbed", "grid.learning_rates=[1e-3]"), cwd=folder)
     assert "they replace those of a call with other models, tasks or settings" in again

@@ -24,7 +24,7 @@ from neobert_train.run.checkpoint import (
 )
 from neobert_train.run.checkpoint_search import read_weights_digest
 from neobert_train.run.directory import RunDirectory
-from neobert_train.run.folders import owned_folder, refuse_others
+from neobert_train.run.folders import OWNED_FILE, owned_folder, refuse_others
 from neobert_train.run.metrics_file import find_latest, read_metrics
 from neobert_train.terminal import print_output
 from neobert_train.world import World
@@ -47,7 +47,7 @@ def run(config: ExportConfig, world: World) -> None:
     transformers.utils.logging.disable_progress_bar()
     run_directory = RunDirectory(config.run_dir)
     output = Path(config.output).expanduser() if config.output else run_directory.export_folder
-    refuse_others(output)
+    refuse_others(output, OWNED_FILE)
     trained = load_trained(run_directory, config.step)
     state = load_state(trained.checkpoint)
     metrics = find_latest(read_metrics(run_directory.metrics_file), state.step)

@@ -27,10 +27,9 @@ from neobert_train.files import (
 OWNED_FILE = ".neobert_train.json"
 # What a folder holds, by a file or folder that only such a one has.
 _MARKS = {
-    "config.yaml": "a training run",
-    "embedding.yaml": "an embedder",
-    "cells": "an evaluation",
-}
+    "config.yaml": "a training run", "embedding.yaml": "an embedder", "cells": "an evaluation",
+    OWNED_FILE: "an exported model",
+}  # fmt: skip
 _SHOWN_PROBLEMS = 5
 
 
@@ -69,7 +68,7 @@ def check_new_folder(output: Path) -> None:
         raise InputError(f"{output} exists: write output=... to choose another folder")
 
 
-def refuse_others(output: Path, own_mark: str | None = None) -> None:
+def refuse_others(output: Path, own_mark: str) -> None:
     """Raise InputError where a folder holds what another command makes, which would be damaged.
 
     Args:
