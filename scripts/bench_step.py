@@ -46,9 +46,9 @@ from neobert_train.config.model_schema import NeoBERTModelConfig
 from neobert_train.distributed import find_device
 from neobert_train.machine.devices import PeakMeter
 from neobert_train.modeling.attention import BACKENDS, choose_backend, find_obstacle
+from neobert_train.modeling.blocks import rotary_factors
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
-from neobert_train.modeling.modeling_neobert import rotary_factors
 from neobert_train.models.compilation import find_compiler_obstacle
 from neobert_train.models.neobert import NeoBERTEncoder
 from neobert_train.models.neobert_cost import NeoBERTCost

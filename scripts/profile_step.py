@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from neobert_train.distributed import find_device
 from neobert_train.machine.devices import find_peak_flops
 from neobert_train.machine.peak import format_flops
-from neobert_train.modeling import layouts, modeling_neobert
+from neobert_train.modeling import blocks, layouts
 from neobert_train.modeling.attention import choose_backend
 from neobert_train.modeling.heads import VocabularyProjection
 from neobert_train.models.neobert_cost import NeoBERTCost
@@ -44,10 +44,10 @@ _BY_NAME = {
 def marked_parts(model: nn.Module) -> Iterator[None]:
     """Give the time of modules and functions the names of their parts."""
     modules = {
-        nn.RMSNorm: "norms", modeling_neobert.SwiGLU: "SwiGLU",
+        nn.RMSNorm: "norms", blocks.SwiGLU: "SwiGLU",
         VocabularyProjection: "loss", nn.Embedding: "embedding",
     }  # fmt: skip
-    functions = {(modeling_neobert, "rotate"): "rotary positions", (layouts, "attend"): "attention"}
+    functions = {(blocks, "rotate"): "rotary positions", (layouts, "attend"): "attention"}
     originals = {place: getattr(*place) for place in functions}
 
     def mark(function: Any, part: str) -> Any:

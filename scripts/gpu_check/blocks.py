@@ -10,9 +10,9 @@ from torch._dynamo.utils import counters
 
 from gpu_check.measuring import BF16, Scale, format_kinds, guard
 from gpu_check.table import NEEDS_GPU, Row, judge
+from neobert_train.modeling.blocks import EncoderBlock, rotary_factors
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
-from neobert_train.modeling.modeling_neobert import rotary_factors
-from neobert_train.models.neobert import NeoBERTEncoder
+from neobert_train.models.compiled_blocks import CompiledBlocks, connect
 
 
 def run(scale: Scale) -> Iterator[Row]:
@@ -25,27 +25,32 @@ def run(scale: Scale) -> Iterator[Row]:
 
 
 def measure(scale: Scale, form: str, compiled: bool) -> Iterator[Row]:
-    one_block = Shape(1, scale.shape.width, scale.shape.vocab_size)
-    network = NeoBERTForMaskedLM(one_block.to_neobert()).to(scale.device, BF16)
+    two_blocks = Shape(2, scale.shape.width, scale.shape.vocab_size)
+    network = NeoBERTForMaskedLM(two_blocks.to_neobert()).to(scale.device, BF16)
+    blocks = list(network.model.transformer_encoder)
     if compiled:
-        NeoBERTEncoder(network).compile(scale.device)
-    block, heads = network.model.transformer_encoder[0], scale.shape.heads
-    size = scale.tokens, heads, scale.shape.width // heads
+        functions = CompiledBlocks(blocks)
+        project_one, connect_two = functions.project, functions.connect
+    else:
+        project_one, connect_two = EncoderBlock.project, connect
+    size = scale.tokens, scale.shape.heads, scale.shape.width // scale.shape.heads
     x, attended = scale.draw(scale.tokens, scale.shape.width), scale.draw(*size)
     gradients = [scale.draw(*size) for _ in range(3)]
     turns = rotary_factors(torch.arange(scale.tokens, device=scale.device) % 512, size[-1])
     inputs = [tensor.requires_grad_() for tensor in (x, attended)]
-    weights = list(block.parameters())
+    weights = list(network.model.transformer_encoder.parameters())
 
     def project() -> None:
-        differentiate(block.project(x, turns), [x, *weights], gradients)
+        differentiate(project_one(blocks[0], x, turns), [x, *weights], gradients)
 
-    def combine() -> None:
-        differentiate(block.combine(x, attended), [*inputs, *weights], [x.detach()])
+    def connect_both() -> None:
+        outputs = connect_two(*blocks, x, attended, turns)
+        differentiate(outputs, [*inputs, *weights], [x.detach(), *gradients])
 
     counters.clear()
     yield from describe(scale, f"project, {form}", project, "1.6 compiled (estimate)")
-    yield from describe(scale, f"combine, {form}", combine, "4.7 compiled (estimate)")
+    name = f"combine, and project of the next, {form}"
+    yield from describe(scale, name, connect_both, "6.1 compiled (estimate)")
     if compiled:
         breaks, graphs = sum(counters["graph_break"].values()), counters["stats"]["unique_graphs"]
         yield Row("graphs, breaks of them", f"{graphs}, {breaks}", "2, 0",

@@ -14,7 +14,7 @@ from float64_reference import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neobert_train.modeling.modeling_neobert import rotary_factors, rotate, turn_with_flip
+from neobert_train.modeling.blocks import rotary_factors, rotate, turn_with_flip
 
 
 @pytest.fixture(scope="module")

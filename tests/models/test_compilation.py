@@ -12,6 +12,7 @@ from torch._dynamo.utils import counters
 
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
+from neobert_train.models.compiled_blocks import CompiledBlocks
 from neobert_train.models.neobert import NeoBERTEncoder
 
 CPU = torch.device("cpu")
@@ -39,20 +40,44 @@ def run(model, seed):
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_all_blocks_share_two_graphs_without_breaks_and_give_the_same_numbers():
+@pytest.mark.parametrize(("is_joined", "num_graphs"), [(False, 2), (True, 3)])
+def test_all_blocks_share_few_graphs_without_breaks_and_give_the_same_numbers(
+    is_joined, num_graphs
+):
+    """Blocks are compiled by themselves on a CPU, and from one attention to the next on a GPU."""
     torch._dynamo.reset()
     counters.clear()
     plain, compiled = build(), build()
     assert NeoBERTEncoder(compiled).compile(CPU)
+    if is_joined:
+        compiled.model.run_blocks = CompiledBlocks(compiled.model.transformer_encoder)
     for seed in range(3):
         loss, gradients = run(compiled, seed)
         expected_loss, expected_gradients = run(plain, seed)
         assert torch.allclose(loss, expected_loss, atol=1e-6)
         for gradient, expected in zip(gradients, expected_gradients, strict=True):
             assert torch.allclose(gradient, expected, atol=1e-5)
-    assert counters["stats"]["unique_graphs"] == 2
+    assert counters["stats"]["unique_graphs"] == num_graphs
     assert not counters["graph_break"]
     assert not counters["recompiles"]
+
+
+def test_what_needs_every_block_by_itself_calls_it():
+    model = build().model
+    ids = torch.randint(1, 50, (64,))
+    states = model(ids, cu_seqlens=CU_SEQLENS, output_hidden_states=True).hidden_states
+
+    def refuse(*_):
+        raise AssertionError("blocks are run together")
+
+    model.run_blocks = refuse
+    again = model(ids, cu_seqlens=CU_SEQLENS, output_hidden_states=True).hidden_states
+    assert all(one.equal(other) for one, other in zip(states, again, strict=True))
+    model(ids[None], output_attentions=True)
+    with pytest.raises(AssertionError, match="together"):
+        model(ids, cu_seqlens=CU_SEQLENS)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()(ids, cu_seqlens=CU_SEQLENS).last_hidden_state.sum().backward()
 
 
 def test_without_a_compiler_a_warning_says_so_and_nothing_is_compiled(monkeypatch, caplog):

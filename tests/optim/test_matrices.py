@@ -5,7 +5,7 @@ import torch
 
 from neobert_train.config.model_schema import NeoBERTModelConfig
 from neobert_train.errors import InputError
-from neobert_train.modeling.modeling_neobert import rotary_factors
+from neobert_train.modeling.blocks import rotary_factors
 from neobert_train.models.neobert import NeoBERTEncoder
 from neobert_train.optim.matrices import MatrixLayout
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import signal
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,10 @@ from neobert_train.errors import InputError
 from neobert_train.training import step_batches
 from neobert_train.training.step_batches import StoppedError, collect_step
 from support.misbehaving_server import Fault, MisbehavingServer
-from training.runs import finish, fork, wait_for_step
+from support.programs import Forked
+from training.runs import MAX_STEPS, SMOKE, finish, fork, wait_for_step
+
+COUNTED = Path(__file__).with_name("counted.py")
 
 
 def make_batch(length: int) -> Batch:
@@ -59,6 +63,21 @@ def test_batches_that_come_late_are_waited_for_by_all():
     assert step.batches == batches
     assert (step.tokens, step.text_tokens, step.unknown_tokens) == (112, 88, 3)
     assert (step.num_targets, step.squared_lengths) == (24, 980)
+
+
+@pytest.mark.parametrize(
+    ("limits", "called"), [([], "sum"), (["trainer.max_seconds=1000"], "sum broadcast")]
+)
+def test_processes_meet_once_in_a_step_that_is_not_logged(tmp_path, limits, called):
+    """The gradient's own sum apart. A second time only where one process has to tell the time for all."""
+    words = [
+        *SMOKE, *limits, f"trainer.log_every_steps={MAX_STEPS}", "trainer.evaluate_every_steps=0",
+        f"checkpoint.save_every_steps={MAX_STEPS}", f"output_dir={tmp_path}",
+    ]  # fmt: skip
+    output = finish(Forked(str(COUNTED), *words)).splitlines()
+    told = [line for line in output if line.startswith("called: ")]
+    assert len(told) == MAX_STEPS
+    assert told[1:] == [f"called: {called}"] * (MAX_STEPS - 1)
 
 
 def test_a_stop_is_heard_by_a_process_that_waits_and_by_one_that_does_not():

@@ -16,6 +16,7 @@ from neobert_train.errors import InputError
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.models.compilation import prepare_compiler
+from neobert_train.models.compiled_blocks import CompiledBlocks
 from neobert_train.models.encoder import choose_kernel
 from neobert_train.models.remote_code import AUTO_MAP, write_remote_code
 from neobert_train.optim.matrices import MatrixLayout
@@ -111,11 +112,15 @@ class NeoBERTEncoder:
         """Compile what surrounds attention in every block, where there is a compiler.
 
         All blocks share the compiled code. Attention stays outside: its kernels are opaque to the
-        compiler, and reading document lengths would break the graph.
+        compiler, and reading document lengths would break the graph. On GPUs blocks are compiled across
+        their borders, except where their activations are checkpointed.
         """
         if not prepare_compiler(device):
             return False
-        for block in self.network.model.transformer_encoder:
+        model = self.network.model
+        if device.type == "cuda":
+            model.run_blocks = CompiledBlocks(model.transformer_encoder)  # type: ignore[arg-type]
+        for block in model.transformer_encoder:
             block.project = torch.compile(block.project, dynamic=False)  # type: ignore[assignment, arg-type]
             block.combine = torch.compile(block.combine, dynamic=False)  # type: ignore[assignment, arg-type]
         return True

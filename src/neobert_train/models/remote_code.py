@@ -13,7 +13,8 @@ CONFIGURATION = "configuration_neobert.py"
 MODELING = "modeling_neobert.py"
 # Each imports from those before it.
 _JOINED = (
-    "documents", "cpu_attention", "attention", "cross_entropy", "layouts", "modeling_neobert", "heads",
+    "documents", "cpu_attention", "attention", "cross_entropy", "layouts", "blocks", "modeling_neobert",
+    "heads",
 )  # fmt: skip
 _FOLDER = Path(modeling.__file__).parent
 _DOCSTRING = '''"""NeoBERT: pre-norm transformer encoder with rotary positions and SwiGLU (arXiv 2502.19587).

@@ -160,9 +160,11 @@ class Trainer:
         self.state.tokens += data.tokens
         self.state.num_targets += data.num_targets
         self.state.lanes.update({batch.lane: batch.lane_state for batch in data.batches})
-        # All processes count the seconds of the main one, so that they end together.
-        (milliseconds,) = self.collectives.broadcast([round(1000 * (time.perf_counter() - start))])
-        seconds = milliseconds / 1000
+        seconds = round(time.perf_counter() - start, 3)
+        if self.config.trainer.max_seconds is not None:
+            # All processes count the seconds of the main one, so that they end together.
+            (milliseconds,) = self.collectives.broadcast([round(1000 * seconds)])
+            seconds = milliseconds / 1000
         self.state.seconds += seconds
         # A wait for data hears a request to stop at once.
         self._slowest_step = max(0.9 * self._slowest_step, seconds - data.wait_seconds)
