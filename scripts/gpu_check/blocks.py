@@ -1,6 +1,8 @@
 """What surrounds attention in a block, as a run compiles it: time, kernels, breaks of the graph."""
 
+import importlib.util
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from gpu_check.table import NEEDS_GPU, Row, judge
 from neobert_train.modeling.blocks import EncoderBlock, rotary_factors
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.models.compiled_blocks import CompiledBlocks, connect
+from neobert_train.models.feed_forward import FeedForward, compute_plainly, load_quack
 
 
 def run(scale: Scale) -> Iterator[Row]:
@@ -22,6 +25,7 @@ def run(scale: Scale) -> Iterator[Row]:
             continue
         form = "compiled" if compiled else "not compiled"
         yield from guard(form, measure(scale, form, compiled))
+    yield from guard("feed-forward", measure_feed_forward(scale))
 
 
 def measure(scale: Scale, form: str, compiled: bool) -> Iterator[Row]:
@@ -55,6 +59,35 @@ def measure(scale: Scale, form: str, compiled: bool) -> Iterator[Row]:
         breaks, graphs = sum(counters["graph_break"].values()), counters["stats"]["unique_graphs"]
         yield Row("graphs, breaks of them", f"{graphs}, {breaks}", "2, 0",
                   judge((graphs, breaks) == (2, 0)))  # fmt: skip
+
+
+def measure_feed_forward(scale: Scale) -> Iterator[Row]:
+    """Compare the layer of torch with that of quack, where it is installed."""
+    width, hidden_size = scale.shape.to_config().compute_feed_forward_width(), scale.shape.width
+    inputs = [
+        scale.draw(*size).mul_(0.02).requires_grad_()
+        for size in ((scale.tokens, hidden_size), (2 * width, hidden_size), (hidden_size, width))
+    ]
+    gradient = scale.draw(scale.tokens, hidden_size)
+
+    def run(kernel: FeedForward) -> None:
+        torch.autograd.grad(kernel(*inputs), inputs, gradient)
+
+    by_torch = torch.compile(compute_plainly) if scale.on_gpu else compute_plainly
+    name = "feed-forward: forward and backward, ms"
+    yield Row(f"{name}, by torch", f"{scale.time(lambda: run(by_torch), 10):.2f}")
+    if not scale.on_gpu:
+        yield Row(f"{name}, by quack", "", verdict=NEEDS_GPU)
+        return
+    if importlib.util.find_spec("quack") is None:
+        yield Row(f"{name}, by quack", "quack-kernels is not installed")
+        return
+    quack = load_quack(scale.device, BF16)
+    yield Row(
+        f"{name}, by quack", f"{scale.time(lambda: run(quack), 10):.2f}", "less than by torch"
+    )
+    tuned = partial(quack, tuned=True)
+    yield Row(f"{name}, by quack with tiles it chose", f"{scale.time(lambda: run(tuned), 10):.2f}")
 
 
 def differentiate(outputs: Any, inputs: list[Tensor], gradients: list[Tensor]) -> None:

@@ -6,10 +6,12 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from neobert_train.modeling import attention
+from neobert_train.models import feed_forward
 
 pytestmark = pytest.mark.slow
 
@@ -42,18 +44,33 @@ def test_every_kernel_of_the_table_is_one_that_is_looked_for():
     }  # fmt: skip
 
 
-def test_flash_attention_4_takes_what_it_is_given(tmp_path):
-    done = run_pip(
-        "download", "--no-deps", "--pre", "--quiet", "--dest", str(tmp_path), "flash-attn-4"
-    )
+def read_published(folder, package, file, function):
+    """What the newest release of a package has in a file: the parameters of a function."""
+    done = run_pip("download", "--no-deps", "--pre", "--quiet", "--dest", str(folder), package)
     assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
+    (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        source = archive.read("flash_attn/cute/interface.py").decode()
+        source = archive.read(file).decode()
     functions = {
         node.name: node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)
     }
-    taken = functions["flash_attn_varlen_func"].args
+    return functions[function].args
+
+
+def test_quack_takes_what_it_is_given(tmp_path):
+    taken = read_published(tmp_path, "quack-kernels", "quack/mlp.py", "mlp_func")
+    call = feed_forward.bind(SimpleNamespace(mlp_func=print))
+    names = [argument.arg for argument in taken.args]
+    assert names[:3] == ["x", "weight1", "weight2"]
+    assert call.keywords.keys() <= set(names[3:])
+    assert "activation" in names
+    needed = set(names[: len(names) - len(taken.defaults)])
+    assert needed <= {*names[:3], *call.keywords}
+
+
+def test_flash_attention_4_takes_what_it_is_given(tmp_path):
+    file = "flash_attn/cute/interface.py"
+    taken = read_published(tmp_path, "flash-attn-4", file, "flash_attn_varlen_func")
     names = {argument.arg for argument in (*taken.args, *taken.kwonlyargs)}
     given = ast.parse(Path(attention.__file__).read_text(encoding="utf-8"))
     (call,) = (

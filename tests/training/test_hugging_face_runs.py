@@ -46,7 +46,7 @@ def choose(folder, *overrides):
 def build_engine(config, tokenizer, world, weights, kept=None):
     encoder = build_encoder(config, tokenizer, kept)
     load_into(encoder, weights, "the test")
-    encoder.choose_attention("auto", CPU, torch.float32)
+    encoder.settle_kernels("auto", CPU, torch.float32)
     return Engine(config, MaskedLM(encoder), world, CPU)
 
 

@@ -18,6 +18,7 @@ from neobert_train.config.choices import Role
 from neobert_train.config.command_schema import DoctorConfig
 from neobert_train.config.derived import compute_num_lanes, resolve_sources
 from neobert_train.config.divisors import find_divisors
+from neobert_train.config.model_schema import FeedForwardKernel
 from neobert_train.config.schema import Precision
 from neobert_train.data.corpus import list_source_files, open_corpus
 from neobert_train.data.heldout import sample_source
@@ -46,6 +47,7 @@ from neobert_train.models.compilation import decide_compilation, find_compiler_o
 from neobert_train.models.cost import build_cost
 from neobert_train.models.encoder import DTYPES
 from neobert_train.models.families import build_encoder
+from neobert_train.models.feed_forward import load_quack
 from neobert_train.models.loading import load_initial_weights, load_into
 from neobert_train.models.memory import USABLE_MEMORY, estimate_memory, find_largest_micro_batch
 from neobert_train.models.size import count_moments
@@ -205,6 +207,12 @@ def _examine_kernels(findings: Findings, config: DoctorConfig, device: torch.dev
     for name in BACKENDS:
         obstacle = find_obstacle(name, device, dtype)
         findings.tell("", f"{name}: {obstacle or 'can run' + _show_release(name, device)}")
+    if getattr(config.model, "feed_forward", None) is FeedForwardKernel.quack:
+        try:
+            load_quack(device, dtype)
+            findings.tell("feed-forward", "quack can run")
+        except InputError as error:
+            findings.problems.append(str(error))
     obstacle = find_compiler_obstacle(device)
     compiles = decide_compilation(config, device)
     use = "a run compiles its blocks" if compiles else "a run does not use it (model.compile)"
@@ -223,7 +231,7 @@ def _examine_network(
         weights = load_initial_weights("model.name", origin, config.model, tokenizer.vocab_size)
         load_into(encoder, weights, f"model.name={origin}")
     wanted, dtype = config.model.attention.value, DTYPES[config.trainer.precision]
-    kernel = encoder.choose_attention(wanted, device, dtype)
+    kernel = encoder.settle_kernels(wanted, device, dtype)
     findings.tell(
         "network", f"{config.model.source}, {type(encoder.network).__name__}: {kernel} attention"
     )

@@ -24,6 +24,7 @@ from neobert_train.config.divisors import find_divisors
 from neobert_train.config.embed_schema import EmbedConfig
 from neobert_train.config.evaluate_checks import iter_evaluate_problems
 from neobert_train.config.evaluate_schema import EvaluateConfig
+from neobert_train.config.model_schema import FeedForwardKernel
 from neobert_train.config.schema import EvaluationConfig, TrainConfig
 from neobert_train.config.setting import iter_settings
 from neobert_train.config.suggestion import suggest
@@ -130,6 +131,12 @@ def _iter_model_problems(config: TrainConfig) -> Iterator[str]:
         yield (
             f"batch.context_length={context_length} exceeds model.max_length={longest}, which the "
             f"exported model announces: write model.max_length={context_length}"
+        )
+    kernel = getattr(config.model, "feed_forward", FeedForwardKernel.torch)
+    if kernel is not FeedForwardKernel.torch and config.deepspeed.zero_stage == 3:
+        yield (
+            f"model.feed_forward={kernel.value} needs whole weights, which deepspeed=zero3 gathers for "
+            f"the layers of torch only: write model.feed_forward=torch or deepspeed=zero1"
         )
 
 

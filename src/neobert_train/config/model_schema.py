@@ -24,6 +24,13 @@ class AttentionBackend(Enum):
     xformers = "xformers"
 
 
+class FeedForwardKernel(Enum):
+    """What computes the feed-forward layers."""
+
+    torch = "torch"
+    quack = "quack"
+
+
 @dataclass
 class ModelConfig(Choice):
     """The encoder: how it computes.
@@ -110,6 +117,10 @@ class NeoBERTModelConfig(ModelConfig):
         3072, "Nominal feed-forward width; SwiGLU uses two thirds of it, rounded up to 8.",
         at_least=1,
     )  # fmt: skip
+    feed_forward: FeedForwardKernel = setting(
+        FeedForwardKernel.torch,
+        "torch, or quack: products that apply the gate as they write (bf16).",
+    )
     norm_eps: float = setting(1e-5, "Epsilon of the RMS norms.", above=0.0)
     embedding_init_range: float = setting(
         0.02, "Initial embeddings are uniform within plus or minus this.", above=0.0
@@ -132,7 +143,12 @@ class NeoBERTModelConfig(ModelConfig):
         return -(-width // FEED_FORWARD_MULTIPLE) * FEED_FORWARD_MULTIPLE
 
     def iter_problems(self) -> Iterator[str]:
-        """Yield why the width cannot be divided among the heads."""
+        """Yield why the width cannot be divided among the heads, or the kernels cannot take it."""
+        if self.feed_forward is FeedForwardKernel.quack and self.hidden_size % 8:
+            yield (
+                f"model.feed_forward=quack multiplies rows of 16 bytes, and model.hidden_size="
+                f"{self.hidden_size} is not a multiple of 8: write model.feed_forward=torch"
+            )
         head_size, rest = divmod(self.hidden_size, self.num_attention_heads)
         if rest:
             yield (

@@ -33,6 +33,7 @@ _FREE_WITHIN_IDENTITY = (
     "data.max_retries",
     "data.timeout_seconds",
     "model.attention",
+    "model.feed_forward",
     "model.compile",
     "model.activation_checkpointing",
 )

@@ -56,7 +56,7 @@ def prepare(subject: Subject, conditions: Conditions) -> None:
     """Make a model ready for packed batches."""
     dtype = DTYPES[Precision.bf16 if conditions.bf16 else Precision.fp32]
     subject.encoder.network.eval()
-    subject.encoder.choose_attention("auto", conditions.device, dtype)
+    subject.encoder.settle_kernels("auto", conditions.device, dtype)
     subject.encoder.network.to(conditions.device, dtype)
 
 

@@ -16,7 +16,8 @@ from neobert_train.world import World
 
 _PACKAGES = (
     "neobert_train", "torch", "deepspeed", "transformers", "tokenizers", "datasets", "numpy",
-    "pyarrow", "safetensors", "flash-attn", "flash-attn-3", "flash-attn-4", "xformers", "triton",
+    "pyarrow", "safetensors", "flash-attn", "flash-attn-3", "flash-attn-4", "xformers", "quack-kernels",
+    "triton",
 )  # fmt: skip
 
 

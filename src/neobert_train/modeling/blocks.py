@@ -1,5 +1,6 @@
 """The parts of NeoBERT: rotary positions, SwiGLU, and the block that has both (arXiv 2502.19587)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -86,7 +87,13 @@ def normalise(x: Tensor, norm: nn.RMSNorm) -> Tensor:
 
 
 class SwiGLU(nn.Module):
-    """Feed-forward layer `w3(silu(a) * b)` with `a, b = w12(x)` (arXiv 2002.05202)."""
+    """Feed-forward layer `w3(silu(a) * b)` with `a, b = w12(x)` (arXiv 2002.05202).
+
+    Attributes:
+        kernel: computes the layer from x and the weights of `w12` and `w3` in place of these modules.
+    """
+
+    kernel: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     def __init__(self, hidden_size: int, width: int) -> None:
         super().__init__()
@@ -95,6 +102,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., hidden_size] of the same shape."""
+        if self.kernel is not None:
+            return self.kernel(x, self.w12.weight, self.w3.weight)
         gate, value = self.w12(x).chunk(2, dim=-1)
         output: Tensor = self.w3(F.silu(gate) * value)
         return output

@@ -50,11 +50,15 @@ class Encoder(Protocol):
         One that is left out is a single matrix, as wide as its input.
         """
 
-    def choose_attention(self, wanted: str, device: torch.device, dtype: torch.dtype) -> str:
-        """Return the attention kernel that is used from now on.
+    def settle_kernels(self, wanted: str, device: torch.device, dtype: torch.dtype) -> str:
+        """Settle the kernels that are used from now on, and return that of attention.
+
+        Args:
+            wanted: `model.attention`.
+            device, dtype: of the hidden states.
 
         Raises:
-            InputError: the one wanted cannot run on this device; says why.
+            InputError: one that is wanted cannot run on this device; says why.
         """
 
     def compile(self, device: torch.device) -> bool:

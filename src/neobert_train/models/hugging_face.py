@@ -179,7 +179,7 @@ class HuggingFaceEncoder:
                 layouts[name] = layout
         return layouts
 
-    def choose_attention(self, wanted: str, device: torch.device, dtype: torch.dtype) -> str:
+    def settle_kernels(self, wanted: str, device: torch.device, dtype: torch.dtype) -> str:
         """Return the kernel that is used from now on, `padded` where the network takes rows only."""
         backend = choose_kernel(wanted, device, dtype)
         was_training = self.network.training

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from neobert_train.batch import Batch
 from neobert_train.config.choices import Role
-from neobert_train.config.model_schema import NeoBERTModelConfig
+from neobert_train.config.model_schema import FeedForwardKernel, NeoBERTModelConfig
 from neobert_train.errors import InputError
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.models.compilation import prepare_compiler
 from neobert_train.models.compiled_blocks import CompiledBlocks
 from neobert_train.models.encoder import choose_kernel
+from neobert_train.models.feed_forward import load_quack
 from neobert_train.models.remote_code import AUTO_MAP, write_remote_code
 from neobert_train.optim.matrices import MatrixLayout
 from neobert_train.run.checkpoint import save_tensors
@@ -29,8 +30,10 @@ MODEL_TYPE = NeoBERTConfig.model_type
 class NeoBERTEncoder:
     """NeoBERT behind the protocol `Encoder`, which documents arguments and errors."""
 
-    def __init__(self, network: NeoBERTForMaskedLM) -> None:
-        self.network = network
+    def __init__(
+        self, network: NeoBERTForMaskedLM, feed_forward: FeedForwardKernel = FeedForwardKernel.torch
+    ) -> None:
+        self.network, self._feed_forward = network, feed_forward
         self.max_length: int = network.config.max_length
 
     @classmethod
@@ -41,7 +44,8 @@ class NeoBERTEncoder:
         kept: Mapping[str, Any] | None = None,
     ) -> "NeoBERTEncoder":
         """Return a NeoBERT with random weights; the vocabulary is the tokenizer's."""
-        return cls(NeoBERTForMaskedLM(build_network_config(config, tokenizer)))
+        network = NeoBERTForMaskedLM(build_network_config(config, tokenizer))
+        return cls(network, config.feed_forward)
 
     @classmethod
     def load(cls, folder: Path, label: str) -> "NeoBERTEncoder":
@@ -102,10 +106,14 @@ class NeoBERTEncoder:
             layouts |= {f"{block}.qkv.weight": qkv, f"{block}.ffn.w12.weight": gate_and_value}
         return layouts
 
-    def choose_attention(self, wanted: str, device: torch.device, dtype: torch.dtype) -> str:
+    def settle_kernels(self, wanted: str, device: torch.device, dtype: torch.dtype) -> str:
         """Return the backend of `modeling.attention` that is used from now on."""
         backend = choose_kernel(wanted, device, dtype)
         self.network.model.attention_backend = backend
+        if self._feed_forward is FeedForwardKernel.quack:
+            kernel = load_quack(device, dtype)
+            for block in self.network.model.transformer_encoder:
+                block.ffn.kernel = kernel  # type: ignore[union-attr]
         return backend
 
     def compile(self, device: torch.device) -> bool:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from neobert_train.config.model_schema import NeoBERTModelConfig
+from neobert_train.config.model_schema import FeedForwardKernel, NeoBERTModelConfig
 from neobert_train.models.size import ModelSize
 
 # Rows that the loss scores at a time, and of these those that it turns into probabilities at a time:
@@ -38,11 +38,12 @@ class NeoBERTCost:
 
         Two names for one storage count once, and a part of a storage keeps the whole: the values lie
         among what `qkv` gives, the gate and its value among what `w12` gives. Compiled code computes
-        the activation of the gate again.
+        the activation of the gate again, and quack its product with the value.
         """
         model = self.model
         hidden, width = model.hidden_size, model.compute_feed_forward_width()
         element = 2 if bf16 else 4
+        has_quack = model.feed_forward is FeedForwardKernel.quack
         tensors = {
             "input of the block and its norm": element * hidden,
             "normalised input of qkv": element * hidden,
@@ -53,8 +54,8 @@ class NeoBERTCost:
             "residual stream between the halves": element * hidden,
             "normalised input of w12": element * hidden,
             "gate and value as w12 gives them": element * 2 * width,
-            "silu of the gate": 0 if compiled else element * width,
-            "its product with the value, input of w3": element * width,
+            "silu of the gate": 0 if compiled or has_quack else element * width,
+            "its product with the value, input of w3": 0 if has_quack else element * width,
             "scales of both norms": 2 * 4,
         }
         if not bf16:  # no packed kernel takes fp32, so documents are attended to one by one

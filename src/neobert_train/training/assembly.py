@@ -138,7 +138,7 @@ def build_starting_encoder(
         origin = str(start.checkpoint or config.init_from or config.model.origin)
         collectives.on_all(lambda: load_into(encoder, weights, origin))
     wanted, dtype = config.model.attention.value, DTYPES[config.trainer.precision]
-    return encoder, collectives.on_all(lambda: encoder.choose_attention(wanted, device, dtype))
+    return encoder, collectives.on_all(lambda: encoder.settle_kernels(wanted, device, dtype))
 
 
 def build_starting_engine(
