@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import importlib
 import io
 import logging
 import os
@@ -29,7 +30,7 @@ REDUCE_BUCKET = 50_000_000
 
 
 def import_deepspeed(device: torch.device) -> Any:
-    """Return DeepSpeed, set up for an accelerator and to compile nothing on a CPU.
+    """Return DeepSpeed, set up for an accelerator and to compile nothing that is not used.
 
     On a CPU it would build a shared-memory extension at the first start (44 s, or an error without
     a compiler); gloo is enough.
@@ -37,10 +38,26 @@ def import_deepspeed(device: torch.device) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     import deepspeed
 
+    with contextlib.suppress(ImportError, AttributeError):  # other releases have it elsewhere
+        _import_its_muon()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if device.type == "cpu":
         deepspeed.ops.__dict__["__compatible_ops__"] = collections.defaultdict(bool)
     return deepspeed
+
+
+def _import_its_muon() -> None:
+    """Import what every optimiser of DeepSpeed imports and nothing here uses, without the compiler.
+
+    Its decorators would load torch's compiler, which takes a second of every start.
+    """
+    compiler = importlib.import_module("deepspeed.runtime.compiler")
+    compile_function = compiler.compile
+    compiler.compile = lambda: lambda function: function  # type: ignore[attr-defined]
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = compile_function  # type: ignore[attr-defined]
 
 
 def build_deepspeed_config(
