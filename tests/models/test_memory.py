@@ -20,7 +20,8 @@ from neobert_train.config.model_schema import NeoBERTModelConfig
 from neobert_train.modeling import attention, cross_entropy
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
-from neobert_train.models import neobert_cost
+from neobert_train.models import neobert_cost, size
+from neobert_train.models.cost import build_cost
 from neobert_train.models.memory import estimate_memory, find_largest_micro_batch
 from neobert_train.models.neobert import NeoBERTEncoder
 from neobert_train.models.neobert_cost import NeoBERTCost
@@ -188,6 +189,19 @@ def test_the_largest_micro_batch_fits_and_the_next_one_does_not(memory_bytes):
 
 def test_more_devices_than_micro_batches_of_what_would_fit_make_them_smaller():
     assert find_largest_micro_batch(compose(), 30_522, 1, 256, 1e15) == 8192
+
+
+def test_a_buffer_that_sums_gradients_counts_where_activations_take_less():
+    sizes = {
+        (zero, devices): estimate_memory(compose(), 30_522, zero, devices, 512)[1]
+        for zero in range(4)
+        for devices in (1, 8)
+    }
+    parameters = build_cost(compose().model, 30_522).size.parameters
+    assert sizes.pop((1, 8)) == 4 * parameters > max(sizes.values())
+    assert len(set(sizes.values())) == 2  # of compiled blocks, and of those of ZeRO 3
+    engine = pytest.importorskip("deepspeed.runtime.engine")
+    assert engine.MEMORY_OPT_ALLREDUCE_SIZE == size._MOST_REDUCED > parameters
 
 
 def test_a_masking_rate_that_changes_costs_memory_at_its_highest_and_work_in_the_mean():

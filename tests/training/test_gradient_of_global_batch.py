@@ -78,6 +78,16 @@ def test_an_engine_step_never_waits_for_the_device(
     assert waits == []
 
 
+def test_bf16_gradients_are_freed_as_soon_as_they_are_added_up(make_config, tokenizer, world):
+    config = make_config("deepspeed=zero1", "trainer.precision=bf16")
+    engine = Engine(config, MaskedLM(build_encoder(config, tokenizer)), world, CPU)
+    for batch in _one_step_of_batches(config):
+        engine.backward(engine.compute(batch).loss_sum / 1000)
+        assert all(p.grad is None for p in engine.objective.encoder.network.parameters())
+        norm = engine.step()
+    assert norm > 0
+
+
 def test_norms_and_biases_are_not_decayed(make_config, tokenizer):
     config = make_config()
     encoder = build_encoder(config, tokenizer)

@@ -4,7 +4,7 @@ from neobert_train.config.derived import compute_masking_rate, wants_compilation
 from neobert_train.config.divisors import find_divisors
 from neobert_train.config.schema import Precision, TrainConfig
 from neobert_train.models.cost import build_cost
-from neobert_train.models.size import compute_state_bytes, count_moments
+from neobert_train.models.size import compute_reduction_bytes, compute_state_bytes, count_moments
 
 # The rest is for the driver, for kernels' own needs, and for what lies between tensors.
 USABLE_MEMORY = 0.95
@@ -18,7 +18,11 @@ def plans_bf16(config: TrainConfig) -> bool:
 def estimate_memory(
     config: TrainConfig, vocab_size: int, zero_stage: int, num_devices: int, tokens: int
 ) -> tuple[float, float]:
-    """Return the bytes of state and of activations on one GPU, for micro-batches of so many tokens."""
+    """Return the bytes of state, and of what comes and goes beside it, on one GPU.
+
+    Activations of micro-batches of so many `tokens`, and buffers that sum gradients, are not there at
+    the same time.
+    """
     bf16 = plans_bf16(config)
     compiled = wants_compilation(config, zero_stage, on_gpu=True)
     cost = build_cost(config.model, vocab_size)
@@ -26,7 +30,10 @@ def estimate_memory(
     target_share = max(sample_masking_rates(config))
     return (
         compute_state_bytes(cost.size, num_moments, zero_stage, num_devices, bf16),
-        cost.estimate_activation_bytes(tokens, target_share, bf16, compiled),
+        max(
+            cost.estimate_activation_bytes(tokens, target_share, bf16, compiled),
+            compute_reduction_bytes(cost.size, zero_stage, num_devices, bf16),
+        ),
     )
 
 

@@ -4,6 +4,10 @@ from dataclasses import dataclass
 
 from neobert_train.config.choices import OptimizerConfig, Role
 
+# Numbers that DeepSpeed sums over devices at a time where it has no bucket of a size to choose
+# (`MEMORY_OPT_ALLREDUCE_SIZE` of 0.19.8).
+_MOST_REDUCED = 500_000_000
+
 
 @dataclass(frozen=True)
 class ModelSize:
@@ -97,3 +101,19 @@ def compute_state_bytes(
         size.parameters * weights + 4 * num_moments,
     ]
     return sum(shares[: 3 - zero_stage]) + sum(shares[3 - zero_stage :]) / num_devices
+
+
+def compute_reduction_bytes(
+    size: ModelSize, zero_stage: int, num_devices: int, bf16: bool
+) -> float:
+    """Return the bytes for summing gradients over devices, when activations are gone again.
+
+    In bf16 stage 1 copies its fp32 sums into one buffer. The others have small ones, and stage 0 sums
+    in place.
+
+    Args:
+        size, zero_stage, num_devices, bf16: as of `compute_state_bytes`.
+    """
+    if num_devices == 1 or zero_stage != 1 or not bf16:
+        return 0.0
+    return 4.0 * min(size.parameters, _MOST_REDUCED)

@@ -85,7 +85,8 @@ def build_deepspeed_config(
             "reduce_bucket_size": max(REDUCE_BUCKET, largest_parameter),
         },
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": is_bf16 and stage > 0},
+        # A gradient in bf16 is added to the fp32 sum and freed as soon as it is there (of stage 1).
+        "bf16": {"enabled": is_bf16 and stage > 0, "immediate_grad_update": True},
         # Gradients are added up in fp32, over micro-batches and over processes.
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
