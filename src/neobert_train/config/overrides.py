@@ -5,7 +5,7 @@ import itertools
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cached_property
 from typing import Any
 
@@ -236,6 +236,10 @@ def _find_same_leaf(key: str, known: Sequence[str]) -> list[str]:
 
 
 def _find_type_problem(defaults: Any, key: str, override: Override) -> str | None:
+    section, _, name = key.partition(".")
+    part = getattr(defaults, section, None)
+    if name and is_dataclass(part):  # all settings together take a tenth of a second
+        defaults, key = part, name
     config = OmegaConf.structured(defaults)
     try:
         OmegaConf.update(config, key, override.value(), merge=False)

@@ -49,6 +49,9 @@ _QUIET_HYDRA = {
     },
 }
 
+# The store, for which command and with which kinds it was filled last: that takes a third of composing.
+_filled: list[Any] = []
+
 # Settings under which users give names of their own, and what lies under each name.
 ENTRIES: dict[str, type[Any]] = {"data.mixture": MixtureSourceConfig, "datasets": PairsConfig}
 ENTRY_KEY = re.compile(
@@ -71,6 +74,10 @@ def register_schemas(command: str) -> None:
     schema only, and see no config groups, so that `model=FOLDER` is a setting to them.
     """
     store = ConfigStore.instance()
+    filled = [store, command, {section: dict(kinds) for section, kinds in CHOICES.items()}]
+    if filled == _filled:
+        return
+    _filled[:] = filled
     store.store(name="quiet_hydra", node=_QUIET_HYDRA, package="_global_")
     has_choices = command in _EXPERIMENT_COMMANDS
     for section, kinds in CHOICES.items():
