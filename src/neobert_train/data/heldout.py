@@ -1,5 +1,6 @@
 """The documents that a run is evaluated on: looked for once, and the same at every evaluation."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -171,7 +172,7 @@ def sample_source(
     def is_wanted(entry: Entry) -> bool:
         return is_counting() or entry.kind is Kind.heldout
 
-    entries = _iter_entries(units, admission)
+    entries = itertools.islice(_iter_entries(units, admission), scan_documents)
     for group in iter_encoded(entries, tokenizer, is_wanted, _GROUP_CHARACTERS):
         counting = is_counting()
         for entry in group:
@@ -185,8 +186,7 @@ def sample_source(
                 sample.heldout.append(ids)
                 num_tokens += len(ids)
         sample.num_documents += len(group)
-        enough = num_tokens >= max_tokens and num_counted >= _MOST_COUNTED_TOKENS
-        if enough or sample.num_documents >= scan_documents:
+        if num_tokens >= max_tokens and num_counted >= _MOST_COUNTED_TOKENS:
             break
     return sample
 
