@@ -74,10 +74,7 @@ def run(config: TrainConfig, world: World) -> None:
             sys.exit(code)
         if isinstance(error, RuntimeError) and is_lost_connection(error) and world.world_size > 1:
             # Another process died first, and its error is the one to be seen last.
-            print_message(
-                f"rank {world.rank}: ends, since another process of the run did "
-                f"({str(error).splitlines()[0]})"
-            )
+            print_message(f"rank {world.rank}: {reason}")
             os._exit(code)
         raise
     if world.is_main:
@@ -161,6 +158,9 @@ def describe_end(error: BaseException, run: RunDirectory) -> tuple[int, str]:
             return EXIT_INPUT, str(error)
         case DivergedError():
             return EXIT_FAILED, str(error)
+        case RuntimeError() if is_lost_connection(error):
+            first_line = str(error).splitlines()[0]
+            return EXIT_FAILED, f"ends, since another process of the run did ({first_line})"
     return EXIT_FAILED, f"{type(error).__name__}: {error}"
 
 

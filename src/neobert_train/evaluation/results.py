@@ -315,7 +315,7 @@ def _mark_ties(rows: Sequence[Result], columns: Mapping[str, _Column]) -> list[R
     differences: dict[tuple[str, str], Estimate] = {}
     best: dict[str, str] = {}
     for task, column in columns.items():
-        if not column.estimates:
+        if len(column.estimates) < 2:  # nothing to be better than, or tied with
             continue
         best[task] = max(column.estimates, key=lambda name: column.estimates[name].value)
         for model, predictions in column.predictions.items():
