@@ -1,7 +1,7 @@
 """Kill a run again and again at random moments; it must end as if nothing had happened.
 
     python scripts/crash_test.py                 # 50 kills on one process, 50 on two: about half an hour
-    python scripts/crash_test.py --kills 5 --processes 1 --steps 60
+    python scripts/crash_test.py --kills 5 --processes 1 --steps 60 optimizer=muon deepspeed=zero0
 
 A small run is started, and after a random time one of its processes (the launcher, a rank, or a data
 worker) is killed with SIGKILL, in whatever it does: importing, training, writing, pruning. The same
@@ -43,6 +43,7 @@ class SmallRun:
     output_dir: Path
     num_processes: int
     steps: int
+    overrides: tuple[str, ...] = ()
 
 
 def start(run: SmallRun) -> subprocess.Popen:
@@ -51,7 +52,7 @@ def start(run: SmallRun) -> subprocess.Popen:
         launcher = ["torch.distributed.run", "--standalone"]
         command += [*launcher, f"--nproc-per-node={run.num_processes}", "-m"]
     command += ["neobert_train", *SETTINGS]
-    command += [f"trainer.max_steps={run.steps}", f"output_dir={run.output_dir}"]
+    command += [f"trainer.max_steps={run.steps}", f"output_dir={run.output_dir}", *run.overrides]
     return subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL,
@@ -120,10 +121,12 @@ def read_result(run: SmallRun) -> tuple[dict, dict, list]:
     return tensors, state, metrics
 
 
-def crash(num_kills: int, num_processes: int, steps: int, folder: Path) -> int:
+def crash(
+    num_kills: int, num_processes: int, steps: int, overrides: tuple[str, ...], folder: Path
+) -> int:
     """Return one run killed up to `num_kills` times; returns how often it was before it was complete."""
-    undisturbed = SmallRun(folder / "undisturbed", num_processes, steps)
-    disturbed = SmallRun(folder / "disturbed", num_processes, steps)
+    undisturbed = SmallRun(folder / "undisturbed", num_processes, steps, overrides)
+    disturbed = SmallRun(folder / "disturbed", num_processes, steps, overrides)
     starting, training = run_to_the_end(undisturbed)
     kills = 0
     while kills < num_kills and find_step(disturbed) < steps:
@@ -157,13 +160,15 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--steps", type=int, default=240, help="of the run")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    parser.add_argument("overrides", nargs="*", help="settings of the run, as on its command line")
+    arguments = parser.parse_intermixed_args()
     random.seed(arguments.seed)
     for num_processes in arguments.processes:
         left = arguments.kills
         while left > 0:  # a run that completes in between is followed by another
             with tempfile.TemporaryDirectory() as folder:
-                left -= crash(left, num_processes, arguments.steps, Path(folder))
+                settings = tuple(arguments.overrides)
+                left -= crash(left, num_processes, arguments.steps, settings, Path(folder))
 
 
 if __name__ == "__main__":

@@ -12,12 +12,14 @@ import pytest
 
 from neobert_train.errors import InputError
 from neobert_train.sweep import plan_sweep
+from support.small_vocabulary import list_small_settings
 
 SMOKE = (
     "+experiment=smoke",
     "trainer.max_steps=2",
     "evaluation.max_tokens=0",
     "data.num_workers=0",
+    *list_small_settings(),
 )
 
 

@@ -278,7 +278,7 @@ def test_a_checkpoint_is_uploaded_as_a_branch_and_read_from_there(finished_run, 
             "export", f"run_dir={finished_run}", "step=2", f"output={tmp_path / 'out'}",
             "push_to_hub=org/name", "revision=step-00000002", "private=true",
         ]  # fmt: skip
-        assert f"uploaded to {hub.url}/org/name" in run_anew(*arguments, **environment)
+        assert f"uploaded to {hub.url}/org/name" in run_command(*arguments, **environment)
         files = hub.read("org/name", "step-00000002")
         assert files.keys() - {".gitattributes"} == {
             path.name for path in (tmp_path / "out").iterdir() if path.name != "notes.txt"
@@ -288,7 +288,7 @@ def test_a_checkpoint_is_uploaded_as_a_branch_and_read_from_there(finished_run, 
         assert hub.repositories["models/org/name"].is_private
         assert hub.titles("org/name", "step-00000002")[0] == "Step 2 of a run of neobert_train"
         (tmp_path / "texts.jsonl").write_text('{"content": "the state of the union"}\n' * 9)
-        measured = run_anew(
+        measured = run_command(
             "evaluate", "model=org/name@step-00000002", f"paths=[{tmp_path / 'texts.jsonl'}]",
             **environment,
         )  # fmt: skip

@@ -13,11 +13,13 @@ import pytest
 from neobert_train.run.checkpoint import load_weights
 from support.local_hub import READ_ONLY_TOKEN, TOKEN, LocalHub
 from support.programs import run_anew, run_command
+from support.small_vocabulary import list_small_settings
 
 SETTINGS = [
     "+experiment=smoke", "trainer.max_steps=1", "checkpoint.save_every_steps=1",
     "checkpoint.keep_every_steps=2", "checkpoint.keep_last=1", "evaluation.max_tokens=0",
     "logging.report=false", "data.num_workers=0", "hub.repository=org/name",
+    *list_small_settings(),
 ]  # fmt: skip
 STEPS = {"main": 1, "step-00000000": 0}
 
@@ -67,7 +69,7 @@ def test_the_same_command_on_a_finished_run_publishes_what_is_missing(finished_r
     ]  # fmt: skip
     environment = hub.environment(tmp_path / "home")
     for _ in range(2):
-        output = run_anew(*command, **environment)
+        output = run_command(*command, **environment)
         assert "is complete after 3 steps" in output
         assert output.splitlines()[-1] == "  on the Hub       org/name"
     branches = hub.repositories["models/org/name"].branches
@@ -93,7 +95,7 @@ def test_a_hub_that_takes_nothing_leaves_the_run_as_it_is(hub, tmp_path, fault, 
         hub.fail(**fault)
     run = tmp_path / "run"
     command = [*SETTINGS, f"output_dir={run}", "hub.wait_seconds=3"]
-    output = run_anew(*command, **hub.environment(tmp_path / "home", token))
+    output = run_command(*command, **hub.environment(tmp_path / "home", token))
     assert said in output
     assert "Done: 1 steps" in output
     assert (
@@ -178,7 +180,7 @@ def test_a_run_that_is_ended_during_an_upload_publishes_all_at_its_next_start(
     hub.heal()
     step = max(int(path.name[5:]) for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
     arguments = [only_step_0, f"output_dir={tmp_path / 'run'}", f"trainer.max_steps={step}"]
-    run_anew(*SETTINGS, *arguments, **hub.environment(tmp_path / "home"))
+    run_command(*SETTINGS, *arguments, **hub.environment(tmp_path / "home"))
     branches = hub.repositories["models/org/name"].branches
     assert read_weights_digest(tmp_path / "run", step) in branches["main"].message
     assert read_weights_digest(tmp_path / "run", 0) in branches["step-00000000"].message

@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
+from neobert_train.models.compilation import prepare_compiler
 from neobert_train.models.compiled_blocks import CompiledBlocks
 from neobert_train.models.feed_forward import compute_plainly
 from neobert_train.models.neobert import NeoBERTEncoder
@@ -99,6 +100,7 @@ STEP = """
 import torch
 
 from neobert_train.models.neobert import NeoBERTEncoder
+from neobert_train.modeling.blocks import rotary_factors
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
 
@@ -106,11 +108,27 @@ torch.manual_seed(0)
 shape = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
 model = NeoBERTForMaskedLM(NeoBERTConfig(**shape, vocab_size=100))
 assert NeoBERTEncoder(model).compile(torch.device("cpu"))
-ids = torch.arange(37)[None]
-print(float(model(ids, labels=ids).loss))
+block = model.model.transformer_encoder[0]
+with torch.no_grad():  # the norm, whose sum over a row is what went wrong
+    q, _, _ = block.project(torch.ones(37, 64), rotary_factors(torch.arange(37), 16))
+print(float(q.sum()))
 """
 
 
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+def test_the_keys_of_the_cache_tell_vectors_of_different_widths_apart(monkeypatch):
+    from torch._inductor import config, cpu_vec_isa
+
+    monkeypatch.setattr(config.cpp, "simdlen", None)
+    keys = []
+    for vectors in (cpu_vec_isa.VecAVX2(), cpu_vec_isa.VecAVX512()):
+        monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", lambda vectors=vectors: vectors)
+        assert prepare_compiler(CPU)
+        keys.append(config.save_config_portable())  # of which the cache makes its keys
+    assert keys[0] != keys[1]
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 def test_code_that_another_processor_left_in_the_cache_is_not_taken(tmp_path):
     """The second process may use narrower vectors only, as a machine that shares the cache does."""

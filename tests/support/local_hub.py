@@ -21,14 +21,15 @@ import struct
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import huggingface_hub.constants
-import huggingface_hub.hf_api
 import pytest
+
+from support.hub_settings import use_hub
 
 TOKEN = "hf_planted-token"
 READ_ONLY_TOKEN = "hf_planted-token-for-reading"
@@ -109,14 +110,7 @@ class LocalHub:
 
     def use_here(self, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
         """Let this process use it, though the library has read its environment already."""
-        replaced = {
-            "ENDPOINT": self.url, "HF_URL_HOSTS": frozenset({"127.0.0.1"}), "HF_HUB_OFFLINE": False,
-            "HUGGINGFACE_CO_URL_TEMPLATE": f"{self.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
-            "HF_HUB_CACHE": f"{home}/hub", "HF_TOKEN_PATH": f"{home}/token", "HF_HUB_DISABLE_XET": True,
-        }  # fmt: skip
-        for name, value in replaced.items():
-            monkeypatch.setattr(huggingface_hub.constants, name, value, raising=False)
-        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", self.url)
+        use_hub(self.url, str(home), partial(monkeypatch.setattr, raising=False))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
 
     def fail(self, request: str, times: float = float("inf"), **fault: Any) -> None:

@@ -11,12 +11,14 @@ import pytest
 from safetensors.torch import load_file
 
 from support.programs import PROGRAM, Forked, finish, fork_ranks
+from support.small_vocabulary import list_small_settings
 
 MAX_STEPS = 8
 SMOKE = [
     "+experiment=smoke", f"trainer.max_steps={MAX_STEPS}", "trainer.evaluate_every_steps=4",
     "checkpoint.save_every_steps=2", "logging.report=false", "data.num_workers=0",
     "batch.global_batch_tokens=2048", "batch.micro_batch_tokens=256", "evaluation.max_tokens=2048",
+    *list_small_settings(),
 ]  # fmt: skip
 PLAIN = PROGRAM
 TORCHRUN = [

