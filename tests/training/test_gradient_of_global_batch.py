@@ -16,6 +16,7 @@ from neobert_train.models.families import build_encoder
 from neobert_train.objectives.masked_lm import MaskedLM
 from neobert_train.optim.optimizers import build_optimizer
 from neobert_train.training.engine import Engine
+from support.programs import Forked, finish
 
 CPU = torch.device("cpu")
 
@@ -76,6 +77,16 @@ def test_an_engine_step_never_waits_for_the_device(
             engine.backward(engine.compute(batch).loss_sum / 1000)
             engine.step()
     assert waits == []
+
+
+def test_nothing_that_a_run_imports_loads_the_compiler(tmp_path):
+    """The fork server has imported it all, by way of `import_deepspeed`."""
+    program = tmp_path / "loaded.py"
+    program.write_text(
+        "import sys\nimport deepspeed.runtime.zero.muon.muon_optimizer\n"
+        "print('torch._inductor.compile_fx' in sys.modules)\n"
+    )
+    assert finish(Forked(str(program))).splitlines()[0] == "False"
 
 
 def test_bf16_gradients_are_freed_as_soon_as_they_are_added_up(make_config, tokenizer, world):
