@@ -70,7 +70,7 @@ def build_training_encoder(config: TrainConfig, device: torch.device) -> Encoder
     """Return the encoder of a run, with the attention kernel and the compiler that it would use."""
     encoder = build_encoder(config, build_tokenizer(config.tokenizer))
     dtype = DTYPES[config.trainer.precision]
-    encoder.settle_kernels(config.model.attention.value, device, dtype)
+    encoder.settle_kernels(config.model, device, dtype)
     if decide_compilation(config, device):
         encoder.compile(device)
     return encoder

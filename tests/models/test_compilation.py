@@ -119,12 +119,12 @@ print(float(q.sum()))
 def test_the_keys_of_the_cache_tell_vectors_of_different_widths_apart(monkeypatch):
     from torch._inductor import config, cpu_vec_isa
 
-    monkeypatch.setattr(config.cpp, "simdlen", None)
     keys = []
     for vectors in (cpu_vec_isa.VecAVX2(), cpu_vec_isa.VecAVX512()):
         monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", lambda vectors=vectors: vectors)
-        assert prepare_compiler(CPU)
-        keys.append(config.save_config_portable())  # of which the cache makes its keys
+        with config.patch({"cpp.simdlen": None}):
+            assert prepare_compiler(CPU)
+            keys.append(config.save_config_portable())  # of which the cache makes its keys
     assert keys[0] != keys[1]
 
 

@@ -16,7 +16,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from neobert_train.config.choices import Role
 from neobert_train.config.data_schema import MaskingConfig
-from neobert_train.config.model_schema import HuggingFaceModelConfig, NeoBERTModelConfig
+from neobert_train.config.model_schema import (
+    AttentionBackend,
+    HuggingFaceModelConfig,
+    ModelConfig,
+    NeoBERTModelConfig,
+)
 from neobert_train.data.lane.collate import collate
 from neobert_train.data.lane.masking import build_masking
 from neobert_train.errors import InputError
@@ -43,7 +48,7 @@ def batch(tokenizer):
 
 def build(architecture, dtype=torch.float32, **changes):
     encoder = HuggingFaceEncoder(build_network(architecture, **changes))
-    return encoder, encoder.settle_kernels("auto", CPU, dtype)
+    return encoder, encoder.settle_kernels(ModelConfig(), CPU, dtype)
 
 
 def compute_reference(network, batch):
@@ -118,9 +123,11 @@ def test_positions_beyond_the_windows_of_modernbert_are_not_seen(batch):
 def test_a_kernel_for_packed_documents_cannot_be_forced_on_rows():
     encoder = HuggingFaceEncoder(build_network("deberta-v2"))
     with pytest.raises(InputError, match=r"padded rows only: write model\.attention=auto"):
-        encoder.settle_kernels("sdpa", CPU, torch.float32)
+        encoder.settle_kernels(ModelConfig(attention=AttentionBackend.sdpa), CPU, torch.float32)
     with pytest.raises(InputError, match="it runs on CUDA devices only"):
-        encoder.settle_kernels("torch_varlen", CPU, torch.float32)
+        encoder.settle_kernels(
+            ModelConfig(attention=AttentionBackend.torch_varlen), CPU, torch.float32
+        )
 
 
 def test_a_network_without_an_encoder_of_its_own_is_refused():
@@ -211,18 +218,18 @@ def build_other(kind, **settings):
 @pytest.mark.parametrize("kind", ["FNetConfig", "ConvBertConfig"])
 def test_a_network_that_looks_at_padding_is_refused(kind):
     with pytest.raises(InputError, match="depend on the padding behind it"):
-        build_other(kind).settle_kernels("auto", CPU, torch.float32)
+        build_other(kind).settle_kernels(ModelConfig(), CPU, torch.float32)
 
 
 def test_a_network_that_takes_no_documents_of_any_length_is_refused():
     encoder = build_other("NystromformerConfig", segment_means_seq_len=64, num_landmarks=16)
     with pytest.raises(InputError, match="does not take documents of any length"):
-        encoder.settle_kernels("auto", CPU, torch.float32)
+        encoder.settle_kernels(ModelConfig(), CPU, torch.float32)
 
 
 def test_a_head_that_adds_to_its_scores_is_scored_whole(batch):
     encoder = build_other("EsmConfig", mask_token_id=4, position_embedding_type="rotary")
-    encoder.settle_kernels("auto", CPU, torch.float32)
+    encoder.settle_kernels(ModelConfig(), CPU, torch.float32)
     small = batch.to(CPU)
     small.input_ids, small.labels = batch.input_ids % 400 + 50, batch.labels % 500
     loss, _ = encoder.score(encoder.encode(small)[small.masked_positions], small.labels)
@@ -419,7 +426,7 @@ def test_the_network_in_one_file_of_the_docs_trains(tmp_path, tokenizer, make_co
     config = make_config()
     config.model = make(tmp_path / "toy", ("from_scratch", True), ("trust_remote_code", True))
     encoder = build_encoder(config, tokenizer)
-    assert encoder.settle_kernels("auto", CPU, torch.float32) == "padded"
+    assert encoder.settle_kernels(ModelConfig(), CPU, torch.float32) == "padded"
     loss, _ = encoder.score(encoder.encode(batch)[batch.masked_positions], batch.labels)
     loss.backward()
     bounds = list(itertools.pairwise(batch.cu_seqlens.tolist()))

@@ -48,7 +48,7 @@ def choose(folder, *overrides):
 def build_engine(config, tokenizer, world, weights, kept=None):
     encoder = build_encoder(config, tokenizer, kept)
     load_into(encoder, weights, "the test")
-    encoder.settle_kernels("auto", CPU, torch.float32)
+    encoder.settle_kernels(config.model, CPU, torch.float32)
     return Engine(config, MaskedLM(encoder), world, CPU)
 
 

@@ -18,7 +18,7 @@ from neobert_train.config.choices import Role
 from neobert_train.config.command_schema import DoctorConfig
 from neobert_train.config.derived import compute_num_lanes, resolve_sources
 from neobert_train.config.divisors import find_divisors
-from neobert_train.config.model_schema import FeedForwardKernel
+from neobert_train.config.model_schema import has_quack
 from neobert_train.config.schema import Precision
 from neobert_train.data.corpus import list_source_files, open_corpus
 from neobert_train.data.heldout import sample_source
@@ -207,7 +207,7 @@ def _examine_kernels(findings: Findings, config: DoctorConfig, device: torch.dev
     for name in BACKENDS:
         obstacle = find_obstacle(name, device, dtype)
         findings.tell("", f"{name}: {obstacle or 'can run' + _show_release(name, device)}")
-    if getattr(config.model, "feed_forward", None) is FeedForwardKernel.quack:
+    if has_quack(config.model):
         try:
             load_quack(device, dtype)
             findings.tell("feed-forward", "quack can run")
@@ -230,8 +230,7 @@ def _examine_network(
     if origin is not None:
         weights = load_initial_weights("model.name", origin, config.model, tokenizer.vocab_size)
         load_into(encoder, weights, f"model.name={origin}")
-    wanted, dtype = config.model.attention.value, DTYPES[config.trainer.precision]
-    kernel = encoder.settle_kernels(wanted, device, dtype)
+    kernel = encoder.settle_kernels(config.model, device, DTYPES[config.trainer.precision])
     findings.tell(
         "network", f"{config.model.source}, {type(encoder.network).__name__}: {kernel} attention"
     )

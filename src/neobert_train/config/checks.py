@@ -24,7 +24,7 @@ from neobert_train.config.divisors import find_divisors
 from neobert_train.config.embed_schema import EmbedConfig
 from neobert_train.config.evaluate_checks import iter_evaluate_problems
 from neobert_train.config.evaluate_schema import EvaluateConfig
-from neobert_train.config.model_schema import FeedForwardKernel
+from neobert_train.config.model_schema import has_quack
 from neobert_train.config.schema import EvaluationConfig, TrainConfig
 from neobert_train.config.setting import iter_settings
 from neobert_train.config.suggestion import suggest
@@ -132,11 +132,10 @@ def _iter_model_problems(config: TrainConfig) -> Iterator[str]:
             f"batch.context_length={context_length} exceeds model.max_length={longest}, which the "
             f"exported model announces: write model.max_length={context_length}"
         )
-    kernel = getattr(config.model, "feed_forward", FeedForwardKernel.torch)
-    if kernel is not FeedForwardKernel.torch and config.deepspeed.zero_stage == 3:
+    if has_quack(config.model) and config.deepspeed.zero_stage == 3:
         yield (
-            f"model.feed_forward={kernel.value} needs whole weights, which deepspeed=zero3 gathers for "
-            f"the layers of torch only: write model.feed_forward=torch or deepspeed=zero1"
+            "model.feed_forward=quack needs whole weights, which deepspeed=zero3 gathers for "
+            "the layers of torch only: write model.feed_forward=torch or deepspeed=zero1"
         )
 
 

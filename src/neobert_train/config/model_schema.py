@@ -168,6 +168,11 @@ class NeoBERTModelConfig(ModelConfig):
         return f"choose model.num_attention_heads among {heads}"
 
 
+def has_quack(model: ModelConfig) -> bool:
+    """Return whether quack's kernels are to compute feed-forward layers."""
+    return isinstance(model, NeoBERTModelConfig) and model.feed_forward is FeedForwardKernel.quack
+
+
 @dataclass
 class HuggingFaceModelConfig(ModelConfig):
     """A masked-language model of transformers, trained further or from random weights."""

@@ -15,6 +15,7 @@ from neobert_train.batch import Batch
 from neobert_train.config.data_schema import MaskingConfig
 from neobert_train.config.derived import override
 from neobert_train.config.evaluate_schema import EvaluateConfig
+from neobert_train.config.model_schema import ModelConfig
 from neobert_train.config.schema import Precision
 from neobert_train.data.heldout import build_evaluation_batches
 from neobert_train.data.sources.source import Unit
@@ -56,7 +57,7 @@ def prepare(subject: Subject, conditions: Conditions) -> None:
     """Make a model ready for packed batches."""
     dtype = DTYPES[Precision.bf16 if conditions.bf16 else Precision.fp32]
     subject.encoder.network.eval()
-    subject.encoder.settle_kernels("auto", conditions.device, dtype)
+    subject.encoder.settle_kernels(ModelConfig(), conditions.device, dtype)
     subject.encoder.network.to(conditions.device, dtype)
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from neobert_train.batch import Batch
 from neobert_train.config.choices import Role
+from neobert_train.config.model_schema import AttentionBackend, ModelConfig
 from neobert_train.config.schema import Precision
 from neobert_train.errors import InputError
 from neobert_train.modeling.attention import choose_backend
@@ -50,11 +51,11 @@ class Encoder(Protocol):
         One that is left out is a single matrix, as wide as its input.
         """
 
-    def settle_kernels(self, wanted: str, device: torch.device, dtype: torch.dtype) -> str:
+    def settle_kernels(self, wanted: ModelConfig, device: torch.device, dtype: torch.dtype) -> str:
         """Settle the kernels that are used from now on, and return that of attention.
 
         Args:
-            wanted: `model.attention`.
+            wanted: says which; a `ModelConfig()` takes those that can run.
             device, dtype: of the hidden states.
 
         Raises:
@@ -83,14 +84,14 @@ class Encoder(Protocol):
         """
 
 
-def choose_kernel(wanted: str, device: torch.device, dtype: torch.dtype) -> str:
+def choose_kernel(wanted: AttentionBackend, device: torch.device, dtype: torch.dtype) -> str:
     """Return the kernel for packed documents that `model.attention` stands for.
 
     Raises:
         InputError: the one wanted cannot run on this device; says why.
     """
     try:
-        return choose_backend(wanted, device, dtype)
+        return choose_backend(wanted.value, device, dtype)
     except ValueError as error:
         raise InputError(f"{error}; write model.attention=auto to take one that can") from error
 

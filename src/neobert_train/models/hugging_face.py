@@ -28,7 +28,7 @@ from transformers.utils.logging import (
 
 from neobert_train.batch import Batch
 from neobert_train.config.choices import Role
-from neobert_train.config.model_schema import HuggingFaceModelConfig
+from neobert_train.config.model_schema import AttentionBackend, HuggingFaceModelConfig, ModelConfig
 from neobert_train.errors import InputError
 from neobert_train.modeling.cross_entropy import sum_cross_entropy
 from neobert_train.modeling.layouts import close_documents
@@ -179,18 +179,18 @@ class HuggingFaceEncoder:
                 layouts[name] = layout
         return layouts
 
-    def settle_kernels(self, wanted: str, device: torch.device, dtype: torch.dtype) -> str:
+    def settle_kernels(self, wanted: ModelConfig, device: torch.device, dtype: torch.dtype) -> str:
         """Return the kernel that is used from now on, `padded` where the network takes rows only."""
-        backend = choose_kernel(wanted, device, dtype)
+        backend = choose_kernel(wanted.attention, device, dtype)
         was_training = self.network.training
         with torch.no_grad():
             packs = self._settle(try_out(self.network.eval(), self.max_length))
         self.network.train(was_training)
         self._backend = backend if packs else None
-        if not packs and wanted != "auto":
+        if not packs and wanted.attention is not AttentionBackend.auto:
             raise InputError(
-                f"model.attention={wanted} attends to packed documents, and this network takes padded "
-                f"rows only: write model.attention=auto"
+                f"model.attention={wanted.attention.value} attends to packed documents, and this "
+                f"network takes padded rows only: write model.attention=auto"
             )
         return self._backend or "padded"
 

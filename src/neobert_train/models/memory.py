@@ -1,7 +1,10 @@
 """The memory that an experiment takes on a GPU, estimated without one; imports no torch."""
 
+from dataclasses import replace
+
 from neobert_train.config.derived import compute_masking_rate, wants_compilation
 from neobert_train.config.divisors import find_divisors
+from neobert_train.config.model_schema import FeedForwardKernel, NeoBERTModelConfig
 from neobert_train.config.schema import Precision, TrainConfig
 from neobert_train.models.cost import build_cost
 from neobert_train.models.size import compute_reduction_bytes, compute_state_bytes, count_moments
@@ -25,7 +28,10 @@ def estimate_memory(
     """
     bf16 = plans_bf16(config)
     compiled = wants_compilation(config, zero_stage, on_gpu=True)
-    cost = build_cost(config.model, vocab_size)
+    model = config.model
+    if zero_stage == 3 and isinstance(model, NeoBERTModelConfig):  # as `config.checks` asks for
+        model = replace(model, feed_forward=FeedForwardKernel.torch)
+    cost = build_cost(model, vocab_size)
     num_moments = count_moments(config.optimizer, cost.size)
     target_share = max(sample_masking_rates(config))
     return (

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neobert_train.batch import Batch
 from neobert_train.config.choices import Role
-from neobert_train.config.model_schema import FeedForwardKernel, NeoBERTModelConfig
+from neobert_train.config.model_schema import ModelConfig, NeoBERTModelConfig, has_quack
 from neobert_train.errors import InputError
 from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
@@ -30,10 +30,8 @@ MODEL_TYPE = NeoBERTConfig.model_type
 class NeoBERTEncoder:
     """NeoBERT behind the protocol `Encoder`, which documents arguments and errors."""
 
-    def __init__(
-        self, network: NeoBERTForMaskedLM, feed_forward: FeedForwardKernel = FeedForwardKernel.torch
-    ) -> None:
-        self.network, self._feed_forward = network, feed_forward
+    def __init__(self, network: NeoBERTForMaskedLM) -> None:
+        self.network = network
         self.max_length: int = network.config.max_length
 
     @classmethod
@@ -44,8 +42,7 @@ class NeoBERTEncoder:
         kept: Mapping[str, Any] | None = None,
     ) -> "NeoBERTEncoder":
         """Return a NeoBERT with random weights; the vocabulary is the tokenizer's."""
-        network = NeoBERTForMaskedLM(build_network_config(config, tokenizer))
-        return cls(network, config.feed_forward)
+        return cls(NeoBERTForMaskedLM(build_network_config(config, tokenizer)))
 
     @classmethod
     def load(cls, folder: Path, label: str) -> "NeoBERTEncoder":
@@ -106,14 +103,13 @@ class NeoBERTEncoder:
             layouts |= {f"{block}.qkv.weight": qkv, f"{block}.ffn.w12.weight": gate_and_value}
         return layouts
 
-    def settle_kernels(self, wanted: str, device: torch.device, dtype: torch.dtype) -> str:
+    def settle_kernels(self, wanted: ModelConfig, device: torch.device, dtype: torch.dtype) -> str:
         """Return the backend of `modeling.attention` that is used from now on."""
-        backend = choose_kernel(wanted, device, dtype)
+        backend = choose_kernel(wanted.attention, device, dtype)
         self.network.model.attention_backend = backend
-        if self._feed_forward is FeedForwardKernel.quack:
-            kernel = load_quack(device, dtype)
-            for block in self.network.model.transformer_encoder:
-                block.ffn.kernel = kernel  # type: ignore[union-attr]
+        kernel = load_quack(device, dtype) if has_quack(wanted) else None
+        for block in self.network.model.transformer_encoder:
+            block.ffn.kernel = kernel  # type: ignore[union-attr]
         return backend
 
     def compile(self, device: torch.device) -> bool:

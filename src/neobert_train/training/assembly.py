@@ -137,8 +137,8 @@ def build_starting_encoder(
     if weights is not None:
         origin = str(start.checkpoint or config.init_from or config.model.origin)
         collectives.on_all(lambda: load_into(encoder, weights, origin))
-    wanted, dtype = config.model.attention.value, DTYPES[config.trainer.precision]
-    return encoder, collectives.on_all(lambda: encoder.settle_kernels(wanted, device, dtype))
+    dtype = DTYPES[config.trainer.precision]
+    return encoder, collectives.on_all(lambda: encoder.settle_kernels(config.model, device, dtype))
 
 
 def build_starting_engine(
