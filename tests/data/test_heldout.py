@@ -283,6 +283,19 @@ def test_evaluation_batches_hold_every_document_once(tokenizer):
         )
 
 
+def test_evaluation_batches_of_one_size_predict_the_same_tokens(tokenizer):
+    documents = [list(range(2000, 2000 + length)) for length in (5, 70, 20, 30, 9)]
+    rest = tokenizer, MaskingConfig(), 32, 128, 10_000, 3
+    plain, padded = (build_evaluation_batches(documents, *rest, pads=p) for p in (False, True))
+    assert {len(batch.input_ids) for batch in padded} == {128}
+    assert {len(batch.input_ids) for batch in plain} != {128}
+    for one, other in zip(plain, padded, strict=True):
+        assert one.num_tokens == other.num_tokens
+        assert one.masked_positions.equal(other.masked_positions)
+        assert one.labels.equal(other.labels)
+        assert one.cu_seqlens.equal(other.cu_seqlens)
+
+
 def test_evaluation_batches_are_alike_each_time_and_masked_by_the_seed(tokenizer):
     documents = [make_text(n) for n in range(40)]
     first, again, other = (build_evaluation(tokenizer, documents, seed=s) for s in (1, 1, 2))

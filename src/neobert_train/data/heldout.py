@@ -217,6 +217,7 @@ def build_evaluation_batches(
     micro_batch_tokens: int,
     max_tokens: int,
     seed: int,
+    pads: bool = False,
 ) -> list[Batch]:
     """Return documents masked and packed, always alike whatever the number of processes.
 
@@ -228,6 +229,7 @@ def build_evaluation_batches(
         micro_batch_tokens: tokens of a batch.
         max_tokens: chunks beyond this many tokens are left out.
         seed: decides which tokens are masked.
+        pads: whether every batch is to have `micro_batch_tokens` tokens, so that compiled code fits all.
 
     Raises:
         InputError: there are documents, and nothing to predict in them.
@@ -244,7 +246,7 @@ def build_evaluation_batches(
     for number, indices in enumerate(pack_all([len(c) + 2 for c in chunks], micro_batch_tokens)):
         packed = [chunks[index] for index in indices]
         generator = keyed_generator(seed, "evaluation mask", number)
-        size = sum(len(chunk) + 2 for chunk in packed)  # nothing needs a constant shape here
+        size = micro_batch_tokens if pads else sum(len(chunk) + 2 for chunk in packed)
         batches.append(collate(packed, size, tokenizer.special, rule, masking.rate, generator))
     if batches and not any(batch.num_targets for batch in batches):
         num_text = sum(batch.num_text for batch in batches)

@@ -30,7 +30,7 @@ class CompiledBlocks:
 
     Attributes:
         project, connect, combine: what is computed before the first attention, between two, and after
-            the last one; each is one graph for all blocks.
+            the last one; each is one graph for all blocks, of batches of one size.
     """
 
     def __init__(self, blocks: Iterable[EncoderBlock]) -> None:

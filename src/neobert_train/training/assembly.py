@@ -91,7 +91,7 @@ def set_up_trainer(
     console.announce("looking for held-out documents")
     sample = share_sample(config, run, start, collectives)
     evaluation_batches = collectives.on_all(
-        lambda: build_heldout_batches(config, sample, tokenizer)
+        lambda: build_heldout_batches(config, sample, tokenizer, pads=device.type == "cuda")
     )
     environment = describe_environment(world, attention, config.trainer.precision, start.revisions)
     network = encoder.describe_network()

@@ -65,9 +65,16 @@ def check_unknown_shares(sample: CorpusSample, tokenizer: TextTokenizer) -> None
 
 
 def build_heldout_batches(
-    config: TrainConfig, sample: CorpusSample, tokenizer: TextTokenizer
+    config: TrainConfig, sample: CorpusSample, tokenizer: TextTokenizer, pads: bool = False
 ) -> list[Batch]:
-    """Return the held-out documents as batches, the same at every evaluation of the run."""
+    """Return the held-out documents as batches, the same at every evaluation of the run.
+
+    Args:
+        config: of the run.
+        sample: holds the documents.
+        tokenizer: of the run.
+        pads: whether batches are to have the shape of those in training, for which GPUs have code.
+    """
     return build_evaluation_batches(
         sample.heldout,
         tokenizer,
@@ -76,4 +83,5 @@ def build_heldout_batches(
         config.batch.micro_batch_tokens,
         config.evaluation.max_tokens,
         config.seed,
+        pads,
     )
