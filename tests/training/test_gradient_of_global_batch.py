@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch._utils import _flatten_dense_tensors
 
 from neobert_train.config.derived import compute_num_lanes
 from neobert_train.data.lane.collate import collate
@@ -12,11 +13,12 @@ from neobert_train.data.lane.lane import initial_states
 from neobert_train.data.lane.masking import build_masking
 from neobert_train.data.loader import StepLoader
 from neobert_train.data.sources import build_units
+from neobert_train.models.encoder import measure_size
 from neobert_train.models.families import build_encoder
+from neobert_train.models.size import compute_reduction_bytes
 from neobert_train.objectives.masked_lm import MaskedLM
 from neobert_train.optim.optimizers import build_optimizer
 from neobert_train.training.engine import Engine
-from support.programs import Forked, finish
 
 CPU = torch.device("cpu")
 
@@ -79,14 +81,28 @@ def test_an_engine_step_never_waits_for_the_device(
     assert waits == []
 
 
-def test_nothing_that_a_run_imports_loads_the_compiler(tmp_path):
-    """The fork server has imported it all, by way of `import_deepspeed`."""
-    program = tmp_path / "loaded.py"
-    program.write_text(
-        "import sys\nimport deepspeed.runtime.zero.muon.muon_optimizer\n"
-        "print('torch._inductor.compile_fx' in sys.modules)\n"
-    )
-    assert finish(Forked(str(program))).splitlines()[0] == "False"
+@pytest.mark.parametrize(
+    ("zero", "precision"), [(z, p) for z in range(4) for p in ("fp32", "bf16")]
+)
+def test_the_plan_knows_where_all_gradients_are_copied_to_be_summed(
+    make_config, tokenizer, world, monkeypatch, zero, precision
+):
+    config = make_config(f"deepspeed=zero{zero}", f"trainer.precision={precision}")
+    objective = MaskedLM(build_encoder(config, tokenizer))
+    size = measure_size(objective.encoder)
+    engine = Engine(config, objective, world, CPU)
+    copied = []
+
+    def flatten(tensors):
+        copied.append(4 * sum(tensor.numel() for tensor in tensors))
+        return _flatten_dense_tensors(tensors)
+
+    monkeypatch.setattr(engine._deepspeed, "flatten", flatten)
+    for batch in _one_step_of_batches(config):
+        engine.backward(engine.compute(batch).loss_sum / 1000)
+        engine.step()
+    expected = compute_reduction_bytes(size, zero, bf16=precision == "bf16")
+    assert sum(copied) == pytest.approx(expected, rel=1e-3)
 
 
 def test_bf16_gradients_are_freed_as_soon_as_they_are_added_up(make_config, tokenizer, world):

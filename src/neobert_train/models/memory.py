@@ -38,7 +38,7 @@ def estimate_memory(
         compute_state_bytes(cost.size, num_moments, zero_stage, num_devices, bf16),
         max(
             cost.estimate_activation_bytes(tokens, target_share, bf16, compiled),
-            compute_reduction_bytes(cost.size, zero_stage, num_devices, bf16),
+            compute_reduction_bytes(cost.size, zero_stage, bf16),
         ),
     )
 

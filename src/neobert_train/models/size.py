@@ -4,10 +4,6 @@ from dataclasses import dataclass
 
 from neobert_train.config.choices import OptimizerConfig, Role
 
-# Numbers that DeepSpeed sums over devices at a time where it has no bucket of a size to choose
-# (`MEMORY_OPT_ALLREDUCE_SIZE` of 0.19.8).
-_MOST_REDUCED = 500_000_000
-
 
 @dataclass(frozen=True)
 class ModelSize:
@@ -103,17 +99,14 @@ def compute_state_bytes(
     return sum(shares[: 3 - zero_stage]) + sum(shares[3 - zero_stage :]) / num_devices
 
 
-def compute_reduction_bytes(
-    size: ModelSize, zero_stage: int, num_devices: int, bf16: bool
-) -> float:
+def compute_reduction_bytes(size: ModelSize, zero_stage: int, bf16: bool) -> float:
     """Return the bytes for summing gradients over devices, when activations are gone again.
 
-    In bf16 stage 1 copies its fp32 sums into one buffer. The others have small ones, and stage 0 sums
-    in place.
+    DeepSpeed copies all fp32 gradients into one buffer in bf16 at stage 1 and in fp32 at stage 0, also
+    on one device. In bf16 stage 0 sums in place, and the others have small buffers.
 
     Args:
-        size, zero_stage, num_devices, bf16: as of `compute_state_bytes`.
+        size, zero_stage, bf16: as of `compute_state_bytes`.
     """
-    if num_devices == 1 or zero_stage != 1 or not bf16:
-        return 0.0
-    return 4.0 * min(size.parameters, _MOST_REDUCED)
+    copies_all = zero_stage == 1 if bf16 else zero_stage == 0
+    return 4.0 * size.parameters if copies_all else 0.0
