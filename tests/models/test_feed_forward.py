@@ -89,10 +89,12 @@ def test_a_run_takes_it_where_it_is_asked_for(monkeypatch, tokenizer):
 def test_what_it_cannot_do_is_refused_before_any_work():
     from neobert_train.config.checks import find_problems
 
-    words = ["+experiment=smoke", "model.feed_forward=quack"]
+    words = ["+experiment=smoke", "model.feed_forward=quack", "trainer.precision=bf16"]
     assert find_problems(compose("train", *words), 1) == []
     (problem,) = find_problems(compose("train", *words, "deepspeed=zero3"), 1)
     assert "write model.feed_forward=torch or deepspeed=zero1" in problem
+    (problem,) = find_problems(compose("train", *words, "trainer.precision=fp32"), 1)
+    assert "computes in bf16: write" in problem
     narrow = ["model.hidden_size=36", "model.num_attention_heads=2"]
     (problem,) = find_problems(compose("train", *words, *narrow), 1)
     assert "not a multiple of 8" in problem
@@ -116,4 +118,6 @@ def test_the_plan_knows_what_it_does_not_keep():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_quack_gives_the_numbers_of_torch_on_a_gpu():
     pytest.importorskip("quack")
-    load_quack(torch.device("cuda", 0), torch.bfloat16)
+    device = torch.device("cuda", 0)
+    kernel = load_quack(device, torch.bfloat16)
+    try_out(torch.compile(kernel, dynamic=False), device, torch.bfloat16)  # as blocks call it

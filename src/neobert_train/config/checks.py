@@ -25,7 +25,7 @@ from neobert_train.config.embed_schema import EmbedConfig
 from neobert_train.config.evaluate_checks import iter_evaluate_problems
 from neobert_train.config.evaluate_schema import EvaluateConfig
 from neobert_train.config.model_schema import has_quack
-from neobert_train.config.schema import EvaluationConfig, TrainConfig
+from neobert_train.config.schema import EvaluationConfig, Precision, TrainConfig
 from neobert_train.config.setting import iter_settings
 from neobert_train.config.suggestion import suggest
 from neobert_train.config.tasks import PROBES
@@ -131,6 +131,11 @@ def _iter_model_problems(config: TrainConfig) -> Iterator[str]:
         yield (
             f"batch.context_length={context_length} exceeds model.max_length={longest}, which the "
             f"exported model announces: write model.max_length={context_length}"
+        )
+    if has_quack(config.model) and config.trainer.precision is Precision.fp32:
+        yield (
+            "model.feed_forward=quack computes in bf16: write model.feed_forward=torch or "
+            "trainer.precision=bf16"
         )
     if has_quack(config.model) and config.deepspeed.zero_stage == 3:
         yield (

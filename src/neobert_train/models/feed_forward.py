@@ -53,7 +53,7 @@ def compute_plainly(x: Tensor, gate_and_value: Tensor, output: Tensor) -> Tensor
 
 
 def try_out(kernel: FeedForward, device: torch.device, dtype: torch.dtype) -> None:
-    """Let a kernel compute a small layer, forward and backward.
+    """Let a kernel compute a small layer, forward and backward, and of two tokens without a gradient.
 
     Raises:
         ValueError: it gives other numbers than torch.
@@ -69,7 +69,9 @@ def try_out(kernel: FeedForward, device: torch.device, dtype: torch.dtype) -> No
             inputs = [x.clone().mul_(0.3).to(dtype).requires_grad_() for x in drawn]
             output = function(*inputs)
             gradients = torch.autograd.grad(output.float().square().sum(), inputs)
-            results.append([output.detach(), *gradients])
+            with torch.no_grad():
+                of_two = function(inputs[0][:2], *inputs[1:])
+            results.append([output.detach(), *gradients, of_two])
     for number, expected in zip(*results, strict=True):
         difference = (number.float() - expected.float()).norm() / expected.float().norm()
         if not difference < 0.05:
