@@ -102,9 +102,10 @@ def run_program(target: str, arguments: list[str], cwd: str, environment: dict[s
     """Run a module or a script as `python -m MODULE` and `python SCRIPT` do."""
     import torch
 
+    is_other_hub = environment.get("HF_ENDPOINT") != os.environ.get("HF_ENDPOINT")
     os.environ.clear()
     os.environ.update(environment)
-    if "HF_ENDPOINT" in environment:  # the library has read another
+    if is_other_hub:  # than that of which the library has read
         from hub_settings import use_hub
 
         use_hub(environment["HF_ENDPOINT"], environment["HF_HOME"])

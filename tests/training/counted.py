@@ -1,4 +1,9 @@
-"""neobert_train that says, once a step is collected, which collectives each step before it called."""
+"""neobert_train that says, before it collects a step, what the one before did.
+
+Which collectives it called, and whether torch's compiler is loaded by now.
+"""
+
+import sys
 
 from neobert_train.__main__ import main
 from neobert_train.distributed import Collectives
@@ -20,6 +25,7 @@ def note_calls(name):
 
 def collect_and_tell(*arguments):
     print(f"called: {' '.join(called)}", flush=True)
+    print(f"compiler: {'torch._inductor.compile_fx' in sys.modules}", flush=True)
     called.clear()
     return collect_step(*arguments)
 

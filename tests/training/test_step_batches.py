@@ -78,6 +78,8 @@ def test_processes_meet_once_in_a_step_that_is_not_logged(tmp_path, limits, call
     told = [line for line in output if line.startswith("called: ")]
     assert len(told) == MAX_STEPS
     assert told[1:] == [f"called: {called}"] * (MAX_STEPS - 1)
+    # It takes a second to load, and nothing is compiled.
+    assert output.count("compiler: False") == MAX_STEPS
 
 
 def test_a_stop_is_heard_by_a_process_that_waits_and_by_one_that_does_not():

@@ -63,7 +63,10 @@ def run(config: TrainConfig, world: World) -> None:
     try:
         _train(config, around, publisher)
     except (Exception, StopSignal) as error:
-        code, reason = describe_end(error, directory)
+        lost = (
+            world.world_size > 1 and isinstance(error, RuntimeError) and is_lost_connection(error)
+        )
+        code, reason = describe_end(error, directory, lost)
         if directory.is_open:
             write_outcome(directory, code, reason)
         if publisher is not None:
@@ -72,7 +75,7 @@ def run(config: TrainConfig, world: World) -> None:
             if world.is_main:
                 print_message(f"neobert_train: {reason}")
             sys.exit(code)
-        if isinstance(error, RuntimeError) and is_lost_connection(error) and world.world_size > 1:
+        if lost:
             # Another process died first, and its error is the one to be seen last.
             print_message(f"rank {world.rank}: {reason}")
             os._exit(code)
@@ -143,8 +146,14 @@ def _fit(trainer: Trainer, peers: PeerWatch) -> None:
     trainer.watchdog.close()
 
 
-def describe_end(error: BaseException, run: RunDirectory) -> tuple[int, str]:
-    """Return the exit code of a start that ends with an error, and what it says of it."""
+def describe_end(error: BaseException, run: RunDirectory, lost: bool) -> tuple[int, str]:
+    """Return the exit code of a start that ends with an error, and what it says of it.
+
+    Args:
+        error: that ends it.
+        run: its directory.
+        lost: whether the error is that another process is gone.
+    """
     match error:
         case StoppedError() | StopSignal():
             # Nobody asked for a stop when the launcher crashed or was killed.
@@ -158,7 +167,7 @@ def describe_end(error: BaseException, run: RunDirectory) -> tuple[int, str]:
             return EXIT_INPUT, str(error)
         case DivergedError():
             return EXIT_FAILED, str(error)
-        case RuntimeError() if is_lost_connection(error):
+        case RuntimeError() if lost:
             first_line = str(error).splitlines()[0]
             return EXIT_FAILED, f"ends, since another process of the run did ({first_line})"
     return EXIT_FAILED, f"{type(error).__name__}: {error}"

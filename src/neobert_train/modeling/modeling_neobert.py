@@ -61,8 +61,9 @@ class NeoBERT(NeoBERTPreTrainedModel):
         attention_backend: see `choose_backend`; None follows `attn_implementation`: `sdpa` (the
             default) takes torch's own kernels, packed where there are packed ones, `flash_attention_2`
             and `flash_attention_3` the package, `eager` computes probabilities by themselves.
-        run_blocks: computes all blocks of hidden states, rotary factors and a layout in place of
-            their own calls, which hooks, checkpointed activations and outputs of blocks still need.
+        run_blocks: computes all blocks of hidden states, rotary factors and a layout in one call, in
+            which hooks of blocks are passed over. Where the outputs of blocks are wanted, or
+            activations are checkpointed, blocks are called one by one.
     """
 
     attention_backend: str | None = None
