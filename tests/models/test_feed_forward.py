@@ -1,5 +1,6 @@
 """The feed-forward layer by quack, with a stand-in that has its interface and torch's arithmetic."""
 
+import importlib.util
 import sys
 from types import SimpleNamespace
 
@@ -8,11 +9,15 @@ import torch
 import torch.nn.functional as F
 
 from neobert_train.config.model_schema import FeedForwardKernel, ModelConfig, NeoBERTModelConfig
+from neobert_train.config.schema import Precision
 from neobert_train.errors import InputError
+from neobert_train.machine.environment import describe_environment, find_environment_changes
 from neobert_train.modeling.blocks import SwiGLU
+from neobert_train.models import feed_forward
 from neobert_train.models.feed_forward import bind, compute_plainly, load_quack, try_out
 from neobert_train.models.neobert import NeoBERTEncoder
 from neobert_train.models.neobert_cost import NeoBERTCost
+from neobert_train.world import World
 from support.configs import compose
 
 CPU = torch.device("cpu")
@@ -60,14 +65,19 @@ def test_a_kernel_is_believed_unless_it_gives_other_numbers(dtype):
 def test_where_it_cannot_run_the_error_says_why_and_what_to_write():
     with pytest.raises(InputError, match=r"runs on CUDA devices only, and this is cpu.*=torch"):
         load_quack(CPU, torch.bfloat16)
-    with pytest.raises(InputError, match=r"computes in bf16, and this run in float32"):
+    with pytest.raises(InputError, match=r"computes in bf16 and fp16 only, and this is float32"):
         load_quack(torch.device("cuda"), torch.float32)
 
 
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "quack", None)
-    with pytest.raises(InputError, match=r"ModuleNotFoundError.*quack.*docs/operations\.md"):
+def test_a_missing_package_and_a_broken_one_are_named(monkeypatch):
+    monkeypatch.setattr(feed_forward, "find_device_obstacle", lambda *_: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r'it is not installed \(pip install "quack-kernels\[cu13'):
         load_quack(torch.device("cuda", 1), torch.bfloat16)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setitem(sys.modules, "quack", None)
+    with pytest.raises(InputError, match=r"does not work here \(ModuleNotFoundError: .*=torch"):
+        load_quack(torch.device("cuda", 2), torch.bfloat16)
 
 
 def test_a_run_takes_it_where_it_is_asked_for(monkeypatch, tokenizer):
@@ -84,6 +94,15 @@ def test_a_run_takes_it_where_it_is_asked_for(monkeypatch, tokenizer):
     # What evaluates a run takes what the machine has.
     encoder.settle_kernels(ModelConfig(), CPU, torch.float32)
     assert [layer.kernel for layer in layers] == [None] * 2
+
+
+def test_another_kernel_is_another_environment_and_that_of_earlier_versions_was_torch():
+    now = describe_environment(World(), "sdpa", "quack", Precision.bf16, {})
+    assert find_environment_changes({**now, "feed_forward": "torch"}, now) == [
+        "feed_forward: torch -> quack"
+    ]
+    before = {key: value for key, value in now.items() if key != "feed_forward"}
+    assert find_environment_changes(before, {**now, "feed_forward": "torch"}) == []
 
 
 def test_what_it_cannot_do_is_refused_before_any_work():

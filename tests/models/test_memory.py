@@ -216,6 +216,14 @@ def test_a_masking_rate_that_changes_costs_memory_at_its_highest_and_work_in_the
     assert "30% of them predicted" in output
 
 
+def test_the_plan_says_which_feed_forward_layers_it_counts():
+    output = run_command("plan", "+experiment=pretrain_base", "model.feed_forward=quack")
+    assert "model.feed_forward=quack runs on Hopper and Blackwell GPUs only" in output
+    rows = re.findall(r"ZeRO (\d): .* ([\d.]+) GB activations \(.*, with (\S+)", output)
+    expected = [(str(stage), "44.8", "quack's)") for stage in range(3)]
+    assert rows == [*expected, ("3", "59.9", "torch's")]
+
+
 def test_the_plan_offers_what_fits_where_the_experiment_does_not():
     output = run_command("plan", "+experiment=pretrain_base", "device=a100-40")
     rows = re.findall(r"ZeRO \d.*DOES NOT FIT; the largest that fits: .*tokens=(\d+)", output)

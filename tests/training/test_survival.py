@@ -233,7 +233,12 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run_when_told_to(tmp_path
 def test_a_run_ends_with_its_tokens_and_stays_complete(tmp_path):
     output = run(tmp_path / "run", "trainer.max_tokens=7000")
     assert "Done: 4 steps" in output
-    assert "is complete after 4 steps" in run(tmp_path / "run", "trainer.max_tokens=7000")
+    assert "ended by         trainer.max_tokens=7000; with a higher one the same command" in output
+    again = run(tmp_path / "run", "trainer.max_tokens=7000")
+    assert "is complete after 4 steps, " in again
+    assert "tokens (trainer.max_tokens=7000 is reached)" in again
+    outcome = json.loads((tmp_path / "run/outcome.json").read_text())["content"]
+    assert outcome["reason"] == "complete (trainer.max_tokens=7000 is reached)"
 
 
 @pytest.mark.slow

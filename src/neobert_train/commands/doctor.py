@@ -210,8 +210,9 @@ def _examine_kernels(findings: Findings, config: DoctorConfig, device: torch.dev
     if has_quack(config.model):
         try:
             load_quack(device, dtype)
-            findings.tell("feed-forward", "quack can run")
+            findings.tell("feed-forward", "model.feed_forward=quack can run")
         except InputError as error:
+            findings.tell("feed-forward", "model.feed_forward=quack cannot be had")
             findings.problems.append(str(error))
     obstacle = find_compiler_obstacle(device)
     compiles = decide_compilation(config, device)

@@ -8,6 +8,7 @@ from neobert_train.config.derived import (
     wants_compilation,
 )
 from neobert_train.config.divisors import find_divisors
+from neobert_train.config.model_schema import has_quack
 from neobert_train.errors import InputError
 from neobert_train.machine.peak import DEVICES, format_flops
 from neobert_train.models.cost import build_cost
@@ -72,6 +73,11 @@ def format_plan(config: PlanConfig) -> str:
             *_format_probes(config, tokenizer, size, tokens * flops),
             f"memory of one device by ZeRO stage (deepspeed=zero{config.deepspeed.zero_stage} is set)",
             *(
+                ["            model.feed_forward=quack runs on Hopper and Blackwell GPUs only"]
+                if has_quack(config.model)
+                else []
+            ),
+            *(
                 _format_memory(config, vocab_size, stage, device.memory_bytes)
                 for stage in ([0] if config.optimizer.needs_whole_matrices else range(4))
             ),
@@ -129,6 +135,8 @@ def _format_memory(
     largest = find_largest_micro_batch(*arguments, memory_bytes)
     fits = state + activations <= USABLE_MEMORY * memory_bytes
     form = "compiled" if wants_compilation(config, zero_stage, on_gpu=True) else "uncompiled"
+    if has_quack(config.model):
+        form += ", with torch's feed-forward layers" if zero_stage == 3 else ", with quack's"
     return (
         f"  ZeRO {zero_stage}: {_format_bytes(state)} state + {_format_bytes(activations)} activations "
         f"(estimate, {form}) = {_format_bytes(state + activations)} of {_format_bytes(memory_bytes)}"

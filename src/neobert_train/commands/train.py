@@ -21,6 +21,7 @@ from neobert_train.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPE
 from neobert_train.export.publisher import Publisher
 from neobert_train.machine.devices import compute_deterministically
 from neobert_train.report.refresh import ReportRefresher
+from neobert_train.run.checkpoint import TrainingState
 from neobert_train.run.directory import RunDirectory
 from neobert_train.run.outcome import write_outcome
 from neobert_train.run.shared import check_shared
@@ -34,7 +35,7 @@ from neobert_train.training.preemption import LAUNCHER_ENDED, StopRequest
 from neobert_train.training.probing import format_scores
 from neobert_train.training.starting_point import find_starting_point
 from neobert_train.training.step_batches import StoppedError
-from neobert_train.training.trainer import Trainer, is_complete
+from neobert_train.training.trainer import Trainer, find_early_end, is_complete
 from neobert_train.world import World
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def run(config: TrainConfig, world: World) -> None:
     console = Console(config.trainer.max_steps, world.is_main, config.logging.progress)
     around = Surroundings(directory, collectives, device, stop, console)
     try:
-        _train(config, around, publisher)
+        reason = _train(config, around, publisher)
     except (Exception, StopSignal) as error:
         lost = (
             world.world_size > 1 and isinstance(error, RuntimeError) and is_lost_connection(error)
@@ -81,14 +82,15 @@ def run(config: TrainConfig, world: World) -> None:
             os._exit(code)
         raise
     if world.is_main:
-        write_outcome(directory, EXIT_DONE, "complete")
+        write_outcome(directory, EXIT_DONE, reason)
     # After an error the processes part by ending, since to part in order needs all of them.
     collectives.close()
     if publisher is not None:
         publisher.finish(lambda: stop.reason)
 
 
-def _train(config: TrainConfig, around: Surroundings, publisher: Publisher | None) -> None:
+def _train(config: TrainConfig, around: Surroundings, publisher: Publisher | None) -> str:
+    """Train until the run is complete; return by what it is."""
     started, world, console = time.monotonic(), around.collectives.world, around.console
     if world.is_main and config.scheduler.warmup_steps >= config.trainer.max_steps:
         logger.warning("the run ends within the warm-up (scheduler.warmup_steps)")
@@ -102,8 +104,9 @@ def _train(config: TrainConfig, around: Surroundings, publisher: Publisher | Non
         if world.is_main:
             print_output(
                 f"{around.run.path} is complete after {state.step} steps, {state.tokens:,} tokens"
+                + describe_early_end(config, state)
             )
-        return
+        return "complete" + describe_early_end(config, state)
     report = ReportRefresher(around.run.path)
     on_checkpoint = [report.refresh] if config.logging.report else []
     if publisher is not None:
@@ -123,6 +126,7 @@ def _train(config: TrainConfig, around: Surroundings, publisher: Publisher | Non
         seconds = time.monotonic() - started
         tokens = state.tokens - first_tokens
         print_output(format_summary(around.run, trainer, sample, tokens, seconds))
+    return "complete" + describe_early_end(config, state)
 
 
 def _fit(trainer: Trainer, peers: PeerWatch) -> None:
@@ -173,6 +177,12 @@ def describe_end(error: BaseException, run: RunDirectory, lost: bool) -> tuple[i
     return EXIT_FAILED, f"{type(error).__name__}: {error}"
 
 
+def describe_early_end(config: TrainConfig, state: TrainingState) -> str:
+    """Return ` (SETTING is reached)` of a complete run that has not taken the last of its steps."""
+    limit = find_early_end(config.trainer, state)
+    return "" if limit is None else f" ({limit} is reached)"
+
+
 def check_last_checkpoint(trainer: Trainer) -> None:
     """Raise InputError when the work of a finished run is not all on the disk."""
     if trainer.writer is not None and trainer.writer.failure:
@@ -190,6 +200,9 @@ def format_summary(
         f"Done: {state.step} steps, {state.tokens:,} tokens; {format_duration(seconds)} and "
         f"{tokens / seconds:,.0f} tokens/s since this start, everything included."
     ]
+    limit = find_early_end(trainer.config.trainer, state)
+    if limit is not None:
+        lines += [f"  ended by         {limit}; with a higher one the same command continues"]
     if evaluation is not None:
         means = "".join(f"{name} {mean:.1%}, " for name, mean in evaluation.means.items())
         lines += [

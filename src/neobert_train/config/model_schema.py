@@ -119,7 +119,7 @@ class NeoBERTModelConfig(ModelConfig):
     )  # fmt: skip
     feed_forward: FeedForwardKernel = setting(
         FeedForwardKernel.torch,
-        "torch, or quack: products that apply the gate as they write (bf16).",
+        "torch, or quack: products that apply the gate, on Hopper and Blackwell in bf16.",
     )
     norm_eps: float = setting(1e-5, "Epsilon of the RMS norms.", above=0.0)
     embedding_init_range: float = setting(

@@ -22,13 +22,18 @@ _PACKAGES = (
 
 
 def describe_environment(
-    world: World, attention_backend: str, precision: Precision, revisions: Mapping[str, str]
+    world: World,
+    attention_backend: str,
+    feed_forward: str,
+    precision: Precision,
+    revisions: Mapping[str, str],
 ) -> dict[str, Any]:
     """Return versions, devices and source revision; nothing of the environment variables.
 
     Args:
         world: this process among all.
         attention_backend: in use.
+        feed_forward: what computes the feed-forward layers.
         precision: in use.
         revisions: by setting, what was taken from the Hub, as `org/name@commit`.
     """
@@ -43,6 +48,7 @@ def describe_environment(
         "cpu_threads": torch.get_num_threads(),
         "cpu_cores": os.cpu_count(),
         "attention": attention_backend,
+        "feed_forward": feed_forward,
         "precision": precision.value,
         "revisions": dict(revisions),
     }
@@ -61,6 +67,7 @@ _COMPARED = (
     "device",
     "cpu_threads",
     "attention",
+    "feed_forward",
     "precision",
 )
 
@@ -74,7 +81,10 @@ def find_environment_changes(before: dict[str, Any], now: dict[str, Any]) -> lis
 
 
 def _flatten(environment: dict[str, Any]) -> dict[str, Any]:
-    values = {key: environment.get(key) for key in _COMPARED}
+    # Starts of earlier versions, which knew no other, do not name it.
+    values = {key: environment.get(key) for key in _COMPARED} | {
+        "feed_forward": environment.get("feed_forward", "torch")
+    }
     return values | (values.pop("packages") or {})
 
 

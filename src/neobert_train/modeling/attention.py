@@ -181,18 +181,26 @@ BACKENDS = {
 def find_obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why a backend cannot run on this device with this dtype; None when it can."""
     backend = BACKENDS[name]
-    if backend.needs_cuda and device.type != "cuda":
-        return f"it runs on CUDA devices only, and this is {device.type}"
-    if backend.needs_cuda and dtype not in HALF_PRECISION:
-        return f"it computes in bf16 and fp16 only, and this is {str(dtype).removeprefix('torch.')}"
-    if backend.needs_cuda and torch.cuda.get_device_capability(device) < (8, 0):
-        return "it needs an Ampere GPU or newer"
+    obstacle = find_device_obstacle(device, dtype) if backend.needs_cuda else None
+    if obstacle is not None:
+        return obstacle
     if backend.load is not None:
         try:
             backend.load(device)
             try_out(backend.function, device, dtype)
         except Exception as error:  # a broken build raises OSError, RuntimeError, ...
             return f"it does not work here ({type(error).__name__}: {error})"
+    return None
+
+
+def find_device_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why kernels for NVIDIA GPUs in half precision cannot run; None when they may."""
+    if device.type != "cuda":
+        return f"it runs on CUDA devices only, and this is {device.type}"
+    if dtype not in HALF_PRECISION:
+        return f"it computes in bf16 and fp16 only, and this is {str(dtype).removeprefix('torch.')}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs an Ampere GPU or newer"
     return None
 
 

@@ -1,6 +1,7 @@
 """Feed-forward layers whose products apply the gate as they write, by the package quack-kernels."""
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
@@ -10,10 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neobert_train.errors import InputError
+from neobert_train.modeling.attention import find_device_obstacle
 
 FeedForward = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-_HALF_PRECISION = (torch.bfloat16, torch.float16)
 
 
 @lru_cache(maxsize=8)
@@ -25,19 +25,19 @@ def load_quack(device: torch.device, dtype: torch.dtype) -> FeedForward:
     Raises:
         InputError: it cannot be used here; says why.
     """
-    try:
-        if device.type != "cuda":
-            raise ValueError(f"it runs on CUDA devices only, and this is {device.type}")
-        if dtype not in _HALF_PRECISION:
-            raise ValueError(f"it computes in bf16, and this run in {str(dtype)[6:]}")
-        kernel = bind(importlib.import_module("quack.mlp"))
-        try_out(kernel, device, dtype)
-    except Exception as error:  # a broken build raises OSError, RuntimeError, ...
-        raise InputError(
-            f"model.feed_forward=quack cannot be had here ({type(error).__name__}: {error}); write "
-            f"model.feed_forward=torch, or see in docs/operations.md what it needs"
-        ) from error
-    return kernel
+    obstacle = find_device_obstacle(device, dtype)
+    if obstacle is None and importlib.util.find_spec("quack") is None:
+        obstacle = 'it is not installed (pip install "quack-kernels[cu13]")'
+    if obstacle is None:
+        try:
+            kernel = bind(importlib.import_module("quack.mlp"))
+            try_out(kernel, device, dtype)
+            return kernel
+        except Exception as error:  # a broken build raises OSError, RuntimeError, ...
+            obstacle = f"it does not work here ({type(error).__name__}: {error})"
+    raise InputError(
+        f"model.feed_forward=quack cannot be had: {obstacle}; write model.feed_forward=torch"
+    )
 
 
 def bind(module: Any) -> FeedForward:

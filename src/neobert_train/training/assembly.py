@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from neobert_train.config.model_schema import has_quack
 from neobert_train.config.saved import dump_config
 from neobert_train.config.schema import Precision, Resume, TrainConfig
 from neobert_train.data.corpus import list_source_files, to_json
@@ -93,7 +94,10 @@ def set_up_trainer(
     evaluation_batches = collectives.on_all(
         lambda: build_heldout_batches(config, sample, tokenizer, pads=device.type == "cuda")
     )
-    environment = describe_environment(world, attention, config.trainer.precision, start.revisions)
+    feed_forward = "quack" if has_quack(config.model) else "torch"
+    environment = describe_environment(
+        world, attention, feed_forward, config.trainer.precision, start.revisions
+    )
     network = encoder.describe_network()
     collectives.on_main(lambda: open_run_directory(asked, run, environment, sample, units, network))
     console.announce(describe_setup(asked, config, attention, world, device))
@@ -208,7 +212,8 @@ def describe_setup(
         precision += (
             f" (trainer.precision=auto; the {device.type.upper()} {reason} bf16 instructions)"
         )
-    return f"setting up {processes} with {place} each: {precision}, {attention} attention"
+    kernels = f"{attention} attention" + (", quack" if has_quack(config.model) else "")
+    return f"setting up {processes} with {place} each: {precision}, {kernels}"
 
 
 def build_meter(

@@ -337,11 +337,18 @@ class Trainer:
 
 def is_complete(trainer: TrainerConfig, state: TrainingState) -> bool:
     """Return whether a run has come to the end of its steps, tokens or seconds."""
-    return (
-        state.step >= trainer.max_steps
-        or (trainer.max_tokens is not None and state.tokens >= trainer.max_tokens)
-        or (trainer.max_seconds is not None and state.seconds >= trainer.max_seconds)
-    )
+    return state.step >= trainer.max_steps or find_early_end(trainer, state) is not None
+
+
+def find_early_end(trainer: TrainerConfig, state: TrainingState) -> str | None:
+    """Return the setting that ends a run before its last step; None where it goes on or took that."""
+    if state.step >= trainer.max_steps:
+        return None
+    if trainer.max_tokens is not None and state.tokens >= trainer.max_tokens:
+        return f"trainer.max_tokens={trainer.max_tokens}"
+    if trainer.max_seconds is not None and state.seconds >= trainer.max_seconds:
+        return f"trainer.max_seconds={trainer.max_seconds:g}"
+    return None
 
 
 def _is_due(step: int, every: int) -> bool:
