@@ -4,10 +4,10 @@ import json
 import re
 import shutil
 import signal
+from importlib.metadata import version
 
 import psutil
 import pytest
-import torch
 
 from neobert_train.metrics_table import METRICS
 from training.runs import (
@@ -159,7 +159,7 @@ def test_another_seed_and_another_environment_are_warned_of_when_they_are_wanted
     (output_dir / "environment.json").write_text(json.dumps([before]))  # without a checksum
     output = train_forked(output_dir, "seed=1", "trainer.max_steps=9", "resume=changed")
     assert "continuing with a changed setting: seed: 0 -> 1" in output
-    assert f"continuing in another environment: torch: 1.0 -> {torch.__version__}" in output
+    assert f"continuing in another environment: torch: 1.0 -> {version('torch')}" in output
     assert "Done: 9 steps" in output
     assert len(json.loads((output_dir / "environment.json").read_text())["content"]) == 2
     output = train_forked(output_dir, "trainer.max_steps=10", code=2)
