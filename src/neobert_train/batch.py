@@ -1,13 +1,19 @@
-"""The record that data hands to training and evaluation."""
+"""The record that data hands to training and evaluation: NumPy arrays at first, then tensors."""
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import torch
+import numpy as np
+
+if TYPE_CHECKING:  # processes that only make micro-batches do without
+    import torch
+
+Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 
 
 @dataclass
-class Batch:
+class MicroBatch(Generic[Array]):
     """One packed micro-batch of T tokens holding whole documents, attended one by one.
 
     Attributes:
@@ -22,12 +28,12 @@ class Batch:
         num_unknown: text tokens that are [UNK], which are never predicted.
     """
 
-    input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    cu_seqlens: torch.Tensor
+    input_ids: Array
+    position_ids: Array
+    cu_seqlens: Array
     max_seqlen: int
-    masked_positions: torch.Tensor
-    labels: torch.Tensor
+    masked_positions: Array
+    labels: Array
     lane: int
     lane_state: dict[str, Any]
     num_unknown: int = 0
@@ -43,24 +49,39 @@ class Batch:
         return self.num_tokens - 2 * (len(self.cu_seqlens) - 1)
 
     @property
+    def num_targets(self) -> int:
+        """Tokens to predict."""
+        return len(self.labels)
+
+
+class Batch(MicroBatch["torch.Tensor"]):
+    """A micro-batch as tensors."""
+
+    @classmethod
+    def from_arrays(cls, arrays: MicroBatch[np.ndarray]) -> "Batch":
+        """Return tensors that share the memory of the arrays."""
+        import torch
+
+        return _convert(arrays, torch.from_numpy)
+
+    @property
     def squared_lengths(self) -> int:
         """Sum of the squared lengths of the documents, which attention's work grows with."""
         return int(self.cu_seqlens.diff().long().square().sum())
 
-    @property
-    def num_targets(self) -> int:
-        """Tokens to predict."""
-        return self.labels.numel()
-
     def pin_memory(self) -> "Batch":
         """Return a copy in page-locked memory, from which transfers to a GPU run asynchronously."""
-        return self._map(torch.Tensor.pin_memory)
+        return _convert(self, lambda tensor: tensor.pin_memory())
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: "torch.device") -> "Batch":
         """Return the batch on `device`; asynchronous from pinned memory."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return _convert(self, lambda tensor: tensor.to(device, non_blocking=True))
 
-    def _map(self, function: Any) -> "Batch":
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        tensors = {name: v for name, v in values.items() if isinstance(v, torch.Tensor)}
-        return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
+
+def _convert(record: MicroBatch[Any], function: Callable[[Any], "torch.Tensor"]) -> Batch:
+    """Return a record with `function` applied to each of its arrays."""
+    values: dict[str, Any] = {
+        name: value if isinstance(value, int | dict) else function(value)
+        for name, value in vars(record).items()
+    }
+    return Batch(**values)

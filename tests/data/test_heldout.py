@@ -73,8 +73,8 @@ def decode(tokenizer, documents) -> list[str]:
 
 def restore_chunks(batch) -> list[list[int]]:
     """The documents of a batch with the masked tokens put back."""
-    ids = batch.input_ids.clone()
-    ids[batch.masked_positions] = batch.labels
+    ids = np.array(batch.input_ids)
+    ids[np.array(batch.masked_positions)] = batch.labels
     bounds = batch.cu_seqlens.tolist()
     return [ids[a:b].tolist() for a, b in itertools.pairwise(bounds)]
 

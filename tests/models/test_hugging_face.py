@@ -14,6 +14,7 @@ import transformers
 from transformers import AutoModelForMaskedLM, BertConfig, BertModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from neobert_train.batch import Batch
 from neobert_train.config.choices import Role
 from neobert_train.config.data_schema import MaskingConfig
 from neobert_train.config.model_schema import (
@@ -43,7 +44,7 @@ def batch(tokenizer):
     documents = [generator.integers(1000, VOCAB_SIZE, length) for length in LENGTHS]
     masking = build_masking(MaskingConfig(), tokenizer)
     tokens = sum(LENGTHS) + 2 * len(LENGTHS) + 5
-    return collate(documents, tokens, tokenizer.special, masking, 0.3, generator)
+    return Batch.from_arrays(collate(documents, tokens, tokenizer.special, masking, 0.3, generator))
 
 
 def build(architecture, dtype=torch.float32, **changes):

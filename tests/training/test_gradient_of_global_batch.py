@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch._utils import _flatten_dense_tensors
 
+from neobert_train.batch import Batch
 from neobert_train.config.derived import compute_num_lanes
 from neobert_train.data.lane.collate import collate
 from neobert_train.data.lane.lane import initial_states
@@ -136,7 +137,7 @@ def test_padding_and_document_order_do_not_change_the_sums(make_config, tokenize
     masking = build_masking(config.masking, tokenizer)
     documents = [np.arange(2000 + 50 * n, 2000 + 50 * n + n) for n in (5, 30, 9)]
     generator = np.random.Generator(np.random.Philox(key=1))
-    batch = collate(documents, 60, tokenizer.special, masking, 0.2, generator)
+    batch = Batch.from_arrays(collate(documents, 60, tokenizer.special, masking, 0.2, generator))
     outcome = objective.compute(batch)
     bounds = batch.cu_seqlens.tolist()
     total = 0.0

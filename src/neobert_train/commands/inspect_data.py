@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from neobert_train.batch import Batch
+from neobert_train.batch import MicroBatch
 from neobert_train.config.command_schema import InspectDataConfig
 from neobert_train.config.derived import compute_num_lanes
 from neobert_train.config.saved import find_differences, load_train_config
@@ -32,7 +33,7 @@ class LaneBatch:
     """What one lane gives to the step."""
 
     packed: PackedChunks
-    batch: Batch
+    batch: MicroBatch[np.ndarray]
 
 
 def run(config: InspectDataConfig, world: World) -> None:

@@ -254,4 +254,4 @@ def build_evaluation_batches(
         raise InputError(
             describe_no_targets(num_text, num_unknown, "the held-out text", tokenizer.name)
         )
-    return batches
+    return list(map(Batch.from_arrays, batches))

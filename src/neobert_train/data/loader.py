@@ -1,4 +1,7 @@
-"""The lanes of one process, read and tokenised ahead by worker processes."""
+"""The lanes of one process, read and tokenised ahead by worker processes.
+
+Workers load no torch, which would take each a second to start and 200 MB of memory.
+"""
 
 import contextlib
 import multiprocessing
@@ -12,9 +15,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-import torch
+import numpy as np
 
-from neobert_train.batch import Batch
+from neobert_train.batch import Batch, MicroBatch
 from neobert_train.config.schema import TrainConfig
 from neobert_train.config.typed import parse
 from neobert_train.data.lane.lane import Lane, LaneState
@@ -61,8 +64,8 @@ class LaneReaders:
     units: Mapping[str, Sequence[Unit]]
     states: dict[int, dict[str, Any]]
 
-    def iter_batches(self) -> Iterator[Batch]:
-        """Yield one batch of each lane, again and again."""
+    def iter_batches(self) -> Iterator[MicroBatch[np.ndarray]]:
+        """Yield one micro-batch of each lane, again and again."""
         allow_many_open_files()
         tokenizer = build_tokenizer(self.config.tokenizer)
         streams = [
@@ -134,7 +137,8 @@ def _iter_steps(
 ) -> Iterator[list[Batch]]:
     streams = [source.iter_batches() for source in sources]
     while True:
-        batches = [next(streams[index % len(streams)]) for index in range(num_lanes)]
+        arrays = [next(streams[index % len(streams)]) for index in range(num_lanes)]
+        batches = list(map(Batch.from_arrays, arrays))
         yield [batch.pin_memory() for batch in batches] if pin_memory else batches
 
 
@@ -194,8 +198,8 @@ class Worker:
             self.process.start()
         sender.close()
 
-    def iter_batches(self) -> Iterator[Batch]:
-        """Yield the batches as they come.
+    def iter_batches(self) -> Iterator[MicroBatch[np.ndarray]]:
+        """Yield the micro-batches as they come.
 
         Raises:
             InputError, WorkerError: what ended the worker.
@@ -210,11 +214,7 @@ class Worker:
                 raise WorkerError(f"a data worker ended with exit code {code}{hint}") from error
             if isinstance(item, _Failure):
                 raise item.to_error()
-            yield Batch(**{name: _to_tensor(value) for name, value in item.items()})
-
-
-def _to_tensor(value: Any) -> Any:
-    return value if isinstance(value, int | dict) else torch.from_numpy(value)
+            yield item
 
 
 def _end(workers: Sequence[Worker], collector: _Collector | None) -> None:
@@ -231,7 +231,6 @@ def _serve(readers: LaneReaders, prefetch: int, sender: Connection) -> None:
     begin_worker()
     # Locks that libraries make here then leave nothing to clean up when this process is killed.
     multiprocessing.set_start_method("fork", force=True)
-    torch.set_num_threads(1)
     ready: queue.Queue[Any] = queue.Queue(maxsize=prefetch)
     threading.Thread(target=_read_ahead, args=(readers, ready), daemon=True).start()
     try:
@@ -245,13 +244,8 @@ def _serve(readers: LaneReaders, prefetch: int, sender: Connection) -> None:
 def _read_ahead(readers: LaneReaders, ready: "queue.Queue[Any]") -> None:
     try:
         for batch in readers.iter_batches():
-            # As NumPy arrays: torch would hand over file descriptors, which die with the worker.
-            ready.put({name: _to_numpy(value) for name, value in vars(batch).items()})
+            ready.put(batch)
     except InputError as error:
         ready.put(_Failure(str(error), is_input=True))
     except BaseException:
         ready.put(_Failure(f"a data worker failed:\n{traceback.format_exc()}", is_input=False))
-
-
-def _to_numpy(value: Any) -> Any:
-    return value.numpy() if isinstance(value, torch.Tensor) else value

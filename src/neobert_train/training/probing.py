@@ -68,7 +68,9 @@ def build_probe_texts(config: TrainConfig, tokenizer: TextTokenizer) -> ProbeTex
         )
         for places in packed
     ]
-    return ProbeTexts(names, batches, [np.array(places) for places in packed])
+    return ProbeTexts(
+        names, list(map(Batch.from_arrays, batches)), [np.array(places) for places in packed]
+    )
 
 
 def compute_features(

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -165,16 +164,14 @@ def test_a_batch_holds_documents_positions_and_padding_apart(masking_of, tokeniz
     chunks = [np.arange(2000, 2000 + n) for n in (5, 1, 9)]
     special = tokenizer.special
     batch = collate(chunks, 30, special, masking_of(), 0.4, keyed_generator(0), 3, {"a": 1})
-    assert (
-        batch.input_ids.dtype == batch.labels.dtype == batch.masked_positions.dtype == torch.int64
-    )
-    assert batch.position_ids.dtype == batch.cu_seqlens.dtype == torch.int32
+    assert batch.input_ids.dtype == batch.labels.dtype == batch.masked_positions.dtype == np.int64
+    assert batch.position_ids.dtype == batch.cu_seqlens.dtype == np.int32
     assert batch.cu_seqlens.tolist() == [0, 7, 10, 21]
     assert batch.position_ids.tolist() == [*range(7), *range(3), *range(11), *[0] * 9]
     assert batch.input_ids[21:].tolist() == [PAD] * 9
     assert (batch.max_seqlen, batch.num_tokens, batch.num_targets) == (11, 21, 6)
     assert (batch.lane, batch.lane_state) == (3, {"a": 1})
-    restored = batch.input_ids.clone()
+    restored = batch.input_ids.copy()
     restored[batch.masked_positions] = batch.labels
     framed = [token for chunk in chunks for token in (CLS, *chunk.tolist(), SEP)]
     assert restored[:21].tolist() == framed

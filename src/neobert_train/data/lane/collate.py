@@ -1,12 +1,11 @@
-"""Chunks of one micro-batch joined into a Batch."""
+"""Chunks joined into a micro-batch."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from neobert_train.batch import Batch
+from neobert_train.batch import MicroBatch
 from neobert_train.data.lane.masking import Masking
 from neobert_train.tokenizers.special_tokens import SpecialTokens
 
@@ -20,7 +19,7 @@ def collate(
     generator: np.random.Generator,
     lane: int = 0,
     lane_state: dict[str, Any] | None = None,
-) -> Batch:
+) -> MicroBatch[np.ndarray]:
     """Return one masked micro-batch of exactly `micro_batch_tokens` tokens.
 
     Args:
@@ -31,7 +30,7 @@ def collate(
         masking: the masking rule.
         masking_rate: share of the text tokens to predict.
         generator: decides which tokens are masked.
-        lane, lane_state: carried by the batch.
+        lane, lane_state: carried by the micro-batch.
     """
     lengths = np.array([len(chunk) + 2 for chunk in chunks], dtype=np.int64)
     ends = np.cumsum(lengths)
@@ -46,13 +45,13 @@ def collate(
     input_ids[:num_tokens] = masked
     position_ids = np.zeros(micro_batch_tokens, dtype=np.int32)
     position_ids[:num_tokens] = np.arange(num_tokens) - np.repeat(ends - lengths, lengths)
-    return Batch(
-        input_ids=torch.from_numpy(input_ids),
-        position_ids=torch.from_numpy(position_ids),
-        cu_seqlens=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
+    return MicroBatch(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        cu_seqlens=np.concatenate([[0], ends]).astype(np.int32),
         max_seqlen=max(int(lengths.max()), micro_batch_tokens - num_tokens),
-        masked_positions=torch.from_numpy(positions),
-        labels=torch.from_numpy(labels),
+        masked_positions=positions,
+        labels=labels,
         lane=lane,
         lane_state=lane_state or {},
         num_unknown=sum(special.count_unknown(chunk) for chunk in chunks),

@@ -1,6 +1,6 @@
 """One lane: the endless stream of batches that fills one slot of every step.
 
-    records --> chunks (a stream for each source) --> mixture --> packer --> mask --> Batch
+    records --> chunks (a stream for each source) --> mixture --> packer --> mask --> MicroBatch
 
 A lane state holds for every source where its oldest chunk lies that is not in a batch yet, so that
 reading on from there gives the same batches again.
@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from neobert_train.batch import Batch
+import numpy as np
+
+from neobert_train.batch import MicroBatch
 from neobert_train.config.data_schema import Draw
 from neobert_train.config.derived import (
     compute_masking_rate,
@@ -109,8 +111,8 @@ class Lane:
         self._units = units
         self._masking = build_masking(config.masking, tokenizer)
 
-    def iter_batches(self, state: LaneState) -> Iterator[Batch]:
-        """Yield the batches from `state` on; each carries the state after it.
+    def iter_batches(self, state: LaneState) -> Iterator[MicroBatch[np.ndarray]]:
+        """Yield the micro-batches from `state` on; each carries the state after it.
 
         Raises:
             InputError: a bad record under the policy `stop`, a source without documents, or the end
@@ -119,8 +121,8 @@ class Lane:
         for packed in self.iter_packed(state):
             yield self.mask(packed)
 
-    def mask(self, packed: PackedChunks) -> Batch:
-        """Return the batch of packed chunks; which tokens are masked is a function of lane and step."""
+    def mask(self, packed: PackedChunks) -> MicroBatch[np.ndarray]:
+        """Return packed chunks masked; which tokens are masked is a function of lane and step."""
         config = self._config
         return collate(
             [chunk.ids for chunk in packed.chunks],
