@@ -70,7 +70,7 @@ def main() -> None:
         check_overrides(command, arguments)
         if wants_sweep(arguments):
             sys.exit(start_sweep(command, arguments, world))
-        run_with_hydra(command, arguments, world)
+        run_command(command, arguments, world)
     except InputError as error:
         exit_with_input_error(error, world)
     except StopSignal as stop:
@@ -182,8 +182,19 @@ def start_sweep(command: str, arguments: Sequence[str], world: World) -> int:
     return run_sweep(command, plan_sweep(command, overrides))
 
 
+def run_command(command: str, arguments: Sequence[str], world: World) -> None:
+    """Compose the configuration, check it, and hand it to the command's `run`.
+
+    Hydra's main function, which composes twice, is left its flags and its own settings.
+    """
+    if any(argument.startswith("-") or "hydra" in argument for argument in arguments):
+        run_with_hydra(command, arguments, world)
+    else:
+        start_command(command, compose_config(command, arguments), world)
+
+
 def run_with_hydra(command: str, arguments: Sequence[str], world: World) -> None:
-    """Compose the configuration, check it, and hand it to the command's `run`."""
+    """Do the same by Hydra's main function."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of ending the process with 1
     register_schemas(command)
     sys.argv = [sys.argv[0], *(normalise_override(argument) for argument in arguments)]
@@ -191,12 +202,7 @@ def run_with_hydra(command: str, arguments: Sequence[str], world: World) -> None
     @hydra.main(config_path=find_config_path(command), config_name=command, version_base=None)
     def run(composed: DictConfig) -> None:
         try:  # inside, because Hydra prints the overrides with every exception that reaches it
-            config = to_typed(command, composed)
-            problems = find_problems(config, world.world_size)
-            if problems:
-                raise InputError.from_problems(problems)
-            show_warnings()
-            load_command(command)(config, world)
+            start_command(command, composed, world)
         except InputError as error:
             exit_with_input_error(error, world)
         except Exception:
@@ -212,6 +218,20 @@ def run_with_hydra(command: str, arguments: Sequence[str], world: World) -> None
             run()
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(describe_config_error(error)) from error
+
+
+def start_command(command: str, composed: DictConfig, world: World) -> None:
+    """Check a composed configuration, and run the command with it.
+
+    Raises:
+        InputError: it cannot run; names all that is wrong with the settings.
+    """
+    config = to_typed(command, composed)
+    problems = find_problems(config, world.world_size)
+    if problems:
+        raise InputError.from_problems(problems)
+    show_warnings()
+    load_command(command)(config, world)
 
 
 def load_command(command: str) -> Any:
