@@ -187,6 +187,8 @@ def run_command(command: str, arguments: Sequence[str], world: World) -> None:
 
     Hydra's main function, which composes twice, is left its flags and its own settings.
     """
+    # Without the command and what a launcher adds, as Hydra and `doctor` read it.
+    sys.argv = [sys.argv[0], *map(normalise_override, arguments)]
     if any(argument.startswith("-") or "hydra" in argument for argument in arguments):
         run_with_hydra(command, arguments, world)
     else:
@@ -197,7 +199,6 @@ def run_with_hydra(command: str, arguments: Sequence[str], world: World) -> None
     """Do the same by Hydra's main function."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of ending the process with 1
     register_schemas(command)
-    sys.argv = [sys.argv[0], *(normalise_override(argument) for argument in arguments)]
 
     @hydra.main(config_path=find_config_path(command), config_name=command, version_base=None)
     def run(composed: DictConfig) -> None:
