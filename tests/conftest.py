@@ -18,7 +18,7 @@ from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
 from support.configs import compose
 from support.misbehaving_server import MisbehavingServer
-from support.programs import kill_forked
+from support.programs import STARTS_ANEW, kill_forked
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,13 +26,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Threads that wait give their core away, as in the program; it is settled before torch is imported.
     GPUs are hidden unless their tests are asked for, and Triton's kernels interpreted; SIGHUP is not
-    ignored, as it is under nohup.
+    ignored, as it is under nohup. Whoever asks for more than the quick tests has time for programs that
+    are started anew.
     """
     limit_spinning()
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if config.getoption("markexpr") != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ["TRITON_INTERPRET"] = "1"
+    if config.getoption("markexpr") != "not slow":
+        os.environ[STARTS_ANEW] = "1"
 
 
 @pytest.hookimpl(wrapper=True)

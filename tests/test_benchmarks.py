@@ -11,13 +11,15 @@ import torch
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent, Kernel
 
+from support.programs import find_python
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SMALL = ["--depth", "1", "--width", "64", "--vocab", "1000", "--tokens", "256"]
 
 
 def run(script, *arguments):
     done = subprocess.run(
-        [sys.executable, SCRIPTS / script, *SMALL, *map(str, arguments)],
+        [find_python(), SCRIPTS / script, *SMALL, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=200,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from support.programs import find_python
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
@@ -21,7 +23,7 @@ FAILING = {"save_traced"}
 
 def run(folder, *arguments):
     done = subprocess.run(
-        [sys.executable, SCRIPTS / "check_compatibility.py", folder, "--only", "here", *arguments],
+        [find_python(), SCRIPTS / "check_compatibility.py", folder, "--only", "here", *arguments],
         capture_output=True, text=True, timeout=1500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ import pytest
 
 from neobert_train.errors import InputError
 from neobert_train.sweep import plan_sweep
+from support.programs import find_python
 from support.small_vocabulary import list_small_settings
 
 SMOKE = (
@@ -23,9 +24,9 @@ SMOKE = (
 )
 
 
-def start(*arguments: str, cwd) -> "subprocess.Popen[str]":
+def start(*arguments: str, cwd, python: str = sys.executable) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "neobert_train", *arguments],
+        [python, "-m", "neobert_train", *arguments],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -144,7 +145,7 @@ def test_a_job_that_fails_does_not_keep_the_next_from_running(tmp_path):
     )
     values = "data.paths=[missing.jsonl],[texts.jsonl]"
     sources = ("data=files", values, "data.column=text", "output_dir=${data.paths[0]}.run")
-    process = start("--multirun", *SMOKE, *sources, cwd=tmp_path)
+    process = start("--multirun", *SMOKE, *sources, cwd=tmp_path, python=find_python())
     output, error = process.communicate(timeout=300)
     assert process.returncode == 2, error
     assert "job 2 of 2: data.paths=[texts.jsonl]" in output
@@ -160,8 +161,8 @@ def test_a_job_that_fails_does_not_keep_the_next_from_running(tmp_path):
 def test_a_signal_stops_the_job_with_a_checkpoint_and_the_sweep_with_it(
     tmp_path, number, whole_group
 ):
-    arguments = ("+experiment=smoke", "trainer.max_steps=100000", "seed=1,2", "data.num_workers=0")
-    process = start("-m", *arguments, cwd=tmp_path)
+    arguments = (*SMOKE, "trainer.max_steps=100000", "seed=1,2")
+    process = start("-m", *arguments, cwd=tmp_path, python=find_python())
     run = tmp_path / "runs" / "smoke-seed-1"
     deadline = time.monotonic() + 120
     while not ((run / "metrics.jsonl").exists() and find_steps(run)):

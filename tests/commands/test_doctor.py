@@ -30,7 +30,11 @@ def examine(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "find_peak_flops", lambda _, dtype: 1e10 * dtype.itemsize)
 
     def run(*overrides: str) -> doctor.Findings:
-        base = ["+experiment=smoke", f"output_dir={tmp_path / 'run'}"]
+        base = [
+            "+experiment=smoke",
+            "evaluation.scan_documents=20",
+            f"output_dir={tmp_path / 'run'}",
+        ]
         config = compose("doctor", *base, *overrides)
         assert isinstance(config, DoctorConfig)
         return doctor.examine(config, World())
@@ -67,7 +71,7 @@ def test_it_tells_what_the_machine_has_and_what_a_run_would_use(tmp_path):
 
 def test_all_problems_come_last_with_their_mends_and_code_2(tmp_path):
     (tmp_path / "file").write_text("mine")
-    output = run_anew(
+    output = run_command(
         "doctor", "+experiment=smoke", f"output_dir={tmp_path / 'file' / 'run'}",
         "batch.context_length=1024", "model.attention=xformers", "tokenizer.path=nobody/nothing",
         code=2, CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1",

@@ -22,7 +22,7 @@ from neobert_train.models import remote_code
 from neobert_train.models.loading import load_initial_weights
 from neobert_train.world import World
 from support.local_hub import LocalHub
-from support.programs import run_anew, run_command
+from support.programs import find_python, run_anew, run_command
 
 CLEAN_PROCESS = """
 import sys
@@ -167,6 +167,7 @@ def test_an_export_that_is_not_what_was_trained_is_not_put_in_place(
     joined = remote_code.join_modules()
     assert change[0] in joined
     monkeypatch.setattr(remote_code, "join_modules", lambda: joined.replace(*change))
+    monkeypatch.setattr(sys, "executable", find_python())
     config = ExportConfig(run_dir=str(finished_run), output=str(tmp_path / "export"))
     with pytest.raises(ParityError, match=f"(?s){words}"):
         run(config, World())
@@ -192,7 +193,7 @@ def test_the_card_is_named_after_the_run_and_its_examples_run(full_export, finis
     assert len(blocks) == 4
     script = "\n".join(blocks)
     assert str(full_export) in script
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run([find_python(), "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -259,7 +260,7 @@ def test_what_peft_saves_of_a_classifier_is_all_that_was_trained(export, tmp_pat
 
 
 def test_an_upload_that_fails_keeps_the_folder(finished_run, tmp_path):
-    output = run_anew(
+    output = run_command(
         "export", f"run_dir={finished_run}", f"output={tmp_path / 'out'}", "push_to_hub=nobody/x",
         code=2, HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN="hf_planted-secret",
     )  # fmt: skip

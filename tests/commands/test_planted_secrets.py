@@ -10,6 +10,7 @@ from neobert_train.data.sources import EMBEDDED_TEXTS
 from neobert_train.sweep import Job
 from support.misbehaving_server import MisbehavingServer
 from support.programs import run_command
+from support.small_vocabulary import list_small_settings
 
 # All of them begin like this; the password has a quotation mark, which JSON and YAML escape.
 PLANTED = "planted-"
@@ -50,7 +51,7 @@ def test_a_run_from_signed_urls_keeps_them_to_itself_and_goes_on_with_new_ones(s
     arguments = [
         "+experiment=smoke", "data=files", "data.column=content", f"output_dir={tmp_path / 'run'}",
         "data.num_workers=0", "evaluation.max_tokens=2000", "checkpoint.save_every_steps=1",
-        "logging.wandb=offline",
+        *list_small_settings(),
     ]  # fmt: skip
     environment = {
         "HF_TOKEN": "hf_planted-env", "AWS_SECRET_ACCESS_KEY": "planted-env",
@@ -58,7 +59,7 @@ def test_a_run_from_signed_urls_keeps_them_to_itself_and_goes_on_with_new_ones(s
     }  # fmt: skip
     output = run_command(
         *arguments, f"data.paths=['{sign(server, 'planted-signature')}']", "trainer.max_steps=2",
-        cwd=clone_with_credentials(tmp_path / "clone"), **environment,
+        "logging.wandb=offline", cwd=clone_with_credentials(tmp_path / "clone"), **environment,
     )  # fmt: skip
     assert any("planted-signature" in request.query for request in server.requests)
     output += run_command(

@@ -12,7 +12,7 @@ import pytest
 
 from neobert_train.run.checkpoint import load_weights
 from support.local_hub import READ_ONLY_TOKEN, TOKEN, LocalHub
-from support.programs import run_anew, run_command
+from support.programs import run_command
 from support.small_vocabulary import list_small_settings
 
 SETTINGS = [
@@ -50,7 +50,7 @@ def test_a_run_publishes_what_it_keeps_and_the_last_one_as_main(hub, tmp_path):
     run, environment = tmp_path / "run", hub.environment(tmp_path / "home")
     hub.fail("POST /api/repos/create", times=1, status=503)
     command = [*SETTINGS, f"output_dir={run}", "hub.license=mit"]
-    output = run_anew(*command, **environment)
+    output = run_command(*command, **environment)
     assert (
         "not pushed to org/name on the Hub yet: the Hub answers 503 Service Unavailable (a planted "
         "fault); tries again until the run ends"

@@ -5,12 +5,16 @@ import shutil
 
 import pytest
 
-from support.programs import run_anew, run_command
+from support.programs import run_command
+from support.small_vocabulary import list_small_settings
 
 GOOD = "\n".join(
     json.dumps({"text": f"speech {n} about the union and the people " * 30}) for n in range(240)
 )
-FEW = ["trainer.max_steps=2", "data.num_workers=0", "logging.report=false", "data=files"]
+FEW = [
+    "trainer.max_steps=2", "data.num_workers=0", "logging.report=false", "data=files",
+    *list_small_settings(),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -58,7 +62,7 @@ def test_a_bad_line_far_inside_stops_with_a_checkpoint_and_skipping_goes_on(tmp_
 
 
 def test_a_tokenizer_that_does_not_exist(tmp_path):
-    output = run_anew(
+    output = run_command(
         "+experiment=smoke", f"output_dir={tmp_path / 'run'}", "tokenizer.path=nobody/nothing",
         code=2, HF_HUB_OFFLINE="1",
     )  # fmt: skip
@@ -140,7 +144,7 @@ def test_wandb_without_a_network_records_offline_and_keeps_the_key_to_itself(tmp
     run, key = tmp_path / "run", "0123456789abcdef" * 2 + "01234567"
     output = run_command(
         "+experiment=smoke", f"output_dir={run}", "trainer.max_steps=2", "logging=wandb",
-        "logging.report=false", "data.num_workers=0", cwd=tmp_path,
+        "logging.report=false", "data.num_workers=0", *list_small_settings(), cwd=tmp_path,
         WANDB_API_KEY=key, WANDB_BASE_URL="http://127.0.0.1:9",
     )  # fmt: skip
     assert "W&B does not start online" in output

@@ -41,7 +41,7 @@ def make_publisher(hub, make_config, tmp_path, monkeypatch):
 
     def make(*overrides, code=0, seconds=0):
         command = [sys.executable, "-c", EXPORT, str(tmp_path / "log"), str(code), str(seconds)]
-        monkeypatch.setattr(module, "_EXPORT", command)
+        monkeypatch.setattr(module, "_build_command", lambda: command)
         config = make_config("hub.repository=org/name", "checkpoint.keep_every_steps=2", *overrides)
         return Publisher(config, run)
 

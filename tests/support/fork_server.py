@@ -1,10 +1,14 @@
 """Forks programs from a process that has loaded the libraries, as multiprocessing's fork server does.
 
-python fork_server.py FD, where FD is a Unix socket. Each message asks for one program, as JSON with
-`target`, `arguments`, `cwd` and `environment`, and brings three open files: standard output,
-standard error, and a socket that is told the pid and, when the program has ended, its exit code.
+python fork_server.py FD PYTHON, where FD listens on a Unix socket, and PYTHON runs `fork_client.py`:
+programs take it for the interpreter, so that those which they start are forked, too. A client asks for
+one program, as JSON with `target`, `arguments`, `is_code`, `cwd` and `environment`, and sends three
+open files for its standard input, output and error. It is told the pid, and the exit code at the end.
+The server ends when its own standard input does.
 """
 
+import atexit
+import contextlib
 import gc
 import importlib
 import json
@@ -15,13 +19,15 @@ import selectors
 import signal
 import socket
 import sys
-from typing import Any
+import types
+import warnings
+from typing import Any, NoReturn
 
 _REQUEST_BYTES = 1 << 17
 
 
-def serve(requests: socket.socket) -> dict[str, Any]:
-    """Fork a child for every request until the client hangs up; returns in the children only."""
+def serve(listener: socket.socket) -> dict[str, Any]:
+    """Fork a child for every request until standard input ends; returns in the children only."""
     wake_up, woken = socket.socketpair()
     for end in (wake_up, woken):
         end.setblocking(False)
@@ -29,47 +35,65 @@ def serve(requests: socket.socket) -> dict[str, Any]:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     running: dict[int, socket.socket] = {}
     with selectors.DefaultSelector() as selector:
-        selector.register(requests, selectors.EVENT_READ)
-        selector.register(wake_up, selectors.EVENT_READ)
+        for file in (listener, wake_up, sys.stdin):
+            selector.register(file, selectors.EVENT_READ)
         while True:
-            ready = {key.fileobj for key, _ in selector.select()}
+            ready = [key.fileobj for key, _ in selector.select()]
+            if sys.stdin in ready:
+                kill(*running)
+                os._exit(0)
             if wake_up in ready:
-                wake_up.recv(4096)
-                report_endings(running)
-            if requests not in ready:
+                with contextlib.suppress(BlockingIOError):
+                    wake_up.recv(4096)
+                for client in report_endings(running):
+                    selector.unregister(client)
+                    client.close()
+                continue  # some of those that were ready may be gone
+            kill(*(child for child, client in running.items() if client in ready))
+            if listener not in ready:
                 continue
-            message, files, _, _ = socket.recv_fds(requests, _REQUEST_BYTES, 3)
-            if not message:
-                sys.exit()
-            *outputs, status = files
-            child = os.fork()
-            if child == 0:
+            client, _ = listener.accept()
+            message, files, _, _ = socket.recv_fds(client, _REQUEST_BYTES, 3)
+            child = os.fork() if files else 0
+            if child == 0 and files:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for end in (requests, wake_up, woken, *running.values()):
+                for end in (listener, wake_up, woken, client, *running.values()):
                     end.close()
-                take_outputs(outputs)
-                os.close(status)
+                take_files(files)
                 return json.loads(message)
-            for file in outputs:
+            for file in files:
                 os.close(file)
-            running[child] = socket.socket(fileno=status)
-            running[child].sendall(f"{child}\n".encode())
+            if child == 0:  # it has hung up
+                client.close()
+                continue
+            running[child] = client
+            client.sendall(str(child).encode())
+            selector.register(client, selectors.EVENT_READ)
 
 
-def report_endings(running: dict[int, socket.socket]) -> None:
-    """Tell of every child that has ended."""
+def kill(*children: int) -> None:
+    """Send SIGKILL to children that are not reaped yet."""
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+
+
+def report_endings(running: dict[int, socket.socket]) -> list[socket.socket]:
+    """Tell the clients whose programs have ended, and return them."""
+    ended = []
     while running:
         child, status = os.waitpid(-1, os.WNOHANG)
         if child == 0:
-            return
-        with running.pop(child) as listener:
-            listener.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+            break
+        ended.append(running.pop(child))
+        with contextlib.suppress(OSError):  # it has hung up
+            ended[-1].sendall(str(os.waitstatus_to_exitcode(status)).encode())
+    return ended
 
 
-def take_outputs(files: list[int]) -> None:
-    """Make files the standard output and standard error."""
-    for number, file in enumerate(files, start=1):
+def take_files(files: list[int]) -> None:
+    """Make files the standard input, output and error."""
+    for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
 
@@ -98,22 +122,28 @@ def load_libraries() -> None:
     gc.freeze()
 
 
-def run_program(target: str, arguments: list[str], cwd: str, environment: dict[str, str]) -> None:
-    """Run a module or a script as `python -m MODULE` and `python SCRIPT` do."""
+def run_program(
+    target: str, arguments: list[str], is_code: bool, cwd: str, environment: dict[str, str]
+) -> None:
+    """Run a module, code or a script as `python -m`, `python -c` and `python SCRIPT` do."""
     import torch
+    from hub_settings import follow_environment
 
-    is_other_hub = environment.get("HF_ENDPOINT") != os.environ.get("HF_ENDPOINT")
+    follow_environment(environment)
     os.environ.clear()
     os.environ.update(environment)
-    if is_other_hub:  # than that of which the library has read
-        from hub_settings import use_hub
-
-        use_hub(environment["HF_ENDPOINT"], environment["HF_HOME"])
     if "OMP_NUM_THREADS" in environment:  # OpenMP reads it when it is loaded
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    for rule in environment.get("PYTHONWARNINGS", "").split(","):
+        if rule:
+            warnings.simplefilter(rule)
     os.chdir(cwd)
-    sys.argv = [target, *arguments]
-    if target.endswith(".py"):
+    sys.argv = ["-c" if is_code else target, *arguments]
+    if is_code:
+        sys.path[0] = ""
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(target, "<string>", "exec"), vars(sys.modules["__main__"]))
+    elif os.path.isfile(os.path.join(cwd, target)):
         sys.path[0] = os.path.dirname(target)
         runpy.run_path(target, run_name="__main__")
     else:
@@ -121,7 +151,26 @@ def run_program(target: str, arguments: list[str], cwd: str, environment: dict[s
         runpy.run_module(target, run_name="__main__", alter_sys=True)
 
 
+def leave(code: str | int | None) -> NoReturn:
+    """End this process as `sys.exit(code)` would, without taking the libraries of the server down."""
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
 if __name__ == "__main__":
-    connection = socket.socket(fileno=int(sys.argv[1]))
+    listening = socket.socket(fileno=int(sys.argv[1]))
     load_libraries()
-    run_program(**serve(connection))
+    sys.executable = sys.argv[2]
+    asked = serve(listening)
+    try:
+        run_program(**asked)
+    except SystemExit as error:
+        leave(error.code)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        leave(1)
+    leave(0)

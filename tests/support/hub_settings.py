@@ -1,10 +1,13 @@
-"""What huggingface_hub has read from its environment when it was imported, set again."""
+"""What libraries of the Hub have read from the environment when they were imported, set again."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import huggingface_hub.constants
 import huggingface_hub.hf_api
+import transformers.dynamic_module_utils
+import transformers.utils.hub
 
 
 def use_hub(url: str, home: str, set_attribute: Callable[[Any, str, Any], Any] = setattr) -> None:
@@ -17,3 +20,17 @@ def use_hub(url: str, home: str, set_attribute: Callable[[Any, str, Any], Any] =
     for name, value in replaced.items():
         set_attribute(huggingface_hub.constants, name, value)
     set_attribute(huggingface_hub.hf_api.api, "endpoint", url)
+
+
+def follow_environment(environment: Mapping[str, str]) -> None:
+    """Let this process use the Hub, the cache and the modules that another environment names."""
+    read = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_MODULES_CACHE")
+    if all(environment.get(name) == os.environ.get(name) for name in read):
+        return
+    home = environment.get("HF_HOME") or huggingface_hub.constants.HF_HOME
+    use_hub(environment.get("HF_ENDPOINT") or huggingface_hub.constants.ENDPOINT, home)
+    constants = huggingface_hub.constants
+    constants.HF_HUB_OFFLINE = environment.get("HF_HUB_OFFLINE") == "1"
+    constants.HF_HUB_CACHE = environment.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE
+    for module in (transformers.utils.hub, transformers.dynamic_module_utils):
+        module.HF_MODULES_CACHE = environment.get("HF_MODULES_CACHE") or f"{home}/modules"

@@ -3,50 +3,49 @@
 Importing torch, transformers and DeepSpeed takes several times as long as the few steps of a test. A
 forked program is a process as real as any other, which can be killed and has its own output, but the
 libraries were imported by another. Where that could matter, tests start it anew: how it starts and
-what it imports, launchers, that two interpreters give the same, and variables of the environment
-that libraries read when they are imported.
+what it imports, that two interpreters give the same, and variables of the environment that libraries
+read when they are imported. Launchers are forked by most tests, as are the processes that they start,
+and anew by one of each.
 """
 
 import atexit
-import json
 import os
 import select
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-PROGRAM = [sys.executable, "-m", "neobert_train"]
+from support.fork_client import ask, build_request
+
+STARTS_ANEW = "NEOBERT_TESTS_START_ANEW"
 # The models are tiny, and the tests that run beside this one want the other cores.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 _forked: list["Forked"] = []
-_FORK_SERVER = Path(__file__).with_name("fork_server.py")
+_HERE = Path(__file__).parent
 
 
 class Forked:
     """A program that the fork server runs; what tests need of `subprocess.Popen`."""
 
     def __init__(self, target: str, *arguments: Any, cwd: Any = None, **environment: str) -> None:
-        request = {
-            "target": target,
-            "arguments": [str(argument) for argument in arguments],
-            "cwd": str(cwd or Path.cwd()),
-            "environment": {**os.environ, **_ONE_THREAD, **environment},
-        }
+        request = build_request(target, list(map(str, arguments)), **_ONE_THREAD | environment)
+        request["cwd"] = str(cwd or Path.cwd())
         reader, writer = os.pipe()
-        self._status, status = socket.socketpair()
-        message = json.dumps(request).encode()
-        socket.send_fds(_start_server(), [message], [writer, writer, status.fileno()])
+        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with open(os.devnull) as nothing:
+            files = nothing.fileno(), writer, writer
+            self.pid = ask(self._server, str(_start_server() / "socket"), request, files)
         os.close(writer)
-        status.close()
         self.stdout = os.fdopen(reader, encoding="utf-8")
-        self._answers = self._status.makefile()
-        self.pid = int(self._answers.readline())
         self.returncode: int | None = None
         _forked.append(self)
 
@@ -60,10 +59,11 @@ class Forked:
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the end, and return the exit code; minus the number of a signal."""
         if self.returncode is None:
-            ready, _, _ = select.select([self._status], [], [], timeout)
+            ready, _, _ = select.select([self._server], [], [], timeout)
             if not ready:
                 raise subprocess.TimeoutExpired("forked", timeout or 0)
-            self.returncode = int(self._answers.readline())
+            self.returncode = int(self._server.recv(64))
+            self._server.close()
         return self.returncode
 
     def communicate(self, timeout: float) -> tuple[str, None]:
@@ -96,18 +96,36 @@ def kill_forked() -> None:
 
 
 @cache
-def _start_server() -> socket.socket:
-    """The connection to the fork server of this process; it ends when this process does."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
+def _start_server() -> Path:
+    """Start the fork server of this process, and return the folder of its socket.
+
+    `python` in that folder stands in for the interpreter. The server ends when this process does.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="fork-server-"))
+    python = folder / "python"
+    words = shlex.join([sys.executable, "-IS", str(_HERE / "fork_client.py"), f"{folder}/socket"])
+    python.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+    python.chmod(0o755)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(folder / "socket"))
+        listener.listen(64)
         server = subprocess.Popen(
-            [sys.executable, _FORK_SERVER, str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
+            [sys.executable, _HERE / "fork_server.py", str(listener.fileno()), python],
+            stdin=subprocess.PIPE,
+            pass_fds=[listener.fileno()],
             start_new_session=True,
         )
-    atexit.register(server.wait)
-    atexit.register(ours.close)
-    return ours
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(server.communicate)
+    return folder
+
+
+def find_python() -> str:
+    """Return what stands in for the interpreter and lets the fork server run programs, launchers too.
+
+    Where slow tests are asked for, that is the interpreter itself.
+    """
+    return sys.executable if STARTS_ANEW in os.environ else str(_start_server() / "python")
 
 
 def fork_ranks(target: str, *arguments: Any, **environment: str) -> list[Forked]:
@@ -143,13 +161,14 @@ def run_command(*arguments: Any, cwd: Any = None, code: int = 0, **environment: 
 
 def run_anew(*arguments: Any, cwd: Any = None, code: int = 0, **environment: str) -> str:
     """Run `python -m neobert_train ...` in an interpreter of its own; what it printed."""
-    return finish(start(*arguments, cwd=cwd, **environment), code)
+    words = [sys.executable, "-m", "neobert_train", *arguments]
+    return finish(start(*words, cwd=cwd, **environment), code)
 
 
-def start(*arguments: Any, cwd: Any = None, **environment: str) -> "subprocess.Popen[str]":
-    """Start `python -m neobert_train ...` in an interpreter and a process group of its own."""
+def start(*words: Any, cwd: Any = None, **environment: str) -> "subprocess.Popen[str]":
+    """Start a program in a process group of its own."""
     return subprocess.Popen(
-        [*PROGRAM, *map(str, arguments)],
+        [*map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

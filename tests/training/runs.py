@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from support.programs import PROGRAM, Forked, finish, fork_ranks
+from support.programs import Forked, find_python, finish, fork_ranks
 from support.small_vocabulary import list_small_settings
 
 MAX_STEPS = 8
@@ -20,10 +20,10 @@ SMOKE = [
     "batch.global_batch_tokens=2048", "batch.micro_batch_tokens=256", "evaluation.max_tokens=2048",
     *list_small_settings(),
 ]  # fmt: skip
-PLAIN = PROGRAM
+# What follows the interpreter.
+PLAIN = ["-m", "neobert_train"]
 TORCHRUN = [
-    sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone",
-    "-m", "neobert_train",
+    "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "neobert_train",
 ]  # fmt: skip
 DEEPSPEED = [
     str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2",
@@ -37,10 +37,10 @@ TIMES = (
 )  # fmt: skip
 
 
-def start(launcher, output_dir, *overrides):
+def start(launcher, output_dir, *overrides, python=None):
     environment = {**os.environ, **ONE_THREAD, "PYTHONWARNINGS": "default"}
     return subprocess.Popen(
-        [*launcher, *SMOKE, f"output_dir={output_dir}", *overrides],
+        [python or find_python(), *launcher, *SMOKE, f"output_dir={output_dir}", *overrides],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -53,8 +53,8 @@ def fork(output_dir, *overrides):
     return Forked("neobert_train", *SMOKE, f"output_dir={output_dir}", *overrides)
 
 
-def train(launcher, output_dir, *overrides):
-    return finish(start(launcher, output_dir, *overrides))
+def train(launcher, output_dir, *overrides, python=None):
+    return finish(start(launcher, output_dir, *overrides, python=python))
 
 
 def train_forked(output_dir, *overrides, code=0):

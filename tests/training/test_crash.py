@@ -1,11 +1,11 @@
 """A short version of scripts/crash_test.py, which has the long one."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from support.programs import find_python
 from support.small_vocabulary import list_small_settings
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "crash_test.py"
@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "crash_test.py"
 )
 def test_a_run_killed_at_random_moments_ends_as_one_that_nobody_disturbed(processes, kills):
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--processes", str(processes), "--kills", str(kills),
+        [find_python(), SCRIPT, "--processes", str(processes), "--kills", str(kills),
          "--steps", "8", *list_small_settings()],
         capture_output=True,
         text=True,

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+import sys
 from importlib.metadata import version
 
 import psutil
@@ -32,7 +33,7 @@ from training.runs import (
 def uninterrupted(tmp_path_factory):
     """One process and its worker, ZeRO 1, fp32, never stopped."""
     output_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    output = train(PLAIN, output_dir, "data.num_workers=1")
+    output = train(PLAIN, output_dir, "data.num_workers=1", python=sys.executable)
     assert "held-out loss" in output
     assert re.search(r"unigram entropy  [45]\.\d\d\d nats", output)
     return output_dir

@@ -14,7 +14,7 @@ from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.training.starting_point import check_resumed_tokenizer
 from support.architectures import write_folder
 from support.local_hub import LocalHub
-from support.programs import run_anew, run_command
+from support.programs import run_command
 
 SETTINGS = [
     "+experiment=smoke", "tokenizer.path=org/name@step-00000002", "init_from=org/name@step-00000002",
@@ -43,7 +43,7 @@ def read_environments(run):
 
 def test_a_run_keeps_the_commit_that_it_began_with(hub, commit, tmp_path):
     run, environment = tmp_path / "run", hub.environment(tmp_path / "home")
-    run_anew(*SETTINGS, f"output_dir={run}", "trainer.max_steps=1", **environment)
+    run_command(*SETTINGS, f"output_dir={run}", "trainer.max_steps=1", **environment)
     (begun,) = read_environments(run)
     assert begun["revisions"] == dict.fromkeys(
         ("tokenizer.path", "init_from"), f"org/name@{commit}"

@@ -2,9 +2,7 @@
 
 import json
 import os
-import socket
 import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -18,6 +16,7 @@ from neobert_train.files import write_checked_json
 from neobert_train.run.directory import RunDirectory
 from neobert_train.tokenizers.loading import SHIPPED_TOKENIZER, load_tokenizer
 from neobert_train.training.starting_point import check_source_files
+from support.programs import describe_launch, find_python
 
 
 def write(folder, **texts):
@@ -167,12 +166,10 @@ def test_hosts_with_other_files_are_told_the_first_difference(tmp_path):
         content = json.loads((SHIPPED_TOKENIZER / "tokenizer.json").read_text(encoding="utf-8"))
         content["normalizer"]["lowercase"] = not rank
         (disk / "vocab/tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    launcher = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    launcher = describe_launch()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", COMPARE, str(rank), *folders],
+            [find_python(), "-c", COMPARE, str(rank), *folders],
             cwd=tmp_path / str(rank),
             env={**os.environ, **launcher, "RANK": str(rank)},
             stdout=subprocess.PIPE,

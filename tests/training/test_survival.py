@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from neobert_train.training.divergence import SpikeDetector
 from neobert_train.training.preemption import StopRequest
-from support.programs import Forked, finish, fork_hosts, fork_ranks
+from support.programs import Forked, find_python, finish, fork_hosts, fork_ranks
 from support.small_vocabulary import list_small_settings
 
 PLANTED = str(Path(__file__).with_name("planted.py"))
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
 SMALL = [
     "+experiment=smoke", "trainer.max_steps=8", "batch.global_batch_tokens=2048",
     "checkpoint.save_every_steps=2", "checkpoint.keep_last=9", "logging.report=false",
@@ -184,7 +184,7 @@ def test_when_a_process_hangs_all_end_with_their_stacks(tmp_path):
 def test_a_killed_process_takes_the_others_along(tmp_path):
     started = time.monotonic()
     result = subprocess.run(
-        [*TORCHRUN, PLANTED, *SMALL, f"output_dir={tmp_path / 'run'}"],
+        [find_python(), *TORCHRUN, PLANTED, *SMALL, f"output_dir={tmp_path / 'run'}"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", **plant("die", "3")},
     )  # fmt: skip

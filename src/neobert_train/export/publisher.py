@@ -26,7 +26,6 @@ _LONGEST_PAUSE = 600.0
 _LONGEST_PUSH = 7200.0  # uploads through hf_xet have no limit of their own
 _LAST_ATTEMPTS = 6  # at the end of a run, with half a minute of pauses between them
 _SHOWN_COMMANDS = 3
-_EXPORT = [sys.executable, "-m", "neobert_train", "export"]
 # By these an export would take itself for a process of the run.
 _LAUNCHER_VARIABLES = (
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT",
@@ -164,7 +163,7 @@ class Publisher:
         overrides = [*self._list_overrides(branch, step), to_override("output", str(self._folder))]
         try:
             self._process = subprocess.Popen(
-                [*(["nice"] if sys.platform != "win32" else []), *_EXPORT, *overrides],
+                [*_build_command(), *overrides],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -211,6 +210,12 @@ class Publisher:
         if self._process is not None and self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _build_command() -> list[str]:
+    """Return an export that gives way to training."""
+    nice = ["nice"] if sys.platform != "win32" else []
+    return [*nice, sys.executable, "-m", "neobert_train", "export"]
 
 
 def _build_environment() -> dict[str, str]:
