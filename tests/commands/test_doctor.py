@@ -26,15 +26,15 @@ FALSE_FILES = {
 
 @pytest.fixture
 def examine(tmp_path, monkeypatch):
-    """Examine `+experiment=smoke` with overrides; without the measuring, which has a test."""
+    """Examine `+experiment=smoke` with overrides; without the measuring, which has a test.
+
+    Few documents are read, and all of them in the test of the command.
+    """
+    monkeypatch.setattr(doctor, "_SAMPLE_DOCUMENTS", 3)
     monkeypatch.setattr(doctor, "find_peak_flops", lambda _, dtype: 1e10 * dtype.itemsize)
 
     def run(*overrides: str) -> doctor.Findings:
-        base = [
-            "+experiment=smoke",
-            "evaluation.scan_documents=20",
-            f"output_dir={tmp_path / 'run'}",
-        ]
+        base = ["+experiment=smoke", f"output_dir={tmp_path / 'run'}"]
         config = compose("doctor", *base, *overrides)
         assert isinstance(config, DoctorConfig)
         return doctor.examine(config, World())

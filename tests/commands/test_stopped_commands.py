@@ -12,13 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support.programs import run_command
+from support.programs import find_python, run_command
 
 
-def start(*arguments):
+def start(*arguments, python=sys.executable):
     """A command in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "neobert_train", *map(str, arguments)],
+        [python, "-m", "neobert_train", *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 
@@ -46,7 +46,7 @@ def texts(tmp_path_factory):
     """A file of one shard that is quickly made, and one that takes many seconds."""
     folder = tmp_path_factory.mktemp("texts")
     write_texts(folder / "a.jsonl", 50)
-    write_texts(folder / "b.jsonl", 20_000)
+    write_texts(folder / "b.jsonl", 8_000)
     return folder
 
 
@@ -85,7 +85,7 @@ def test_prepare_that_is_ended_leaves_no_process_and_what_is_finished(
     write_texts(texts / "b.jsonl", 50)
     output = run_command(*arguments, "num_processes=1")
     assert "in 2 shards, 1 of which were there already" in output
-    write_texts(texts / "b.jsonl", 20_000)
+    write_texts(texts / "b.jsonl", 8_000)
 
 
 def test_train_tokenizer_stops_in_the_middle_of_a_long_call_into_its_library(tmp_path, texts):
@@ -123,6 +123,7 @@ def test_training_that_has_not_begun_stops_at_once_and_leaves_nothing(tmp_path, 
     process = start(
         "train", "+experiment=smoke", "data=files", f"data.paths=[{texts}/*.jsonl]",
         "data.column=text", "data.heldout_fraction=1e-9", f"output_dir={tmp_path / 'run'}",
+        python=find_python(),
     )  # fmt: skip
     while "looking for held-out documents" not in process.stdout.readline():
         assert process.poll() is None

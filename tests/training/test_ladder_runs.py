@@ -7,12 +7,13 @@ import pytest
 
 from neobert_train.config.store import find_group_choices
 from support.programs import run_command
+from support.small_vocabulary import list_small_settings
 
 RUNGS = [name for name in find_group_choices("train")["experiment"] if name.startswith("ladder/")]
 TOY = [
     "size=small", "trainer.max_steps=2", "trainer.log_every_steps=1", "data.num_workers=0",
     "logging.report=false", "evaluation.max_tokens=2048", "scheduler.warmup_steps=1",
-    "evaluation.scan_documents=20",
+    *list_small_settings(),
 ]  # fmt: skip
 # Its tokenizer lies on the Hub; the shipped one has entries of its own for padding and masks.
 INSTEAD = {

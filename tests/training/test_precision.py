@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from neobert_train.machine.devices import has_native_bf16
-from support.programs import run_anew
+from support.programs import run_anew, run_command
 from support.small_vocabulary import list_small_settings
 
 HIDDEN = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
@@ -21,7 +21,9 @@ def hidden_run(tmp_path_factory):
 
 
 def train(folder, steps, **environment):
-    return run_anew(
+    """Variables of the environment that libraries read when they are imported need a start anew."""
+    run = run_anew if environment else run_command
+    return run(
         "+experiment=smoke", f"output_dir={folder}", f"trainer.max_steps={steps}",
         "trainer.precision=auto", "data.num_workers=0", "logging.report=false",
         "evaluation.max_tokens=1024", *list_small_settings(), **environment,

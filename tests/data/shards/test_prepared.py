@@ -321,7 +321,7 @@ def test_processes_side_by_side_write_the_same_shards_and_errors_come_through(co
 
 def test_killed_while_it_prepares_it_goes_on_and_gives_the_same(corpus, tmp_path):
     """A real kill -9 of the command and its processes, in the middle of its work."""
-    words = np.random.default_rng(0).choice(WORDS, size=(12, 120_000))
+    words = np.random.default_rng(0).choice(WORDS, size=(12, 40_000))
     for number, row in enumerate(words):
         pq.write_table(pa.table({"text": [" ".join(row)] * 4}), tmp_path / f"{number:02d}.parquet")
     command = [
