@@ -1,5 +1,6 @@
 """The gradient of the global batch is one number, however the batch is split."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -19,9 +20,21 @@ from neobert_train.models.families import build_encoder
 from neobert_train.models.size import compute_reduction_bytes
 from neobert_train.objectives.masked_lm import MaskedLM
 from neobert_train.optim.optimizers import build_optimizer
+from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.training.engine import Engine
+from support.small_vocabulary import build_small_tokenizer, list_small_settings
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(str(build_small_tokenizer()))
+
+
+@pytest.fixture
+def make_config(make_config):
+    return functools.partial(make_config, *list_small_settings())
 
 
 def _one_step_of_batches(config):
@@ -135,7 +148,7 @@ def test_padding_and_document_order_do_not_change_the_sums(make_config, tokenize
     objective = MaskedLM(build_encoder(config, tokenizer))
     network = objective.encoder.network.double().eval()
     masking = build_masking(config.masking, tokenizer)
-    documents = [np.arange(2000 + 50 * n, 2000 + 50 * n + n) for n in (5, 30, 9)]
+    documents = [np.arange(100 + 20 * n, 100 + 21 * n) for n in (5, 30, 9)]
     generator = np.random.Generator(np.random.Philox(key=1))
     batch = Batch.from_arrays(collate(documents, 60, tokenizer.special, masking, 0.2, generator))
     outcome = objective.compute(batch)

@@ -65,11 +65,10 @@ def take_steps(engine, batches_of_steps, first):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture_is_continued_exactly(
-    architecture, make_config, tokenizer, world, tmp_path
-):
+def test_every_architecture_is_continued_exactly(architecture, make_config, world, tmp_path):
     folder = tmp_path / "model"
-    write_folder(folder, architecture, tokenizer)
+    tokenizer = load_tokenizer(str(build_small_tokenizer()))
+    write_folder(folder, architecture, tokenizer, vocab_size=NUM_TOKENS)
     config = make_config(*choose(folder, "batch.global_batch_tokens=1024"))
     weights = load_initial_weights("model.name", str(folder), config.model, tokenizer.vocab_size)
     num_lanes = compute_num_lanes(config)
