@@ -121,9 +121,9 @@ def _start_server() -> Path:
 
 
 def find_python() -> str:
-    """Return what stands in for the interpreter and lets the fork server run programs, launchers too.
+    """Return what stands in for the interpreter, and lets the fork server run what it is given.
 
-    Where slow tests are asked for, that is the interpreter itself.
+    Where more than the quick tests is asked for, that is the interpreter itself.
     """
     return sys.executable if STARTS_ANEW in os.environ else str(_start_server() / "python")
 
@@ -161,14 +161,8 @@ def run_command(*arguments: Any, cwd: Any = None, code: int = 0, **environment: 
 
 def run_anew(*arguments: Any, cwd: Any = None, code: int = 0, **environment: str) -> str:
     """Run `python -m neobert_train ...` in an interpreter of its own; what it printed."""
-    words = [sys.executable, "-m", "neobert_train", *arguments]
-    return finish(start(*words, cwd=cwd, **environment), code)
-
-
-def start(*words: Any, cwd: Any = None, **environment: str) -> "subprocess.Popen[str]":
-    """Start a program in a process group of its own."""
-    return subprocess.Popen(
-        [*map(str, words)],
+    process = subprocess.Popen(
+        [sys.executable, "-m", "neobert_train", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -176,6 +170,7 @@ def start(*words: Any, cwd: Any = None, **environment: str) -> "subprocess.Popen
         start_new_session=True,
         env={**os.environ, **_ONE_THREAD, **environment},
     )
+    return finish(process, code)
 
 
 def finish(process: "Forked | subprocess.Popen[str]", code: int = 0) -> str:

@@ -78,7 +78,7 @@ def learn(texts, algorithm: str, *overrides: str) -> TextTokenizer:
 
 @pytest.fixture(scope="module")
 def speeches() -> list[str]:
-    return list(TrainingTexts(make_config()))
+    return list(TrainingTexts(make_config()))[:30]
 
 
 @pytest.fixture(scope="module", params=ALGORITHMS)

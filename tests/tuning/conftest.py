@@ -3,10 +3,17 @@
 import pytest
 import torch
 
+from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.tuning.embedder_folder import EmbedderFolder
 from neobert_train.tuning.embedding import Surroundings, train_embedder
 from support.configs import compose
 from support.pairs import make_rows, write_neobert, write_rows
+from support.small_vocabulary import build_small_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return load_tokenizer(str(build_small_tokenizer()))
 
 
 @pytest.fixture(scope="session")

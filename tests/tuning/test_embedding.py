@@ -18,6 +18,7 @@ from neobert_train.tuning import embedding, embedding_trainer
 from neobert_train.tuning.embedding_trainer import DivergedError
 from support.architectures import ARCHITECTURES, write_folder
 from support.pairs import make_rows, write_rows
+from support.small_vocabulary import NUM_TOKENS
 
 TEXTS = ["river stone quiet harbour", "a castle and a violin in the garden", "copper"]
 CLEAN_PROCESS = """
@@ -51,7 +52,7 @@ def encoders(tmp_path_factory, tokenizer, neobert):
     """Folders of random encoders by architecture."""
     folder = tmp_path_factory.mktemp("encoders")
     for architecture in {"bert", "modernbert", "nomic_bert"} & set(ARCHITECTURES):
-        write_folder(folder / architecture, architecture, tokenizer, vocab_size=30_522)
+        write_folder(folder / architecture, architecture, tokenizer, vocab_size=NUM_TOKENS)
     return {"neobert": neobert, **{path.name: path for path in folder.iterdir()}}
 
 
