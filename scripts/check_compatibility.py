@@ -102,8 +102,9 @@ def run_uses(python: Path, models: Path, uses: Sequence[str], work: Path) -> dic
 
 def run_inside(models: Path, result: Path, names: Sequence[str]) -> None:
     """Run uses in this environment, and write what came of each."""
-    for absent in _ABSENT:
-        sys.modules[absent] = None  # type: ignore[assignment]
+    for name in [*_ABSENT, *sys.modules]:
+        if name.partition(".")[0] in _ABSENT:
+            sys.modules[name] = None  # type: ignore[assignment]
     for name in () if names else _SLOW_IMPORTS:
         with contextlib.suppress(Exception):
             importlib.import_module(name)

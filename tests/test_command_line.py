@@ -99,6 +99,21 @@ def test_settings_of_another_command_are_shown(tmp_path):
     assert yaml.safe_load(done.stdout)["run_dir"] == "a"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["hydra.verbose=false"], 0),
+        (["output_dir=runs/hydra"], 0),
+        (["hydra.verbose=false", "masking.rate=2"], 2),
+    ],
+)
+def test_settings_of_hydra_and_names_like_it_are_taken(tmp_path, arguments, code):
+    done = start("plan", "+experiment=smoke", *arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert ("masking.rate=2.0 is out of range" in done.stderr) == (code == 2)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("arguments", [["--info", "searchpath"], ["--hydra-help"], ["--version"]])
 def test_flags_of_hydra_still_work(tmp_path, arguments):
     done = start(*arguments, cwd=tmp_path)

@@ -77,6 +77,9 @@ def main() -> None:
         if world.is_main:
             print_message(f"neobert_train: stopped by {stop}")
         sys.exit(EXIT_STOPPED)
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        sys.exit(EXIT_FAILED)
 
 
 def run_program() -> NoReturn:
@@ -96,9 +99,6 @@ def run_program() -> NoReturn:
         main()
     except SystemExit as error:
         code = EXIT_DONE if error.code is None else error.code
-    except Exception:
-        sys.excepthook(*sys.exc_info())
-        code = EXIT_FAILED
     if ("torch" in sys.modules or code == EXIT_STOPPED) and isinstance(code, int):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -43,7 +43,7 @@ def write_texts(path, num_documents):
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
-    """A file of one shard that is quickly made, and one that takes many seconds."""
+    """A file of one shard that is quickly made, and one that takes some seconds."""
     folder = tmp_path_factory.mktemp("texts")
     write_texts(folder / "a.jsonl", 50)
     write_texts(folder / "b.jsonl", 8_000)

@@ -48,6 +48,10 @@ def make_publisher(hub, make_config, tmp_path, monkeypatch):
     return make
 
 
+def test_an_export_gives_way_to_training():
+    assert module._build_command()[:3] == ["nice", sys.executable, "-m"]
+
+
 def read_log(tmp_path):
     log = tmp_path / "log"
     return log.read_text().splitlines() if log.exists() else []

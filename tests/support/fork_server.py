@@ -1,8 +1,8 @@
 """Forks programs from a process that has loaded the libraries, as multiprocessing's fork server does.
 
-python fork_server.py FD PYTHON, where FD listens on a Unix socket, and PYTHON runs `fork_client.py`:
-programs take it for the interpreter, so that those which they start are forked, too. A client asks for
-one program, as JSON with `target`, `arguments`, `is_code`, `cwd` and `environment`, and sends three
+python fork_server.py FD PYTHON, where FD listens on a Unix socket. Programs take PYTHON for the
+interpreter: with one that runs `fork_client.py`, what they start is forked, too. A client asks for
+one program, as JSON with `kind`, `target`, `arguments`, `cwd` and `environment`, and sends three
 open files for its standard input, output and error. It is told the pid, and the exit code at the end.
 The server ends when its own standard input does.
 """
@@ -19,6 +19,7 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 import types
 import warnings
 from typing import Any, NoReturn
@@ -54,28 +55,37 @@ def serve(listener: socket.socket) -> dict[str, Any]:
                 continue
             client, _ = listener.accept()
             message, files, _, _ = socket.recv_fds(client, _REQUEST_BYTES, 3)
-            child = os.fork() if files else 0
-            if child == 0 and files:
+            if not message:  # it has hung up
+                client.close()
+                continue
+            child = os.fork()
+            if child == 0:
+                os.setpgid(0, 0)
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 for end in (listener, wake_up, woken, client, *running.values()):
                     end.close()
                 take_files(files)
                 return json.loads(message)
+            with contextlib.suppress(OSError):  # the child has done it
+                os.setpgid(child, child)
             for file in files:
                 os.close(file)
-            if child == 0:  # it has hung up
-                client.close()
-                continue
             running[child] = client
-            client.sendall(str(child).encode())
+            tell(client, child)
             selector.register(client, selectors.EVENT_READ)
 
 
+def tell(client: socket.socket, number: int) -> None:
+    """Send a client a number; one that has hung up is found when it is read from."""
+    with contextlib.suppress(OSError):
+        client.sendall(str(number).encode())
+
+
 def kill(*children: int) -> None:
-    """Send SIGKILL to children that are not reaped yet."""
+    """Send SIGKILL to children that are not reaped yet, and to what they have started."""
     for child in children:
-        os.kill(child, signal.SIGKILL)
+        os.killpg(child, signal.SIGKILL)
 
 
 def report_endings(running: dict[int, socket.socket]) -> list[socket.socket]:
@@ -86,8 +96,7 @@ def report_endings(running: dict[int, socket.socket]) -> list[socket.socket]:
         if child == 0:
             break
         ended.append(running.pop(child))
-        with contextlib.suppress(OSError):  # it has hung up
-            ended[-1].sendall(str(os.waitstatus_to_exitcode(status)).encode())
+        tell(ended[-1], os.waitstatus_to_exitcode(status))
     return ended
 
 
@@ -123,7 +132,7 @@ def load_libraries() -> None:
 
 
 def run_program(
-    target: str, arguments: list[str], is_code: bool, cwd: str, environment: dict[str, str]
+    kind: str, target: str, arguments: list[str], cwd: str, environment: dict[str, str]
 ) -> None:
     """Run a module, code or a script as `python -m`, `python -c` and `python SCRIPT` do."""
     import torch
@@ -138,23 +147,32 @@ def run_program(
         if rule:
             warnings.simplefilter(rule)
     os.chdir(cwd)
-    sys.argv = ["-c" if is_code else target, *arguments]
-    if is_code:
+    sys.argv = ["-c" if kind == "code" else target, *arguments]
+    if kind == "code":
+        forget_package()
         sys.path[0] = ""
         sys.modules["__main__"] = types.ModuleType("__main__")
         exec(compile(target, "<string>", "exec"), vars(sys.modules["__main__"]))
-    elif os.path.isfile(os.path.join(cwd, target)):
-        sys.path[0] = os.path.dirname(target)
+    elif kind == "script":
+        sys.path[0] = os.path.dirname(os.path.abspath(target))
         runpy.run_path(target, run_name="__main__")
     else:
         sys.path[0] = cwd
         runpy.run_module(target, run_name="__main__", alter_sys=True)
 
 
+def forget_package() -> None:
+    """Let code import the package anew, or hide it from what it tries."""
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "neobert_train":
+            del sys.modules[name]
+
+
 def leave(code: str | int | None) -> NoReturn:
     """End this process as `sys.exit(code)` would, without taking the libraries of the server down."""
     if isinstance(code, str):
         print(code, file=sys.stderr)
+    threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -30,7 +30,7 @@ def follow_environment(environment: Mapping[str, str]) -> None:
     home = environment.get("HF_HOME") or huggingface_hub.constants.HF_HOME
     use_hub(environment.get("HF_ENDPOINT") or huggingface_hub.constants.ENDPOINT, home)
     constants = huggingface_hub.constants
-    constants.HF_HUB_OFFLINE = environment.get("HF_HUB_OFFLINE") == "1"
+    constants.HF_HUB_OFFLINE = constants._is_true(environment.get("HF_HUB_OFFLINE"))
     constants.HF_HUB_CACHE = environment.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE
     for module in (transformers.utils.hub, transformers.dynamic_module_utils):
         module.HF_MODULES_CACHE = environment.get("HF_MODULES_CACHE") or f"{home}/modules"

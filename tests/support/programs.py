@@ -4,8 +4,8 @@ Importing torch, transformers and DeepSpeed takes several times as long as the f
 forked program is a process as real as any other, which can be killed and has its own output, but the
 libraries were imported by another. Where that could matter, tests start it anew: how it starts and
 what it imports, that two interpreters give the same, and variables of the environment that libraries
-read when they are imported. Launchers are forked by most tests, as are the processes that they start,
-and anew by one of each.
+read when they are imported. Launchers and what programs start are forked, too, unless more than the
+quick tests is asked for.
 """
 
 import atexit
@@ -31,13 +31,17 @@ STARTS_ANEW = "NEOBERT_TESTS_START_ANEW"
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 _forked: list["Forked"] = []
 _HERE = Path(__file__).parent
+_ENVIRONMENT = dict(os.environ)  # before any test changes it
 
 
 class Forked:
     """A program that the fork server runs; what tests need of `subprocess.Popen`."""
 
     def __init__(self, target: str, *arguments: Any, cwd: Any = None, **environment: str) -> None:
-        request = build_request(target, list(map(str, arguments)), **_ONE_THREAD | environment)
+        kind = "script" if target.endswith(".py") else "module"
+        request = build_request(
+            kind, target, list(map(str, arguments)), **_ONE_THREAD | environment
+        )
         request["cwd"] = str(cwd or Path.cwd())
         reader, writer = os.pipe()
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -110,7 +114,8 @@ def _start_server() -> Path:
         listener.bind(str(folder / "socket"))
         listener.listen(64)
         server = subprocess.Popen(
-            [sys.executable, _HERE / "fork_server.py", str(listener.fileno()), python],
+            [sys.executable, _HERE / "fork_server.py", str(listener.fileno()), _choose(python)],
+            env=_ENVIRONMENT,
             stdin=subprocess.PIPE,
             pass_fds=[listener.fileno()],
             start_new_session=True,
@@ -125,7 +130,11 @@ def find_python() -> str:
 
     Where more than the quick tests is asked for, that is the interpreter itself.
     """
-    return sys.executable if STARTS_ANEW in os.environ else str(_start_server() / "python")
+    return _choose(_start_server() / "python")
+
+
+def _choose(python: Path) -> str:
+    return sys.executable if STARTS_ANEW in os.environ else str(python)
 
 
 def fork_ranks(target: str, *arguments: Any, **environment: str) -> list[Forked]:

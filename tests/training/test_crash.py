@@ -1,4 +1,7 @@
-"""A short version of scripts/crash_test.py, which has the long one."""
+"""A short version of scripts/crash_test.py, which has the long one.
+
+Here whole runs are killed. Where tests start programs anew, it is any process of them.
+"""
 
 import subprocess
 from pathlib import Path

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support.programs import find_python, fork_ranks
+from support.programs import Forked, find_python, fork_ranks
 from training.runs import (
     DEEPSPEED,
     MAX_STEPS,
@@ -171,18 +171,19 @@ def test_a_folder_that_loses_its_permission_while_the_run_goes_on(tmp_path):
     assert_ends_with_a_checkpoint(tmp_path / "run")
 
 
-def test_a_killed_data_worker_ends_the_run_with_the_cause(tmp_path):
-    """On two processes, of which the other ends, too."""
+@pytest.mark.parametrize("begin", [fork_ranks, lambda *words: [Forked(*words)]], ids=["two", "one"])
+def test_a_killed_data_worker_ends_the_run_with_the_cause(tmp_path, begin):
+    """On two processes the other ends, too."""
     words = [*SMOKE, f"output_dir={tmp_path / 'run'}", *LONG, "data.num_workers=1"]
-    ranks = fork_ranks("neobert_train", *words)
+    ranks = begin("neobert_train", *words)
     wait_for_step(tmp_path / "run", 3, ranks[0])
     workers = [
         child
-        for child in psutil.Process(ranks[1].pid).children(recursive=True)
+        for child in psutil.Process(ranks[-1].pid).children(recursive=True)
         if any("spawn_main" in word for word in child.cmdline())
     ]
     workers[0].kill()
-    _, output = (finish(rank, code=1) for rank in ranks)
+    *_, output = (finish(rank, code=1) for rank in ranks)
     assert "a data worker ended with exit code -9: killed, for example because memory" in output
     (newest,) = list_steps(tmp_path / "run")[-1:]
     assert f"step {newest + 2}/" in train_forked(

@@ -248,7 +248,7 @@ def test_a_run_ends_with_its_seconds(tmp_path):
 
 
 def test_the_time_limit_stops_with_a_checkpoint_and_the_run_goes_on(tmp_path):
-    output = run(tmp_path / "run", "trainer.max_steps=100000", "trainer.time_limit='0:06'", code=3)
+    output = run(tmp_path / "run", "trainer.max_steps=100000", "trainer.time_limit='0:10'", code=3)
     assert "stopped by trainer.time_limit, with the checkpoint of step" in output
     (newest, *_) = sorted((tmp_path / "run/checkpoints").iterdir(), reverse=True)
     steps = int(newest.name.split("-")[1])

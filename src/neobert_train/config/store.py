@@ -8,10 +8,11 @@ from typing import Any, get_type_hints
 
 from hydra import compose, initialize, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from neobert_train.config.choice import Choice
@@ -184,9 +185,15 @@ def compose_config(command: str, overrides: Sequence[str]) -> DictConfig:
     register_schemas(command)
     try:
         with _initialize(command):
-            return compose(command, [normalise_override(override) for override in overrides])
+            composed = compose(
+                command, list(map(normalise_override, overrides)), return_hydra_config=True
+            )
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(describe_config_error(error)) from error
+    HydraConfig.instance().set_config(composed)  # for `${hydra:...}`
+    with open_dict(composed):
+        composed.pop("hydra")
+    return composed
 
 
 def list_swept_values(command: str, argument: str) -> list[str]:
