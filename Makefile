@@ -31,7 +31,7 @@ quickstart: install ## Train, export and try a first model: about five minutes o
 # fewest tests come last, which are those with the longest.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test: install ## Run the tests (under 20 minutes on two CPU cores)
+test: install ## Run the tests (under 15 minutes on two CPU cores)
 	$(PYTEST)
 
 # Those that start the program or workers many times, or the compiler.
