@@ -30,6 +30,7 @@ from neobert_train.config.store import (
     normalise_override,
     register_schemas,
     to_typed,
+    wants_hydra,
 )
 from neobert_train.config.tasks import SUMMARIES
 from neobert_train.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, InputError
@@ -185,14 +186,18 @@ def start_sweep(command: str, arguments: Sequence[str], world: World) -> int:
 def run_command(command: str, arguments: Sequence[str], world: World) -> None:
     """Compose the configuration, check it, and hand it to the command's `run`.
 
-    Hydra's main function, which composes twice, is left its flags and its own settings.
+    Hydra's main function, which composes twice more, is left its flags and its own settings.
     """
     # Without the command and what a launcher adds, as Hydra and `doctor` read it.
     sys.argv = [sys.argv[0], *map(normalise_override, arguments)]
     if any(argument.startswith("-") or "hydra" in argument for argument in arguments):
         run_with_hydra(command, arguments, world)
+        return
+    composed = compose_config(command, arguments)
+    if wants_hydra():
+        run_with_hydra(command, arguments, world)
     else:
-        start_command(command, compose_config(command, arguments), world)
+        start_command(command, composed, world)
 
 
 def run_with_hydra(command: str, arguments: Sequence[str], world: World) -> None:

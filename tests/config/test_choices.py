@@ -291,11 +291,3 @@ def test_a_saved_group_keeps_the_default_of_its_role_where_it_says_nothing(tmp_p
     optimizer = load_train_config(path).optimizer
     assert (optimizer.vector.lr_multiplier, optimizer.vector.weight_decay) == (2.0, 0.0)
     assert optimizer.head == AdamWConfig().head
-
-
-def test_what_hydra_knows_can_stand_in_a_value():
-    composed = compose_config(
-        "train", ["+experiment=smoke", "output_dir=runs/${hydra:runtime.choices.experiment}"]
-    )
-    assert "hydra" not in composed
-    assert to_typed("train", composed).output_dir == "runs/smoke"

@@ -196,6 +196,14 @@ def compose_config(command: str, overrides: Sequence[str]) -> DictConfig:
     return composed
 
 
+def wants_hydra() -> bool:
+    """Return whether what was composed last has settings that only Hydra's own main function obeys."""
+    own = HydraConfig.get()
+    return bool(
+        own.job.env_set or own.job.env_copy or own.job.chdir or own.callbacks or own.verbose
+    )
+
+
 def list_swept_values(command: str, argument: str) -> list[str]:
     """Return `key=a,b` as `key=a` and `key=b`, also `range(...)` and, of a group, `glob(...)`.
 

@@ -227,7 +227,7 @@ def _end(workers: Sequence[Worker], collector: _Collector | None) -> None:
 
 
 def _serve(readers: LaneReaders, prefetch: int, sender: Connection) -> None:
-    """Return the worker process: one thread reads and tokenises, this one hands over."""
+    """Do what a worker process does: one thread reads and tokenises, this one hands over."""
     begin_worker()
     # Locks that libraries make here then leave nothing to clean up when this process is killed.
     multiprocessing.set_start_method("fork", force=True)

@@ -213,7 +213,7 @@ class Publisher:
 
 
 def _build_command() -> list[str]:
-    """Return an export that gives way to training."""
+    """Return the command of an export, which gives way to training."""
     nice = ["nice"] if sys.platform != "win32" else []
     return [*nice, sys.executable, "-m", "neobert_train", "export"]
 

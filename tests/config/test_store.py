@@ -1,0 +1,39 @@
+"""Composing without Hydra's main function, which is left what only it can do."""
+
+import os
+import shutil
+import sys
+
+from neobert_train import __main__
+from neobert_train.config import store
+from neobert_train.config.store import compose_config, to_typed
+from neobert_train.world import World
+
+
+def test_what_hydra_knows_can_stand_in_a_value():
+    composed = compose_config(
+        "train", ["+experiment=smoke", "output_dir=runs/${hydra:runtime.choices.experiment}"]
+    )
+    assert "hydra" not in composed
+    assert to_typed("train", composed).output_dir == "runs/smoke"
+
+
+def test_a_file_may_ask_something_of_hydra(tmp_path, monkeypatch):
+    configs = tmp_path / "configs"
+    shutil.copytree(store.configs_directory(), configs)
+    (configs / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "defaults: [smoke]\n"
+        "hydra: {job: {env_set: {NEOBERT_TRAIN_TEST: asked}}}\n"
+    )
+    monkeypatch.setattr(store, "configs_directory", lambda: configs)
+    monkeypatch.setattr(sys, "argv", ["neobert_train"])
+    found = []
+
+    def note(config, world):
+        found.append((config.trainer.max_steps, os.environ.get("NEOBERT_TRAIN_TEST")))
+
+    monkeypatch.setattr(__main__, "load_command", lambda command: note)
+    for name in ("smoke", "mine"):
+        __main__.run_command("train", [f"+experiment={name}", "trainer.max_steps=3"], World())
+    assert found == [(3, None), (3, "asked")]
