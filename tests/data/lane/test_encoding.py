@@ -141,6 +141,8 @@ def test_dropout_in_the_file_is_switched_off_with_one_warning(tmp_path, caplog):
 
 def test_sampling_from_a_unigram_model_is_switched_off():
     sampling = build_unigram(unk_id=1)
+    if not hasattr(sampling.model, "alpha"):
+        pytest.skip("this version of tokenizers does not sample")
     sampling.model.alpha, sampling.model.nbest_size = 0.1, 8
     assert len({tuple(sampling.encode("abcdefgh" * 3).ids) for _ in range(20)}) > 1
     tokenizer = TextTokenizer(sampling, "sampling")
