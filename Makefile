@@ -34,13 +34,18 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: install ## Run the tests (under 15 minutes on two CPU cores)
 	$(PYTEST)
 
-# Those that start the program or workers many times, or the compiler.
-LONG := training commands data/shards/test_prepared.py data/test_loader.py models/test_compilation.py \
-	models/test_hugging_face.py models/test_remote_code.py tokenizers/test_special_tokens.py \
-	tokenizers/test_training.py test_benchmarks.py test_check_on_gpu.py test_command_line.py \
-	test_compatibility.py test_signals.py test_sweep.py test_terminal.py
+# Those that start programs or workers, compile, train, compose or simulate many times.
+LONG := training commands config/test_shipped_configs.py data/shards/test_prepared.py \
+	data/sources/test_text_units.py data/test_loader.py data/test_remote_sources.py \
+	evaluation/test_mteb_tasks.py evaluation/test_resampling.py evaluation/test_state_of_the_union.py \
+	evaluation/test_statistics.py modeling/test_fused_cross_entropy.py models/test_compilation.py \
+	models/test_hugging_face.py models/test_memory.py models/test_remote_code.py \
+	tokenizers/test_long_texts.py tokenizers/test_special_tokens.py tokenizers/test_training.py \
+	tuning/test_embedding.py tuning/test_finetuning.py test_benchmarks.py test_check_on_gpu.py \
+	test_command_line.py test_compatibility.py test_documentation.py test_signals.py test_sweep.py \
+	test_terminal.py
 
-test-fast: install ## Run the tests that start no program (under three minutes on two free cores)
+test-fast: install ## Run the quick part of the tests (under three minutes on two free cores)
 	$(PYTEST) $(addprefix --ignore=tests/,$(LONG))
 
 test-all: install ## Run all tests, the slow ones too
