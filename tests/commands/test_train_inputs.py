@@ -56,6 +56,8 @@ def test_a_bad_line_far_inside_stops_with_a_checkpoint_and_skipping_goes_on(tmp_
     assert int(checkpoint.name[5:]) >= 1
     output = run_command(*settings, "data.on_bad_record=skip")
     assert "Done: 40 steps" in output
+    assert output.count(f"WARNING: {file}, line 41: not JSON") == 1
+    assert "left out, as are all that cannot be read (data.on_bad_record=skip)" in output
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(1, 41))
     assert records[-1]["data/bad_records"] >= 1

@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing
 import os
 import queue
+import signal
 import threading
 import traceback
 import weakref
@@ -28,6 +29,10 @@ from neobert_train.storage.local_files import allow_many_open_files
 from neobert_train.tokenizers.loading import build_tokenizer
 
 _POLL_SECONDS = 60.0
+_KILLED_HINT = (
+    ": killed, for example because memory ran out; write fewer data.num_workers or a smaller "
+    "data.shuffle_window"
+)
 
 
 class WorkerError(RuntimeError):
@@ -207,11 +212,11 @@ class Worker:
         while True:
             try:
                 item = self._receiver.recv()
-            except (EOFError, OSError) as error:
+            except (EOFError, OSError):
                 self.process.join()
                 code = self.process.exitcode
-                hint = ": killed, for example because memory ran out" if code == -9 else ""
-                raise WorkerError(f"a data worker ended with exit code {code}{hint}") from error
+                hint = _KILLED_HINT if code == -signal.SIGKILL else ""
+                raise WorkerError(f"a data worker ended with exit code {code}{hint}") from None
             if isinstance(item, _Failure):
                 raise item.to_error()
             yield item

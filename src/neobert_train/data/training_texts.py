@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from neobert_train.config.command_schema import TrainTokenizerConfig
 from neobert_train.config.derived import compute_num_lanes, resolve_sources
-from neobert_train.data.lane.admission import is_heldout, refuse_bad_record
+from neobert_train.data.lane.admission import handle_bad_record, is_heldout
 from neobert_train.data.lane.randomness import keyed_generator
 from neobert_train.data.shards.prepared import fingerprint_source
 from neobert_train.data.sources import (
@@ -72,7 +72,7 @@ class TrainingTexts:
                     yield record.text
                 continue
             if isinstance(record, BadRecord):
-                refuse_bad_record(record, data.on_bad_record)
+                handle_bad_record(record, data.on_bad_record)
             self.num_bad_records += 1
 
 

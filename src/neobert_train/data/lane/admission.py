@@ -1,12 +1,18 @@
 """Which documents are trained on, kept for evaluation, or left out."""
 
 import hashlib
+import itertools
+import logging
 from dataclasses import dataclass
 from enum import IntEnum
 
 from neobert_train.config.data_schema import BadRecordPolicy, DataConfig, SourceConfig
 from neobert_train.data.sources import AnyRecord, BadRecord, TokenizedRecord
 from neobert_train.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+_skipped = itertools.count()
 
 
 class Kind(IntEnum):
@@ -65,11 +71,16 @@ class Admission:
         return is_heldout(record.text, self.heldout_fraction)
 
 
-def refuse_bad_record(record: BadRecord, policy: BadRecordPolicy) -> None:
-    """Raise InputError for a record that cannot be read, under the policy `stop`."""
+def handle_bad_record(record: BadRecord, policy: BadRecordPolicy) -> None:
+    """Raise InputError for a record that cannot be read, or warn of the first that this process skips."""
     if policy is BadRecordPolicy.stop:
         raise InputError(
             f"{record.reason}; write data.on_bad_record=skip to leave such records out"
+        )
+    if next(_skipped) == 0:
+        logger.warning(
+            "%s: left out, as are all that cannot be read (data.on_bad_record=skip); they are counted",
+            record.reason,
         )
 
 

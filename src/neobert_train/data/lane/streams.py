@@ -9,7 +9,7 @@ from pydantic import PlainValidator
 
 from neobert_train.config.data_schema import BadRecordPolicy
 from neobert_train.config.typed import Count
-from neobert_train.data.lane.admission import Admission, Kind, refuse_bad_record
+from neobert_train.data.lane.admission import Admission, Kind, handle_bad_record
 from neobert_train.data.lane.encoding import Entry, iter_encoded, split_document
 from neobert_train.data.lane.order import LaneOrder, Position, iter_lane_records
 from neobert_train.data.sources import Record, TokenizedRecord
@@ -220,7 +220,7 @@ class SourceStream:
                 if entry.ids is not None:
                     entry.kind = admission.classify_tokens(len(entry.ids))
                 elif entry.kind is Kind.bad:
-                    refuse_bad_record(entry.record, self._on_bad_record)
+                    handle_bad_record(entry.record, self._on_bad_record)
                 yield entry
 
 

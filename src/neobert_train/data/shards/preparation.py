@@ -20,7 +20,7 @@ from neobert_train.data.lane.admission import (
     Admission,
     Kind,
     compute_heldout_key,
-    refuse_bad_record,
+    handle_bad_record,
 )
 from neobert_train.data.lane.encoding import Entry, iter_encoded
 from neobert_train.data.shards.prepared import (
@@ -234,7 +234,7 @@ def write_shard(job: ShardJob) -> ShardResult:
         for entry in group
     ):
         if kind is Kind.bad:
-            refuse_bad_record(record, job.on_bad_record)
+            handle_bad_record(record, job.on_bad_record)
             rows.append((record.begin, record.next_cursor, end, 0, 0, BAD))
             continue
         if ids is not None:
