@@ -183,7 +183,8 @@ class DataConfig(SourceConfig):
         at_least=0.0, below=1.0,
     )  # fmt: skip
     on_bad_record: BadRecordPolicy = setting(
-        BadRecordPolicy.stop, "An unreadable record: stop the run, or skip (counted; a warning names the first)."
+        BadRecordPolicy.stop,
+        "What an unreadable record does: stop the run, or skip (counted; the first is named).",
     )  # fmt: skip
     max_retries: int = setting(
         8, "Most further attempts at a failed network request, with growing pauses.", at_least=0
