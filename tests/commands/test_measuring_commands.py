@@ -270,3 +270,18 @@ def test_evaluate_names_its_own_settings(finished_run, tmp_path):
     assert "write column=... with one of text" in output
     assert "data.column" not in output
     assert "masked_lm loss" in run_command(*given, "column=text")
+
+
+def test_evaluate_says_what_to_do_about_a_record_that_cannot_be_read(finished_run, tmp_path):
+    lines = [json.dumps({"text": "of it and so on " * 40})] * 30
+    for name, line, advice in (
+        ("broken", "{", "correct it, or take it out of the file"),
+        ("other", '{"text": 7}', "holds a number, not text: write column=... with another key"),
+    ):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("\n".join([*lines, line]))
+        output = run_command(
+            "evaluate", f"run_dir={finished_run}", f"paths=[{path}]", "column=text", code=2
+        )
+        assert f"{path}, line 31: " in output
+        assert advice in output

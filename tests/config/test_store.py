@@ -1,12 +1,16 @@
 """Composing without Hydra's main function, which is left what only it can do."""
 
 import os
+import re
 import shutil
 import sys
+
+import pytest
 
 from neobert_train import __main__
 from neobert_train.config import store
 from neobert_train.config.store import compose_config, to_typed
+from neobert_train.errors import InputError
 from neobert_train.world import World
 
 
@@ -16,6 +20,21 @@ def test_what_hydra_knows_can_stand_in_a_value():
     )
     assert "hydra" not in composed
     assert to_typed("train", composed).output_dir == "runs/smoke"
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("optimizer.lr=${nothing.here}", "Interpolation key 'nothing.here' not found"),
+        ("output_dir=${oc.env:NEOBERT_TRAIN_UNSET}/a", "'NEOBERT_TRAIN_UNSET' not found"),
+        ("output_dir=${absent:3}", "Unsupported interpolation type absent"),
+        ("seed=${output_dir}", "'runs/smoke' of type 'str' could not be converted to Integer"),
+    ],
+)
+def test_a_reference_that_leads_nowhere_is_told_with_its_setting(setting, reason):
+    key = setting.partition("=")[0]
+    with pytest.raises(InputError, match=f"^{key} cannot be resolved: .*{re.escape(reason)}"):
+        to_typed("train", compose_config("train", ["+experiment=smoke", setting]))
 
 
 def test_a_file_may_ask_something_of_hydra(tmp_path, monkeypatch):

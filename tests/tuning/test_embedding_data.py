@@ -130,7 +130,7 @@ def test_rows_without_a_text_are_all_counted_and_the_first_are_named(tmp_path):
     for expected in (
         f"{file}, line 2: 'positive' is empty: give a text, or take the row out",
         f"{file}, line 4: 'anchor' is empty",
-        f"{file}, line 5: 'positive' holds a int, not a text",
+        f"{file}, line 5: 'positive' holds a number, not a text",
         f"{file}, line 6: there is no column 'positive'",
         f"{file}, line 7: 'anchor' is empty",
         "and 3 more rows",

@@ -43,7 +43,8 @@ def format_plan(config: PlanConfig) -> str:
     if lanes % config.num_devices:
         sizes = ", ".join(map(str, find_divisors(lanes)))
         raise InputError(
-            f"num_devices={config.num_devices} does not divide {lanes} lanes: one of {sizes}"
+            f"num_devices={config.num_devices} does not divide {lanes} lanes: write num_devices=N with one "
+            f"of {sizes}"
         )
     device, batch = DEVICES[config.device], config.batch
     tokenizer = build_tokenizer(config.tokenizer)

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from neobert_train.config.choice import Choice
 from neobert_train.config.choices import CHOICES, build_defaults, list_chosen_sections
@@ -152,6 +152,8 @@ def describe_config_error(error: Exception) -> str:
     if cause is not None and str(cause).strip() not in message:
         message += f" ({str(cause).strip().splitlines()[0]})"
     message = "\n".join(line for line in message.splitlines() if not line.startswith("    "))
+    if isinstance(error, InterpolationResolutionError):  # a line left out names the setting
+        message = f"{error.full_key} cannot be resolved: {message}"
     for section, base in get_type_hints(TrainConfig).items():
         if section in CHOICES and f"not in '{base.__name__}'" in message:
             message += f": {_describe_group_file(section)}"

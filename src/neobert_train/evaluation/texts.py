@@ -80,7 +80,7 @@ def list_text_units(config: EvaluateConfig) -> list[Unit]:
     try:
         return list(list_units(source, config.paths, Network(), BadRecordPolicy.stop))
     except InputError as error:
-        raise InputError(_DATA_SETTING.sub(r"\1", str(error))) from error
+        raise InputError(_name_own_settings(str(error))) from error
 
 
 def read_documents(
@@ -107,5 +107,10 @@ def _iter_entries(units: Sequence[Unit]) -> Iterator[Entry]:
     for unit in units:
         for record in unit.iter_records(0):
             if isinstance(record, BadRecord):
-                raise InputError(record.reason)
+                fix = "" if record.is_setting else "; correct it, or take it out of the file"
+                raise InputError(_name_own_settings(record.reason) + fix)
             yield Entry(record, rule.classify(record), unit)
+
+
+def _name_own_settings(message: str) -> str:
+    return _DATA_SETTING.sub(r"\1", message)

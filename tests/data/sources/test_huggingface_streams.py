@@ -165,8 +165,9 @@ def test_parquet_files_are_read_as_files_and_all_else_is_streamed(tmp_path, capl
     with caplog.at_level(logging.WARNING):
         streamed = build([tmp_path / write_shard(tmp_path, 0, "jsonl")], "json")
     assert {type(unit.format) for unit in streamed} == {StreamedRows}
-    (record,) = caplog.records
-    assert "a resume reads the shard it was in again" in record.getMessage()
+    about, cost = (record.getMessage() for record in caplog.records)
+    assert "json is not made of parquet files" in about
+    assert "from there, also at a resume" in cost
 
 
 def write_splits(folder) -> None:
@@ -201,7 +202,8 @@ def test_splits_together_are_streamed_and_give_each_row_once(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         units = build([], str(tmp_path), split="train+test")
     assert {type(unit.format) for unit in units} == {StreamedRows}
-    assert "is streamed with `datasets`" in caplog.text
+    assert "`datasets` streams it" in caplog.text
+    assert "can be read only from their beginning" in caplog.text
     texts = [record.text for unit in units for record in unit.iter_records(0)]
     assert sorted(texts) == sorted(
         f"{split} {n} {row}" for split in ("train", "test") for n in range(2) for row in range(5)
@@ -272,7 +274,7 @@ def test_rows_that_hold_no_text_are_bad_and_name_their_places(tmp_path):
     for row, record in enumerate(records, 1):
         assert isinstance(record, BadRecord)
         assert record.is_setting
-        assert record.reason == f"{unit.describe(row)}: 'content' holds a int, not text"
+        assert record.reason == f"{unit.describe(row)}: 'content' holds a number, not text"
     assert list(unit.iter_records(2)) == records[2:]
 
 
@@ -285,7 +287,7 @@ def test_a_streamed_row_of_a_later_row_group_is_named_by_both(tmp_path):
     records = list(unit.iter_records(0))
     places = [f"row group {row // 4}, row {row % 4 + 1}" for row in range(9)]
     assert [record.reason for record in records] == [
-        f"parquet, shard 0, {place}: 'content' holds a int, not text" for place in places
+        f"parquet, shard 0, {place}: 'content' holds a number, not text" for place in places
     ]
     for number, record in enumerate(records, 1):
         assert list(unit.iter_records(record.next_cursor)) == records[number:]

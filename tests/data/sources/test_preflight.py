@@ -177,7 +177,7 @@ def test_tables_inside_a_compressed_file_are_to_be_unpacked(tmp_path, name):
 def test_a_json_key_that_holds_no_text_says_which_setting_to_change(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", {"content": 3, "title": "text"})
     message = find_problem(path)
-    assert "'content' holds a int, not text" in message
+    assert "'content' holds a number, not text" in message
     assert "data.column" in message
 
 

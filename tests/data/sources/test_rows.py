@@ -68,7 +68,7 @@ def test_a_missing_file_is_told(tmp_path):
         ("a", None),
         (" ", "is empty"),
         (None, "is empty"),
-        (3, "int, not a text"),
+        (3, "a number, not a text"),
         ("b\ud800", "surrogate"),
     ],
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from neobert_train.config.data_schema import DataConfig, SourceConfig, SourceKind
 from neobert_train.config.derived import resolve_sources
-from neobert_train.data.sources.files import list_units
+from neobert_train.data.sources.files import list_units, warn_of_sequential_files
 from neobert_train.data.sources.huggingface import list_huggingface_files
 from neobert_train.data.sources.source import (
     END_OF_UNIT,
@@ -44,10 +44,12 @@ def build_units(config: DataConfig, num_lanes: int) -> dict[str, Sequence[Unit]]
     Raises:
         InputError: a source cannot be read; lists everything that is wrong with it.
     """
-    return {
-        name: divide_files(list_files_of_source(config, source), num_lanes)
-        for name, source in resolve_sources(config).items()
-    }
+    units: dict[str, Sequence[Unit]] = {}
+    for name, source in resolve_sources(config).items():
+        files = list_files_of_source(config, source)
+        warn_of_sequential_files(files)
+        units[name] = divide_files(files, num_lanes)
+    return units
 
 
 def list_files_of_source(config: DataConfig, source: SourceConfig) -> Sequence[Unit]:

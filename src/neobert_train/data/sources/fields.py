@@ -8,6 +8,11 @@ from neobert_train.data.sources.source import RecordError
 
 _NAMES_SHOWN = 20
 _CHARACTERS_SHOWN = 40
+# What a value is called in a message.
+_KINDS = {
+    bool: "true or false", int: "a number", float: "a number", str: "a text", bytes: "bytes",
+    list: "a list", dict: "an object", type(None): "null",
+}  # fmt: skip
 
 
 def split_name(name: str) -> Iterator[tuple[str, str]]:
@@ -51,7 +56,7 @@ def find_text(record: Mapping[str, Any], column: str) -> str:
     if isinstance(value, Mapping):
         advice = f"one of {join_names(list_names({column: value}))}"
     raise RecordError(
-        f"'{column}' holds a {type(value).__name__}, not text: write data.column=... with {advice}",
+        f"'{column}' holds {describe_kind(value)}, not text: write data.column=... with {advice}",
         is_setting=True,
     )
 
@@ -74,6 +79,11 @@ def list_names(record: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{key}.{inner}" for inner in list_names(value))
         else:
             yield key
+
+
+def describe_kind(value: Any) -> str:
+    """Return what a value is, in the words of JSON, such as `a number`."""
+    return _KINDS.get(type(value)) or f"a {type(value).__name__}"
 
 
 def join_names(names: Iterable[str]) -> str:

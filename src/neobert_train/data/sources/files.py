@@ -72,15 +72,7 @@ def list_units(
     can_seek = all(file.can_seek() for file in sound[:1])
     with ThreadPoolExecutor(max_workers=_REMOTE_FILES_CHECKED) as pool:
         formats = pool.map(partial(build_format, source, can_seek=can_seek), sound)
-        units = list(map(Unit, sound, formats))
-    if not can_seek:
-        warn_on_main(
-            "%s: its server gives no part of a file by itself, so that every unit reads from the "
-            "beginning of its file; `prepare` reads it once, or download it first",
-            sound[0].name,
-        )
-    _warn_of_sequential_files(units)
-    return units
+        return list(map(Unit, sound, formats))
 
 
 def identify_files(named: Sequence[StoredFile]) -> tuple[list[StoredFile], list[str]]:
@@ -148,8 +140,15 @@ def _find_error(source: SourceConfig, file: StoredFile, tolerance: int) -> Input
     return None
 
 
-def _warn_of_sequential_files(units: Sequence[Unit]) -> None:
-    """Say what it costs that some files cannot be entered in their middle."""
+def warn_of_sequential_files(units: Sequence[Unit]) -> None:
+    """Say what it costs lanes that files cannot be entered in their middle."""
+    first = units[0].file
+    if isinstance(first, StoredFile) and not first.can_seek():
+        warn_on_main(
+            "%s: its server gives no part of a file by itself, so that every unit reads from the "
+            "beginning of its file; `prepare` reads it once, or download it first",
+            first.name,
+        )
     # A file that is one document is read whole in any case.
     slow = [unit for unit in units if unit.format.units_per_lane == 1]
     if slow:

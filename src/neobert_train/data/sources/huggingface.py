@@ -13,7 +13,13 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from neobert_train.config.data_schema import BadRecordPolicy, SourceConfig
-from neobert_train.data.sources.fields import find_id, find_value, join_names, list_names
+from neobert_train.data.sources.fields import (
+    describe_kind,
+    find_id,
+    find_value,
+    join_names,
+    list_names,
+)
 from neobert_train.data.sources.files import identify_files, list_units, warn_on_main
 from neobert_train.data.sources.lines import MOST_DOCUMENT_BYTES, describe_length
 from neobert_train.data.sources.source import (
@@ -93,7 +99,7 @@ class StreamedRows(Rows):
     def _to_record(self, record: dict[str, Any], name: str, next_cursor: int) -> Record | BadRecord:
         text, begin = _find_value(record, self.column), next_cursor - 1
         if text is not None and not isinstance(text, str):
-            reason = f"{name}: '{self.column}' holds a {type(text).__name__}, not text"
+            reason = f"{name}: '{self.column}' holds {describe_kind(text)}, not text"
             return BadRecord(reason, begin, next_cursor, is_setting=True)
         try:
             (text or "").encode("utf-8")
@@ -144,10 +150,7 @@ def list_huggingface_files(
     if is_parquet:
         return list_units(source, files, network, on_bad_record)
     num_shards = _ask(lambda: _check_stream(streamed, source), streamed, network)
-    warn_on_main(
-        "%s is not made of parquet files: it is streamed with `datasets`, where a resume reads the "
-        "shard it was in again from its beginning; `prepare` reads it once", source.dataset,
-    )  # fmt: skip
+    warn_on_main("%s is not made of parquet files: `datasets` streams it", source.dataset)
     rows, version = StreamedRows(source.column, source.id_column), _find_version(files, network)
     return [
         Unit(DatasetShard(streamed, shard, num_shards, version), rows)

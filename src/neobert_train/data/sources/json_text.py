@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import BinaryIO
 
-from neobert_train.data.sources.fields import find_id, find_text
+from neobert_train.data.sources.fields import describe_kind, find_id, find_text
 from neobert_train.data.sources.lines import BYTE_ORDER_MARK, CR_ADVICE, Collector, Raw, decode
 from neobert_train.data.sources.source import RecordError
 
@@ -44,8 +44,8 @@ def parse_json(
     if not isinstance(record, dict):
         is_array = is_line and isinstance(record, list)
         advice = ": write data.format=json for an array" if is_array else ""
-        kind = type(record).__name__
-        raise RecordError(f"holds a {kind}, not an object with a '{column}' key{advice}")
+        kind = describe_kind(record)
+        raise RecordError(f"holds {kind}, not an object with a '{column}' key{advice}")
     return find_text(record, column), find_id(record, id_column)
 
 

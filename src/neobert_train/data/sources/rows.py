@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from neobert_train.config.data_schema import FileFormat
 from neobert_train.data.sources.delimited import DELIMITERS
+from neobert_train.data.sources.fields import describe_kind
 from neobert_train.data.sources.formats import FORMATS, find_format
 from neobert_train.errors import InputError
 from neobert_train.storage.stored_files import StoredFile
@@ -56,7 +57,7 @@ def describe_bad_text(value: Any) -> str | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return "is empty: give a text, or take the row out"
     if not isinstance(value, str):
-        return f"holds a {type(value).__name__}, not a text: name another column"
+        return f"holds {describe_kind(value)}, not a text: name another column"
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -81,9 +82,9 @@ def _read_json_lines(stream: BinaryIO) -> Iterator[Row]:
                 f"{place} is not JSON ({reason}): give one object a line"
             ) from error
         if not isinstance(row, dict):
-            kind = type(row).__name__
+            kind = describe_kind(row)
             raise _DamagedRowError(
-                f'{place} holds a {kind}, not an object such as {{"text": ...}}: give one object a line'
+                f'{place} holds {kind}, not an object such as {{"text": ...}}: give one object a line'
             )
         yield place, row
 
