@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import time
 
 import pytest
@@ -11,7 +10,7 @@ import yaml
 from neobert_train.config.tasks import GLUE
 from support.architectures import ARCHITECTURES, write_folder
 from support.glue import write_glue
-from support.programs import Forked, finish, fork_ranks, run_command
+from support.programs import Forked, find_python, finish, fork_ranks, run_command
 
 TASKS = ("sst2", "rte", "stsb")
 REDUCED = [
@@ -275,7 +274,7 @@ def test_without_the_extra_the_other_forms_work_and_models_says_what_to_install(
 
     def run(*arguments):
         return subprocess.run(
-            [sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, text=True
+            [find_python(), "-c", program, *arguments], cwd=folder, capture_output=True, text=True
         )
 
     done = run("evaluate", "run_dir=run")

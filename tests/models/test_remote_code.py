@@ -17,6 +17,7 @@ from neobert_train.modeling.configuration_neobert import NeoBERTConfig
 from neobert_train.modeling.heads import NeoBERTForMaskedLM
 from neobert_train.models.neobert import NeoBERTEncoder
 from neobert_train.models.remote_code import AUTO_MAP, join_modules
+from support.programs import find_python
 
 # Packages that a user of the model may not have.
 ABSENT = ("neobert_train", "xformers", "flash_attn", "deepspeed", "hydra", "datasets")
@@ -90,7 +91,7 @@ def load(exported, tmp_path, name, auto="AutoModelForMaskedLM"):
         found=str(tmp_path / "found.safetensors"), saved=str(tmp_path / "saved"),
     )  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True,
+        [find_python(), "-c", script], capture_output=True, text=True,
         env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1",
              "HF_HUB_CACHE": str(exported / "hub"), "HF_MODULES_CACHE": str(tmp_path / "modules")},
     )  # fmt: skip

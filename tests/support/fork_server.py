@@ -1,10 +1,10 @@
 """Forks programs from a process that has loaded the libraries, as multiprocessing's fork server does.
 
-python fork_server.py FD PYTHON, where FD listens on a Unix socket. Programs take PYTHON for the
+python fork_server.py FD PYTHON PID, where FD listens on a Unix socket. Programs take PYTHON for the
 interpreter: with one that runs `fork_client.py`, what they start is forked, too. A client asks for
 one program, as JSON with `kind`, `target`, `arguments`, `cwd` and `environment`, and sends three
 open files for its standard input, output and error. It is told the pid, and the exit code at the end.
-The server ends when its own standard input does.
+The server ends when process PID does, and removes the folder of its socket.
 """
 
 import atexit
@@ -16,6 +16,7 @@ import os
 import pkgutil
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import sys
@@ -27,8 +28,8 @@ from typing import Any, NoReturn
 _REQUEST_BYTES = 1 << 17
 
 
-def serve(listener: socket.socket) -> dict[str, Any]:
-    """Fork a child for every request until standard input ends; returns in the children only."""
+def serve(listener: socket.socket, owner: int) -> dict[str, Any]:
+    """Fork a child for every request until the owner ends; returns in the children only."""
     wake_up, woken = socket.socketpair()
     for end in (wake_up, woken):
         end.setblocking(False)
@@ -36,12 +37,13 @@ def serve(listener: socket.socket) -> dict[str, Any]:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     running: dict[int, socket.socket] = {}
     with selectors.DefaultSelector() as selector:
-        for file in (listener, wake_up, sys.stdin):
+        for file in (listener, wake_up, owner):
             selector.register(file, selectors.EVENT_READ)
         while True:
             ready = [key.fileobj for key, _ in selector.select()]
-            if sys.stdin in ready:
+            if owner in ready:
                 kill(*running)
+                shutil.rmtree(os.path.dirname(listener.getsockname()), ignore_errors=True)
                 os._exit(0)
             if wake_up in ready:
                 with contextlib.suppress(BlockingIOError):
@@ -65,6 +67,7 @@ def serve(listener: socket.socket) -> dict[str, Any]:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 for end in (listener, wake_up, woken, client, *running.values()):
                     end.close()
+                os.close(owner)
                 take_files(files)
                 return json.loads(message)
             with contextlib.suppress(OSError):  # the child has done it
@@ -180,10 +183,10 @@ def leave(code: str | int | None) -> NoReturn:
 
 
 if __name__ == "__main__":
-    listening = socket.socket(fileno=int(sys.argv[1]))
+    listening, owning = socket.socket(fileno=int(sys.argv[1])), os.pidfd_open(int(sys.argv[3]))
     load_libraries()
     sys.executable = sys.argv[2]
-    asked = serve(listening)
+    asked = serve(listening, owning)
     try:
         run_program(**asked)
     except SystemExit as error:

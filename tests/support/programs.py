@@ -8,17 +8,17 @@ read when they are imported. Launchers and what programs start are forked, too, 
 quick tests is asked for.
 """
 
-import atexit
 import os
 import select
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
+import uuid
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -47,7 +47,7 @@ class Forked:
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with open(os.devnull) as nothing:
             files = nothing.fileno(), writer, writer
-            self.pid = ask(self._server, str(_start_server() / "socket"), request, files)
+            self.pid = ask(self._server, str(_find_server() / "socket"), request, files)
         os.close(writer)
         self.stdout = os.fdopen(reader, encoding="utf-8")
         self.returncode: int | None = None
@@ -100,29 +100,45 @@ def kill_forked() -> None:
 
 
 @cache
-def _start_server() -> Path:
-    """Start the fork server of this process, and return the folder of its socket.
+def _find_server() -> Path:
+    """Return the folder of the fork server's socket, which the first worker that asks has started.
 
-    `python` in that folder stands in for the interpreter. The server ends when this process does.
+    `python` in that folder stands in for the interpreter. The server ends with the test run, and takes
+    the folder along.
     """
-    folder = Path(tempfile.mkdtemp(prefix="fork-server-"))
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    owner = os.getppid() if run else os.getpid()
+    folder = Path(tempfile.gettempdir()) / f"fork-server-{run or uuid.uuid4().hex}"
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        deadline = time.monotonic() + 60
+        while not (folder / "socket").exists():
+            assert time.monotonic() < deadline, "another worker has not started the fork server"
+            time.sleep(0.01)
+    else:
+        _start_server(folder, owner)
+    return folder
+
+
+def _start_server(folder: Path, owner: int) -> None:
+    """Start the fork server, which ends when a process does: the owner."""
     python = folder / "python"
     words = shlex.join([sys.executable, "-IS", str(_HERE / "fork_client.py"), f"{folder}/socket"])
     python.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
     python.chmod(0o755)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(str(folder / "socket"))
+        listener.bind(str(folder / "new"))
         listener.listen(64)
-        server = subprocess.Popen(
-            [sys.executable, _HERE / "fork_server.py", str(listener.fileno()), _choose(python)],
+        server = _HERE / "fork_server.py"
+        subprocess.Popen(
+            [sys.executable, server, str(listener.fileno()), _choose(python), str(owner)],
             env=_ENVIRONMENT,
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             pass_fds=[listener.fileno()],
             start_new_session=True,
         )
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    atexit.register(server.communicate)
-    return folder
+    (folder / "new").rename(folder / "socket")
 
 
 def find_python() -> str:
@@ -130,7 +146,7 @@ def find_python() -> str:
 
     Where more than the quick tests is asked for, that is the interpreter itself.
     """
-    return _choose(_start_server() / "python")
+    return _choose(_find_server() / "python")
 
 
 def _choose(python: Path) -> str:

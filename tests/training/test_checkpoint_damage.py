@@ -476,13 +476,15 @@ def test_killed_at_any_moment_of_writing_and_pruning_a_sound_one_is_left(
         save_checkpoint(run, make(step), config, SmallTokenizer())
         prune_checkpoints(run, CheckpointConfig(keep_last=1), newest=step)
 
+    run = RunDirectory(tmp_path / "before")
+    run.create()
+    write(2)
+    if begins_again:  # step 3 was written before, and is damaged
+        flip(save_checkpoint(run, make(3), config, SmallTokenizer()) / "state.json")
     found = []
     for moment in itertools.count():
         run = RunDirectory(tmp_path / str(moment))
-        run.create()
-        write(2)
-        if begins_again:  # step 3 was written before, and is damaged
-            flip(save_checkpoint(run, make(3), config, SmallTokenizer()) / "state.json")
+        shutil.copytree(tmp_path / "before", run.path)
         killed = run_until(moment, lambda: write(3))
         found.append(find_checkpoint(run).name)
         run.create()

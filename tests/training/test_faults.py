@@ -1,11 +1,9 @@
 """Faults of the machine, the real ones: full disks, lost permissions, killed processes, signals."""
 
-import ctypes
 import fcntl
 import json
 import os
 import pty
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +15,7 @@ import psutil
 import pytest
 
 from support.programs import Forked, find_python, fork_ranks
+from training import full_disk
 from training.runs import (
     DEEPSPEED,
     MAX_STEPS,
@@ -32,7 +31,9 @@ from training.runs import (
     wait_for_step,
 )
 
-PLANTED = str(Path(__file__).with_name("planted.py"))
+FULL_DISK, OBEYING, PLANTED = (
+    str(Path(__file__).with_name(name)) for name in ("full_disk.py", "obeying.py", "planted.py")
+)
 LONG = ("trainer.max_steps=100000", "evaluation.max_tokens=0", "trainer.evaluate_every_steps=0")
 
 
@@ -96,67 +97,37 @@ def test_a_terminal_that_is_closed_leaves_a_checkpoint(tmp_path):
     assert_ends_with_a_checkpoint(tmp_path / "run")
 
 
-# A full disk: a small file system that only the processes of the test see.
-FULL_DISK = """
-mount -t tmpfs -o size=13m none "$DISK" || exit 77
-fallocate -l 13m "$DISK/filler" 2>/dev/null
-"$@" || echo "at the start: $?"
-rm "$DISK/filler"
-fallocate -l 11m "$DISK/filler"
-(until grep -q '"step": 9,' "$DISK/run/metrics.jsonl"; do sleep 0.05; done; rm "$DISK/filler") &
-"$@" || echo "at the end: $?"
-ls -A "$DISK/run/checkpoints"
-"""
-
-
 def test_a_full_disk_stops_no_training_and_room_lets_checkpoints_be_written(tmp_path):
-    if shutil.which("unshare") is None:
-        pytest.skip("needs unshare")
-    done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", FULL_DISK, "sh",
-         sys.executable, *PLAIN, *SMOKE, f"output_dir={tmp_path / 'disk' / 'run'}", "evaluation.max_tokens=0",
-         "trainer.max_steps=24", "checkpoint.keep_last=1", "checkpoint.keep_best=false"],
-        env={**os.environ, "DISK": str(tmp_path / "disk"), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180,
-        preexec_fn=(tmp_path / "disk").mkdir,
+    (tmp_path / "disk").mkdir()
+    program = Forked(
+        FULL_DISK, *SMOKE, f"output_dir={tmp_path / 'disk' / 'run'}", "evaluation.max_tokens=0",
+        "trainer.max_steps=24", "checkpoint.keep_last=1", "checkpoint.keep_best=false",
+        DISK=str(tmp_path / "disk"),
     )  # fmt: skip
-    if done.returncode == 77 or "unshare" in done.stdout:
-        pytest.skip(f"no file system of its own: {done.stdout}")
-    at_start, rest = done.stdout.split("at the start: 2")
+    output, _ = program.communicate(timeout=180)
+    if program.wait() == full_disk.UNABLE:
+        pytest.skip(f"no file system of its own: {output}")
+    assert program.returncode == 0, output
+    at_start, rest = output.split("at the start: 2")
     assert "cannot be written to (No space left on device): make room" in at_start
-    assert "Traceback" not in done.stdout
+    assert "Traceback" not in output
     assert "the checkpoint of step 2 cannot be written" in rest
     assert rest.count("training continues, and tries again") >= 2
     assert "step 24/24" in rest
-    assert "at the end" not in rest
-    assert rest.splitlines()[-1] == "step-00000024"
-
-
-def obey_permissions():
-    """Without what lets root write everywhere; others have to obey anyway."""
-    drop_from_bounding_set, dac_override = 24, 1
-    ctypes.CDLL(None).prctl(drop_from_bounding_set, dac_override, 0, 0, 0)
+    assert rest.splitlines()[-2:] == ["at the end: 0", "step-00000024"]
 
 
 def test_a_folder_without_permission_at_the_start(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o555)
-    done = subprocess.run(
-        [sys.executable, *PLAIN, *SMOKE, f"output_dir={tmp_path / 'closed' / 'run'}"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
-        preexec_fn=obey_permissions,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stdout
-    assert "cannot be written to (Permission denied): make room or fix its permi" in done.stdout
-    assert "Traceback" not in done.stdout
+    output = finish(Forked(OBEYING, *SMOKE, f"output_dir={tmp_path / 'closed' / 'run'}"), code=2)
+    assert "cannot be written to (Permission denied): make room or fix its permi" in output
+    assert "Traceback" not in output
 
 
 def test_a_folder_that_loses_its_permission_while_the_run_goes_on(tmp_path):
     checkpoints = tmp_path / "run" / "checkpoints"
-    process = subprocess.Popen(
-        [sys.executable, *PLAIN, *SMOKE, f"output_dir={tmp_path / 'run'}", *LONG, "checkpoint.keep_last=1"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        preexec_fn=obey_permissions, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    words = [*SMOKE, f"output_dir={tmp_path / 'run'}", *LONG, "checkpoint.keep_last=1"]
+    process = Forked(OBEYING, *words)
     wait_for_checkpoint(tmp_path / "run", 2, process)
     checkpoints.chmod(0o555)
     step = 3 + 8

@@ -110,7 +110,7 @@ def test_data_that_does_not_come_in_time_is_a_failure(monkeypatch):
 def stalled(tmp_path, request):
     """A run that waits for a remote file whose server gives nothing any more."""
     with MisbehavingServer(tmp_path / "served") as server:
-        lines = (json.dumps({"text": f"speech {n} of the union " * 400}) for n in range(400))
+        lines = (json.dumps({"text": f"speech {n} of the union " * 400}) for n in range(80))
         (server.folder / "texts.jsonl").write_text("\n".join(lines))
         process = fork(
             tmp_path / "run", "data=files", f"data.paths=[{server.url('texts.jsonl')}]",

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from neobert_train.tuning import embedding, embedding_trainer
 from neobert_train.tuning.embedding_trainer import DivergedError
 from support.architectures import ARCHITECTURES, write_folder
 from support.pairs import make_rows, write_rows
+from support.programs import find_python
 from support.small_vocabulary import NUM_TOKENS
 
 TEXTS = ["river stone quiet harbour", "a castle and a violin in the garden", "copper"]
@@ -79,7 +79,7 @@ def test_every_architecture_is_trained_and_loads_without_this_package(
         assert result.steps == 2, name
     arguments = json.dumps([TEXTS, *(str(folder / name) for name in chosen)])
     done = subprocess.run(
-        [sys.executable, "-c", CLEAN_PROCESS, arguments],
+        [find_python(), "-c", CLEAN_PROCESS, arguments],
         capture_output=True,
         text=True,
         timeout=300,
