@@ -68,10 +68,10 @@ def main() -> None:
         if any(argument in ("--help", "-h") for argument in arguments):
             print_output(format_help(command, arguments))
             return
-        check_overrides(command, arguments)
+        config = check_overrides(command, arguments)
         if wants_sweep(arguments):
             sys.exit(start_sweep(command, arguments, world))
-        run_command(command, arguments, world)
+        run_command(command, arguments, world, config)
     except InputError as error:
         exit_with_input_error(error, world)
     except StopSignal as stop:
@@ -134,21 +134,26 @@ def split_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
     return command, rest
 
 
-def check_overrides(command: str, arguments: Sequence[str]) -> None:
+def check_overrides(command: str, arguments: Sequence[str]) -> Any | None:
     """Report every mistake of the command line at once, before Hydra stops at the first.
 
+    Returns:
+        The typed configuration; None where there are several, or what is wrong is in none of the
+        arguments by itself, or Hydra has to say what they are.
+
     Raises:
-        InputError: listing all of them.
+        InputError: listing all mistakes.
     """
     if any(argument.startswith(_FLAGS_LEFT_TO_HYDRA) for argument in arguments):
-        return
+        return None
     overrides = [
         argument
         for previous, argument in zip(["", *arguments], arguments, strict=False)
         if not argument.startswith("-") and previous not in ("--cfg", "-c")
     ]
     sweeps = any(flag in arguments for flag in SWEEP_FLAGS)
-    problems, sound = CommandLine(command, overrides, sweeps).find_problems()
+    line = CommandLine(command, overrides, sweeps)
+    problems, sound = line.find_problems()
     if problems:
         try:
             config = to_typed(command, compose_config(command, sound))
@@ -156,6 +161,7 @@ def check_overrides(command: str, arguments: Sequence[str]) -> None:
         except InputError:
             pass  # without the mistaken ones the rest need not compose
         raise InputError.from_problems(problems)
+    return line.config
 
 
 def wants_sweep(arguments: Sequence[str]) -> bool:
@@ -183,21 +189,28 @@ def start_sweep(command: str, arguments: Sequence[str], world: World) -> int:
     return run_sweep(command, plan_sweep(command, overrides))
 
 
-def run_command(command: str, arguments: Sequence[str], world: World) -> None:
-    """Compose the configuration, check it, and hand it to the command's `run`.
+def run_command(command: str, arguments: Sequence[str], world: World, config: Any | None) -> None:
+    """Check the values of a configuration, and hand it to the command's `run`.
 
     Hydra's main function, which composes twice more, is left its flags and its own settings.
+
+    Args:
+        command: its name.
+        arguments: of the command line, without it.
+        world: of this process.
+        config: what `check_overrides` has made of the arguments.
     """
     # Without the command and what a launcher adds, as Hydra and `doctor` read it.
     sys.argv = [sys.argv[0], *map(normalise_override, arguments)]
     if any(argument.startswith("-") or "hydra" in argument for argument in arguments):
         run_with_hydra(command, arguments, world)
         return
-    composed = compose_config(command, arguments)
+    if config is None:
+        config = to_typed(command, compose_config(command, arguments))
     if wants_hydra():
         run_with_hydra(command, arguments, world)
     else:
-        start_command(command, composed, world)
+        start_command(command, config, world)
 
 
 def run_with_hydra(command: str, arguments: Sequence[str], world: World) -> None:
@@ -208,7 +221,7 @@ def run_with_hydra(command: str, arguments: Sequence[str], world: World) -> None
     @hydra.main(config_path=find_config_path(command), config_name=command, version_base=None)
     def run(composed: DictConfig) -> None:
         try:  # inside, because Hydra prints the overrides with every exception that reaches it
-            start_command(command, composed, world)
+            start_command(command, to_typed(command, composed), world)
         except InputError as error:
             exit_with_input_error(error, world)
         except Exception:
@@ -226,13 +239,12 @@ def run_with_hydra(command: str, arguments: Sequence[str], world: World) -> None
         raise InputError(describe_config_error(error)) from error
 
 
-def start_command(command: str, composed: DictConfig, world: World) -> None:
-    """Check a composed configuration, and run the command with it.
+def start_command(command: str, config: Any, world: World) -> None:
+    """Check the values of a configuration, and run the command with it.
 
     Raises:
         InputError: it cannot run; names all that is wrong with the settings.
     """
-    config = to_typed(command, composed)
     problems = find_problems(config, world.world_size)
     if problems:
         raise InputError.from_problems(problems)
@@ -258,8 +270,9 @@ def format_help(command: str, arguments: Sequence[str]) -> str:
         InputError: the arguments are wrong.
     """
     overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
-    check_overrides(command, overrides)
-    config = to_typed(command, compose_config(command, overrides))
+    config = check_overrides(command, overrides)
+    if config is None:
+        config = to_typed(command, compose_config(command, overrides))
     groups = find_group_choices(command)
     lines = ["python -m neobert_train [COMMAND] [key=value ...]", "", "Commands:"]
     lines += [f"  {name:15} {summary}" for name, summary in COMMAND_SUMMARIES.items()]

@@ -37,6 +37,21 @@ def test_a_reference_that_leads_nowhere_is_told_with_its_setting(setting, reason
         to_typed("train", compose_config("train", ["+experiment=smoke", setting]))
 
 
+def test_a_command_composes_its_arguments_once(monkeypatch):
+    composed, compose = [], store.compose
+
+    def count(*arguments, **options):
+        composed.append(arguments)
+        return compose(*arguments, **options)
+
+    monkeypatch.setattr(store, "compose", count)
+    monkeypatch.setattr(__main__, "load_command", lambda command: lambda config, world: None)
+    words = ["plan", "+experiment=smoke", "scheduler=linear", "optimizer.lr=0.1", "seed=3"]
+    monkeypatch.setattr(sys, "argv", ["neobert_train", *words])
+    __main__.main()
+    assert len(composed) == 1
+
+
 def test_a_file_may_ask_something_of_hydra(tmp_path, monkeypatch):
     configs = tmp_path / "configs"
     shutil.copytree(store.configs_directory(), configs)
@@ -54,5 +69,5 @@ def test_a_file_may_ask_something_of_hydra(tmp_path, monkeypatch):
 
     monkeypatch.setattr(__main__, "load_command", lambda command: note)
     for name in ("smoke", "mine"):
-        __main__.run_command("train", [f"+experiment={name}", "trainer.max_steps=3"], World())
+        __main__.run_command("train", [f"+experiment={name}", "trainer.max_steps=3"], World(), None)
     assert found == [(3, None), (3, "asked")]

@@ -1,7 +1,8 @@
 """Processes that torchrun starts again."""
 
 import subprocess
-import sys
+
+from support.programs import find_python
 
 PROGRAM = """
 import os, signal, time
@@ -25,7 +26,7 @@ def test_a_restart_does_not_look_for_the_processes_that_died(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone",
+        [find_python(), "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone",
          "--max-restarts=1", program],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
     )  # fmt: skip

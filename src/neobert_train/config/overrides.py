@@ -4,7 +4,7 @@ import difflib
 import itertools
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import cached_property
 from typing import Any
@@ -32,6 +32,7 @@ from neobert_train.config.store import (
 from neobert_train.errors import InputError
 from neobert_train.urls import show_value
 
+_LEAST_LETTERS = 3  # of a word that is looked for in descriptions
 # What commands over an experiment and commands over a finished run call the run directory.
 _SAME_FOLDER = {"run_dir": "output_dir", "output_dir": "run_dir"}
 
@@ -56,12 +57,24 @@ class CommandLine:
         return find_group_choices(self.command)
 
     @cached_property
+    def config(self) -> Any | None:
+        """The typed configuration of a single run; None where the arguments do not compose."""
+        if self.sweeps:
+            return None
+        try:
+            return to_typed(self.command, compose_config(self.command, self.arguments))
+        except InputError:
+            return None  # the arguments one by one say what is wrong, or else composing once more
+
+    @cached_property
     def variants(self) -> dict[str, Any]:
         """The settings as the choices set them, for each combination that is asked for.
 
         The keys say what is particular to one, in the words of the command line; of a single run
         that is nothing.
         """
+        if self.config is not None:
+            return {"": self.config}
         chosen = [values for values in map(self._list_chosen, self.arguments) if values]
         variants = {}
         for choices in itertools.product(*chosen):
@@ -121,7 +134,7 @@ class CommandLine:
             return (
                 None  # a whole source is given or taken out; its keys are checked while composing
             )
-        depends_on_choice = key.partition(".")[0] in CHOICES  # else nothing has to be composed
+        depends_on_choice = self.config is not None or key.partition(".")[0] in CHOICES
         variants = self.variants if depends_on_choice else {"": SCHEMAS[self.command]()}
         for variant, defaults in variants.items():
             problem = self._find_setting_problem(key, override, defaults)
@@ -138,17 +151,19 @@ class CommandLine:
         entry = ENTRY_KEY.fullmatch(key)
         if entry:
             key = f"{entry['entries']}.{ANY_NAME}.{entry['setting']}"
-        known = [setting.key for setting in iter_default_settings(defaults)]
+        known = {setting.key: setting.description for setting in iter_default_settings(defaults)}
         if key not in known:
             message = self._describe_unknown_key(key, known)
             return message.replace(f".{ANY_NAME}.", f".{entry['name']}.") if entry else message
         if override.is_delete():
             return f"~{key} deletes a setting, which every run needs: write {key}=VALUE instead"
+        if self.config is not None:
+            return None  # values that do not fit their types would not compose
         if entry:
             return _find_type_problem(ENTRIES[entry["entries"]](), entry["setting"], override)
         return _find_type_problem(defaults, key, override)
 
-    def _describe_unknown_key(self, key: str, known: Sequence[str]) -> str:
+    def _describe_unknown_key(self, key: str, known: Mapping[str, str]) -> str:
         others = ", ".join(_iter_other_kinds(key)) if key.partition(".")[0] in self.groups else ""
         if others:
             return f"{key} belongs to {others}, and another {key.partition('.')[0]} is chosen"
@@ -159,8 +174,11 @@ class CommandLine:
             return f"{key} is a section: set what it holds, as in {within}=VALUE"
         names = [name for name in known if not name.endswith(".kind")]
         names += [] if "." in key else self.groups
-        close = difflib.get_close_matches(key, names, n=1, cutoff=0.7) or _find_same_leaf(
-            key, names
+        close = (
+            difflib.get_close_matches(key, names, n=1, cutoff=0.8)
+            or _find_same_leaf(key, names)
+            or _find_described(key, known)
+            or difflib.get_close_matches(key, names, n=1, cutoff=0.7)
         )
         fix = f"did you mean {close[0]}?" if close else f"`{self.command} --help` lists them all"
         return f"there is no setting {key}: {fix}"
@@ -233,6 +251,27 @@ def _find_choice_problem(group: str, override: Override, choices: list[str]) -> 
 def _find_same_leaf(key: str, known: Sequence[str]) -> list[str]:
     leaf = key.rsplit(".", 1)[-1]
     return [candidate for candidate in known if candidate.rsplit(".", 1)[-1] == leaf]
+
+
+def _find_described(key: str, descriptions: Mapping[str, str]) -> list[str]:
+    """Return the setting whose key and description have all words of an unknown key, if there is one.
+
+    Of several it is one with most of the words in its name, and of these the one that is described with
+    the least: `learning_rate` is `optimizer.lr`, not what multiplies it.
+    """
+    section, _, name = key.partition(".")
+    is_section = any(known.startswith(f"{section}.") for known in descriptions)
+    words = re.split(r"[._]", (name if is_section else key).lower())
+    if min(map(len, words)) < _LEAST_LETTERS:
+        return []
+
+    def rank(known: str) -> tuple[int, int]:
+        leaf = known.rsplit(".", 1)[-1]
+        return sum(word not in leaf for word in words), len(descriptions[known])
+
+    texts = {known: f"{known} {description}".lower() for known, description in descriptions.items()}
+    found = [known for known, text in texts.items() if all(word in text for word in words)]
+    return sorted(found, key=rank)[:1]
 
 
 def _find_type_problem(defaults: Any, key: str, override: Override) -> str | None:
