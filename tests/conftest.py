@@ -1,6 +1,7 @@
 """Fixtures that more than one folder of tests uses."""
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -29,6 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     ignored, as it is under nohup. Whoever asks for more than the quick tests has time for programs that
     are started anew.
     """
+    gc.disable()  # while tests are imported
     limit_spinning()
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if config.getoption("markexpr") != "gpu":
@@ -36,6 +38,17 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["TRITON_INTERPRET"] = "1"
     if config.getoption("markexpr") != "not slow":
         os.environ[STARTS_ANEW] = "1"
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from what the libraries have loaded: a third of a second at a time."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_sessionfinish() -> None:
+    """Let libraries clear up after themselves, some of which complain otherwise."""
+    gc.unfreeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -4,6 +4,7 @@ Nothing here imports torch, so `--help`, `--cfg job` and a wrong setting answer 
 """
 
 import contextlib
+import gc
 import importlib
 import io
 import itertools
@@ -255,10 +256,18 @@ def start_command(command: str, config: Any, world: World) -> None:
 def load_command(command: str) -> Any:
     """Return the `run(config, world)` of a command; imported late because it may bring in torch.
 
-    Signals to stop wait until then: C code that imports a module loses what their handler raises.
+    Signals to stop wait until then: C code that imports a module loses what their handler raises. So do
+    garbage collections: the libraries make 700,000 objects that stay, and to look through them again
+    and again takes a fifth of the imports.
     """
     with hold_stop_signals():
-        return importlib.import_module(f"neobert_train.commands.{command}").run
+        gc.disable()
+        try:
+            return importlib.import_module(f"neobert_train.commands.{command}").run
+        finally:
+            gc.freeze()
+            gc.unfreeze()  # one after the other, they count what there is as old
+            gc.enable()
 
 
 def format_help(command: str, arguments: Sequence[str]) -> str:

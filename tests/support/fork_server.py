@@ -112,6 +112,7 @@ def take_files(files: list[int]) -> None:
 
 def load_libraries() -> None:
     """Import what the commands import, and what DeepSpeed imports for its first engine."""
+    gc.disable()
     from neobert_train.config.store import compose_config, to_typed
     from neobert_train.machine.threads import limit_spinning
 
@@ -132,6 +133,7 @@ def load_libraries() -> None:
     # What share of its peak a tiny model reaches matters to no test.
     devices.measure_matmul_flops.__defaults__ = (0.02,)
     gc.freeze()
+    gc.enable()
 
 
 def run_program(
