@@ -265,8 +265,7 @@ def load_command(command: str) -> Any:
         try:
             return importlib.import_module(f"neobert_train.commands.{command}").run
         finally:
-            gc.freeze()
-            gc.unfreeze()  # one after the other, they count what there is as old
+            gc.freeze()  # so that later ones leave them out as well
             gc.enable()
 
 
