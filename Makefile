@@ -27,11 +27,13 @@ quickstart: install ## Train, export and try a first model: about five minutes o
 	$(BIN)/python -m neobert_train export run_dir=runs/quickstart
 	$(BIN)/python scripts/fill_mask.py runs/quickstart/export
 
-# A file's tests run on one of two workers, in the order of their names: by default the files with the
-# fewest tests come last, which are those with the longest.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# A file's tests run on one worker, in the order of their names: by default the files with the fewest
+# tests come last, which are those with the longest. Three keep two cores busy, since some tests wait;
+# they take eight gigabytes of memory together.
+WORKERS ?= 3
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-test: install ## Run the tests (under 15 minutes on two CPU cores)
+test: install ## Run the tests (about ten minutes on two CPU cores)
 	$(PYTEST)
 
 # Those that start programs or workers, compile, train, compose or simulate many times.
