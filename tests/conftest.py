@@ -30,7 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     ignored, as it is under nohup. Whoever asks for more than the quick tests has time for programs that
     are started anew.
     """
-    gc.disable()  # while tests are imported
+    if not config.getoption("numprocesses", default=None):  # the process that only hands them out
+        gc.disable()  # while tests are imported
     limit_spinning()
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if config.getoption("markexpr") != "gpu":

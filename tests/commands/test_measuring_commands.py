@@ -275,7 +275,7 @@ def test_evaluate_names_its_own_settings(finished_run, tmp_path):
 def test_evaluate_says_what_to_do_about_a_record_that_cannot_be_read(finished_run, tmp_path):
     lines = [json.dumps({"text": "of it and so on " * 40})] * 30
     for name, line, advice in (
-        ("broken", "{", "correct it, or take it out of the file"),
+        ("broken", '{"text": }', "correct the file, or leave it out"),
         ("other", '{"text": 7}', "holds a number, not text: write column=... with another key"),
     ):
         path = tmp_path / f"{name}.jsonl"

@@ -134,6 +134,14 @@ def test_what_is_no_setting_is_told_what_to_write(override):
 
 
 @pytest.mark.parametrize(
+    "override", ["deepspeed=2", "size=1", "model=null", "optimizer.kind='${nothing}'"]
+)
+def test_what_cannot_be_composed_is_told_beside_sound_settings(override):
+    (problem,) = CommandLine("train", ["seed=3", override]).find_problems()[0]
+    assert "choose among" in problem or "is not set by itself" in problem
+
+
+@pytest.mark.parametrize(
     "arguments", [["-m", "plan"], ["--config-dir", "here", "plan"], ["seed=1", "plan"]]
 )
 def test_a_command_comes_first(arguments):

@@ -4,13 +4,14 @@ Importing torch, transformers and DeepSpeed takes several times as long as the f
 forked program is a process as real as any other, which can be killed and has its own output, but the
 libraries were imported by another. Where that could matter, tests start it anew: how it starts and
 what it imports, that two interpreters give the same, and variables of the environment that libraries
-read when they are imported. Launchers and what programs start are forked, too, unless more than the
-quick tests is asked for.
+read when they are imported. Launchers, what programs start and most of what is tried without some
+package are forked, too, unless more than the quick tests is asked for.
 """
 
 import os
 import select
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -108,16 +109,20 @@ def _find_server() -> Path:
     """
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
     owner = os.getppid() if run else os.getpid()
-    folder = Path(tempfile.gettempdir()) / f"fork-server-{run or uuid.uuid4().hex}"
+    assert owner != 1, "the test run has ended"
+    folder = Path(tempfile.gettempdir()) / f"fork-server-{(run or uuid.uuid4().hex)[:8]}"
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError:
-        deadline = time.monotonic() + 60
         while not (folder / "socket").exists():
-            assert time.monotonic() < deadline, "another worker has not started the fork server"
+            assert folder.exists(), "another worker could not start the fork server"
             time.sleep(0.01)
-    else:
+        return folder
+    try:
         _start_server(folder, owner)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
     return folder
 
 
@@ -135,6 +140,7 @@ def _start_server(folder: Path, owner: int) -> None:
             [sys.executable, server, str(listener.fileno()), _choose(python), str(owner)],
             env=_ENVIRONMENT,
             stdin=subprocess.DEVNULL,
+            cwd="/",  # not a folder of the test that is first, which others may remove
             pass_fds=[listener.fileno()],
             start_new_session=True,
         )

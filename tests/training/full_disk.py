@@ -56,7 +56,10 @@ def make_room_later() -> None:
 
 
 if __name__ == "__main__":
-    mount()
+    try:
+        mount()
+    except OSError:
+        sys.exit(UNABLE)
     fill(13)
     print(f"at the start: {start()}", flush=True)
     fill(11)

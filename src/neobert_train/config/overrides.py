@@ -1,6 +1,5 @@
 """What is wrong with the overrides of a command line, each checked by itself and all reported at once."""
 
-import difflib
 import itertools
 import re
 import shlex
@@ -29,10 +28,10 @@ from neobert_train.config.store import (
     list_swept_values,
     to_typed,
 )
+from neobert_train.config.suggestion import find_setting
 from neobert_train.errors import InputError
 from neobert_train.urls import show_value
 
-_LEAST_LETTERS = 3  # of a word that is looked for in descriptions
 # What commands over an experiment and commands over a finished run call the run directory.
 _SAME_FOLDER = {"run_dir": "output_dir", "output_dir": "run_dir"}
 
@@ -172,15 +171,14 @@ class CommandLine:
         within = next((name for name in known if name.startswith(f"{key}.")), None)
         if within is not None:
             return f"{key} is a section: set what it holds, as in {within}=VALUE"
-        names = [name for name in known if not name.endswith(".kind")]
-        names += [] if "." in key else self.groups
-        close = (
-            difflib.get_close_matches(key, names, n=1, cutoff=0.8)
-            or _find_same_leaf(key, names)
-            or _find_described(key, known)
-            or difflib.get_close_matches(key, names, n=1, cutoff=0.7)
-        )
-        fix = f"did you mean {close[0]}?" if close else f"`{self.command} --help` lists them all"
+        settable = {
+            name: text
+            for name, text in known.items()
+            if not name.endswith(".kind") and (ANY_NAME in key or ANY_NAME not in name)
+        }
+        groups = {} if "." in key else dict.fromkeys(self.groups, "")
+        meant = find_setting(key, {**groups, **settable})
+        fix = f"did you mean {meant}?" if meant else f"`{self.command} --help` lists them all"
         return f"there is no setting {key}: {fix}"
 
 
@@ -246,32 +244,6 @@ def _find_choice_problem(group: str, override: Override, choices: list[str]) -> 
         return None
     name = show_value(override.get_value_element_as_str())
     return f"{group}={name} does not exist: choose among {', '.join(choices)}"
-
-
-def _find_same_leaf(key: str, known: Sequence[str]) -> list[str]:
-    leaf = key.rsplit(".", 1)[-1]
-    return [candidate for candidate in known if candidate.rsplit(".", 1)[-1] == leaf]
-
-
-def _find_described(key: str, descriptions: Mapping[str, str]) -> list[str]:
-    """Return the setting whose key and description have all words of an unknown key, if there is one.
-
-    Of several it is one with most of the words in its name, and of these the one that is described with
-    the least: `learning_rate` is `optimizer.lr`, not what multiplies it.
-    """
-    section, _, name = key.partition(".")
-    is_section = any(known.startswith(f"{section}.") for known in descriptions)
-    words = re.split(r"[._]", (name if is_section else key).lower())
-    if min(map(len, words)) < _LEAST_LETTERS:
-        return []
-
-    def rank(known: str) -> tuple[int, int]:
-        leaf = known.rsplit(".", 1)[-1]
-        return sum(word not in leaf for word in words), len(descriptions[known])
-
-    texts = {known: f"{known} {description}".lower() for known, description in descriptions.items()}
-    found = [known for known, text in texts.items() if all(word in text for word in words)]
-    return sorted(found, key=rank)[:1]
 
 
 def _find_type_problem(defaults: Any, key: str, override: Override) -> str | None:

@@ -108,8 +108,8 @@ def to_typed(command: str, composed: DictConfig) -> Any:
             value of the wrong type.
     """
     schema = SCHEMAS[command]
-    kinds = {name: _find_kind(composed, name) for name in list_chosen_sections(schema)}
     try:
+        kinds = {name: _find_kind(composed, name) for name in list_chosen_sections(schema)}
         # Without the classes of the composed sections, which would admit keys of `+key=value`.
         values = OmegaConf.create(OmegaConf.to_container(composed))
         typed = OmegaConf.merge(OmegaConf.structured(build_defaults(schema, kinds)), values)
@@ -152,7 +152,7 @@ def describe_config_error(error: Exception) -> str:
     if cause is not None and str(cause).strip() not in message:
         message += f" ({str(cause).strip().splitlines()[0]})"
     message = "\n".join(line for line in message.splitlines() if not line.startswith("    "))
-    if isinstance(error, InterpolationResolutionError):  # a line left out names the setting
+    if isinstance(error, InterpolationResolutionError) and error.full_key:  # on a line left out
         message = f"{error.full_key} cannot be resolved: {message}"
     for section, base in get_type_hints(TrainConfig).items():
         if section in CHOICES and f"not in '{base.__name__}'" in message:
@@ -190,7 +190,11 @@ def compose_config(command: str, overrides: Sequence[str]) -> DictConfig:
             composed = compose(
                 command, list(map(normalise_override, overrides)), return_hydra_config=True
             )
-    except (HydraException, OmegaConfBaseException) as error:
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        ValueError,
+    ) as error:  # of a group that is a number
         raise InputError(describe_config_error(error)) from error
     HydraConfig.instance().set_config(composed)  # for `${hydra:...}`
     with open_dict(composed):

@@ -17,6 +17,7 @@ from neobert_train.data.sources import (
     divide_files,
     list_files_of_source,
 )
+from neobert_train.data.sources.files import warn_of_sequential_files
 
 _SAMPLE_CHARACTERS = 500_000
 
@@ -84,6 +85,8 @@ def _build_source_units(config: TrainTokenizerConfig) -> list[Unit]:
     sources = resolve_sources(config.data).values()
     distinct = {fingerprint_source(source): source for source in sources}
     files = [list_files_of_source(config.data, source) for source in distinct.values()]
+    for group in files:
+        warn_of_sequential_files(group)
     num_lanes = compute_num_lanes(config)
     return [unit for group in files for unit in divide_files(group, num_lanes)]
 

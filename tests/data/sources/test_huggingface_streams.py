@@ -165,9 +165,8 @@ def test_parquet_files_are_read_as_files_and_all_else_is_streamed(tmp_path, capl
     with caplog.at_level(logging.WARNING):
         streamed = build([tmp_path / write_shard(tmp_path, 0, "jsonl")], "json")
     assert {type(unit.format) for unit in streamed} == {StreamedRows}
-    about, cost = (record.getMessage() for record in caplog.records)
-    assert "json is not made of parquet files" in about
-    assert "from there, also at a resume" in cost
+    (record,) = caplog.records
+    assert "json is not made of parquet files" in record.getMessage()
 
 
 def write_splits(folder) -> None:
@@ -203,7 +202,6 @@ def test_splits_together_are_streamed_and_give_each_row_once(tmp_path, caplog):
         units = build([], str(tmp_path), split="train+test")
     assert {type(unit.format) for unit in units} == {StreamedRows}
     assert "`datasets` streams it" in caplog.text
-    assert "can be read only from their beginning" in caplog.text
     texts = [record.text for unit in units for record in unit.iter_records(0)]
     assert sorted(texts) == sorted(
         f"{split} {n} {row}" for split in ("train", "test") for n in range(2) for row in range(5)

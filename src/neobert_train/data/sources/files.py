@@ -141,9 +141,12 @@ def _find_error(source: SourceConfig, file: StoredFile, tolerance: int) -> Input
 
 
 def warn_of_sequential_files(units: Sequence[Unit]) -> None:
-    """Say what it costs lanes that files cannot be entered in their middle."""
+    """Say what it costs those that share files that these cannot be entered in their middle."""
+    units = [unit for unit in units if isinstance(unit.file, StoredFile)]
+    if not units:
+        return
     first = units[0].file
-    if isinstance(first, StoredFile) and not first.can_seek():
+    if not first.can_seek():
         warn_on_main(
             "%s: its server gives no part of a file by itself, so that every unit reads from the "
             "beginning of its file; `prepare` reads it once, or download it first",

@@ -150,7 +150,10 @@ def list_huggingface_files(
     if is_parquet:
         return list_units(source, files, network, on_bad_record)
     num_shards = _ask(lambda: _check_stream(streamed, source), streamed, network)
-    warn_on_main("%s is not made of parquet files: `datasets` streams it", source.dataset)
+    warn_on_main(
+        "%s is not made of parquet files: `datasets` streams it, slowly; `prepare` reads it once",
+        source.dataset,
+    )
     rows, version = StreamedRows(source.column, source.id_column), _find_version(files, network)
     return [
         Unit(DatasetShard(streamed, shard, num_shards, version), rows)
