@@ -39,6 +39,7 @@ def start(*arguments: str, cwd, program=("-m", "neobert_train"), **environment: 
     [
         (["--help"], 0),
         (["+experiment=smoke", "--cfg", "job"], 0),
+        (["+experiment=smoke", "--cfg", "job", "seed=3"], 0),
         (["trainer.max_stps=3"], 2),
         (["+experiment=smoke", "batch.micro_batch_tokens=500"], 2),
         (["exprt"], 2),

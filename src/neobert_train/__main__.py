@@ -139,8 +139,8 @@ def check_overrides(command: str, arguments: Sequence[str]) -> Any | None:
     """Report every mistake of the command line at once, before Hydra stops at the first.
 
     Returns:
-        The typed configuration; None where there are several, or what is wrong is in none of the
-        arguments by itself, or Hydra has to say what they are.
+        The typed configuration; None of a sweep, which has several, and where flags let Hydra look for
+        groups elsewhere.
 
     Raises:
         InputError: listing all mistakes.
@@ -162,7 +162,7 @@ def check_overrides(command: str, arguments: Sequence[str]) -> Any | None:
         except InputError:
             pass  # without the mistaken ones the rest need not compose
         raise InputError.from_problems(problems)
-    return line.config
+    return None if sweeps else line.config or line.compose()
 
 
 def wants_sweep(arguments: Sequence[str]) -> bool:
@@ -201,17 +201,20 @@ def run_command(command: str, arguments: Sequence[str], world: World, config: An
         world: of this process.
         config: what `check_overrides` has made of the arguments.
     """
-    # Without the command and what a launcher adds, as Hydra and `doctor` read it.
-    sys.argv = [sys.argv[0], *map(normalise_override, arguments)]
-    if any(argument.startswith("-") or "hydra" in argument for argument in arguments):
-        run_with_hydra(command, arguments, world)
-        return
-    if config is None:
-        config = to_typed(command, compose_config(command, arguments))
-    if wants_hydra():
+    # Without the command and what a launcher adds, as Hydra and `doctor` read it; flags come first, since
+    # Hydra reads overrides in one place only.
+    words = sorted(map(normalise_override, arguments), key=is_override)
+    sys.argv = [sys.argv[0], *words]
+    asks_hydra = any(argument.startswith("-") or "hydra" in argument for argument in arguments)
+    if asks_hydra or wants_hydra():
         run_with_hydra(command, arguments, world)
     else:
         start_command(command, config, world)
+
+
+def is_override(argument: str) -> bool:
+    """Return whether an argument is neither a flag nor the word that belongs to one."""
+    return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
 
 
 def run_with_hydra(command: str, arguments: Sequence[str], world: World) -> None:
@@ -277,10 +280,8 @@ def format_help(command: str, arguments: Sequence[str]) -> str:
     Raises:
         InputError: the arguments are wrong.
     """
-    overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
+    overrides = list(filter(is_override, arguments))
     config = check_overrides(command, overrides)
-    if config is None:
-        config = to_typed(command, compose_config(command, overrides))
     groups = find_group_choices(command)
     lines = ["python -m neobert_train [COMMAND] [key=value ...]", "", "Commands:"]
     lines += [f"  {name:15} {summary}" for name, summary in COMMAND_SUMMARIES.items()]

@@ -69,5 +69,6 @@ def test_a_file_may_ask_something_of_hydra(tmp_path, monkeypatch):
 
     monkeypatch.setattr(__main__, "load_command", lambda command: note)
     for name in ("smoke", "mine"):
-        __main__.run_command("train", [f"+experiment={name}", "trainer.max_steps=3"], World(), None)
+        words = [f"+experiment={name}", "trainer.max_steps=3"]
+        __main__.run_command("train", words, World(), __main__.check_overrides("train", words))
     assert found == [(3, None), (3, "asked")]

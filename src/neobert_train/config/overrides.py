@@ -58,12 +58,18 @@ class CommandLine:
     @cached_property
     def config(self) -> Any | None:
         """The typed configuration of a single run; None where the arguments do not compose."""
-        if self.sweeps:
-            return None
         try:
-            return to_typed(self.command, compose_config(self.command, self.arguments))
+            return None if self.sweeps else self.compose()
         except InputError:
             return None  # the arguments one by one say what is wrong, or else composing once more
+
+    def compose(self) -> Any:
+        """Return the typed configuration of all arguments together.
+
+        Raises:
+            InputError: they do not compose; says what Hydra finds first.
+        """
+        return to_typed(self.command, compose_config(self.command, self.arguments))
 
     @cached_property
     def variants(self) -> dict[str, Any]:
@@ -78,7 +84,7 @@ class CommandLine:
         variants = {}
         for choices in itertools.product(*chosen):
             swept = [choice for choice, values in zip(choices, chosen, strict=True) if values[1:]]
-            variants[" ".join(swept)] = self._compose(choices)
+            variants[" ".join(swept)] = self._compose_choices(choices)
         return variants
 
     def _list_chosen(self, argument: str) -> list[str]:
@@ -91,7 +97,7 @@ class CommandLine:
         choices = self.groups.get(group, [])
         return [value for value in values if value.partition("=")[2] in choices]
 
-    def _compose(self, choices: Sequence[str]) -> Any:
+    def _compose_choices(self, choices: Sequence[str]) -> Any:
         try:
             return to_typed(self.command, compose_config(self.command, choices))
         except InputError:

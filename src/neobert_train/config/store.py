@@ -190,11 +190,7 @@ def compose_config(command: str, overrides: Sequence[str]) -> DictConfig:
             composed = compose(
                 command, list(map(normalise_override, overrides)), return_hydra_config=True
             )
-    except (
-        HydraException,
-        OmegaConfBaseException,
-        ValueError,
-    ) as error:  # of a group that is a number
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # a group may be a number
         raise InputError(describe_config_error(error)) from error
     HydraConfig.instance().set_config(composed)  # for `${hydra:...}`
     with open_dict(composed):

@@ -14,10 +14,8 @@ from neobert_train.data.sources import (
     BadRecord,
     Record,
     Unit,
-    divide_files,
-    list_files_of_source,
+    divide_source,
 )
-from neobert_train.data.sources.files import warn_of_sequential_files
 
 _SAMPLE_CHARACTERS = 500_000
 
@@ -84,11 +82,12 @@ def _build_source_units(config: TrainTokenizerConfig) -> list[Unit]:
     """
     sources = resolve_sources(config.data).values()
     distinct = {fingerprint_source(source): source for source in sources}
-    files = [list_files_of_source(config.data, source) for source in distinct.values()]
-    for group in files:
-        warn_of_sequential_files(group)
     num_lanes = compute_num_lanes(config)
-    return [unit for group in files for unit in divide_files(group, num_lanes)]
+    return [
+        unit
+        for source in distinct.values()
+        for unit in divide_source(config.data, source, num_lanes)
+    ]
 
 
 def _iter_records(units: Sequence[Unit], seed: int, num_open: int) -> Iterator[AnyRecord]:

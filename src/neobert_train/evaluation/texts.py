@@ -107,7 +107,7 @@ def _iter_entries(units: Sequence[Unit]) -> Iterator[Entry]:
     for unit in units:
         for record in unit.iter_records(0):
             if isinstance(record, BadRecord):
-                fix = "" if ": write " in record.reason else "; correct the file, or leave it out"
+                fix = "" if record.is_setting else "; correct the file, or leave it out"
                 raise InputError(_name_own_settings(record.reason) + fix)
             yield Entry(record, rule.classify(record), unit)
 

@@ -32,6 +32,7 @@ __all__ = [
     "Unit",
     "build_units",
     "divide_files",
+    "divide_source",
     "list_files_of_source",
 ]
 
@@ -44,12 +45,21 @@ def build_units(config: DataConfig, num_lanes: int) -> dict[str, Sequence[Unit]]
     Raises:
         InputError: a source cannot be read; lists everything that is wrong with it.
     """
-    units: dict[str, Sequence[Unit]] = {}
-    for name, source in resolve_sources(config).items():
-        files = list_files_of_source(config, source)
-        warn_of_sequential_files(files)
-        units[name] = divide_files(files, num_lanes)
-    return units
+    return {
+        name: divide_source(config, source, num_lanes)
+        for name, source in resolve_sources(config).items()
+    }
+
+
+def divide_source(config: DataConfig, source: SourceConfig, num_lanes: int) -> Sequence[Unit]:
+    """Return the units of a source, and say where dividing it costs reading again.
+
+    Raises:
+        InputError: the source cannot be read; lists everything that is wrong with it.
+    """
+    files = list_files_of_source(config, source)
+    warn_of_sequential_files(files)
+    return divide_files(files, num_lanes)
 
 
 def list_files_of_source(config: DataConfig, source: SourceConfig) -> Sequence[Unit]:
