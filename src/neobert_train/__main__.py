@@ -39,12 +39,13 @@ from neobert_train.machine.threads import limit_spinning
 from neobert_train.signals import StopSignal, hold_stop_signals, raise_stop_signals
 from neobert_train.sweep import SWEEP_FLAGS, plan_sweep, run_sweep
 from neobert_train.terminal import print_message, print_output, protect_streams, show_warnings
-from neobert_train.urls import hide_credentials
+from neobert_train.urls import hide_credentials, show_value
 from neobert_train.world import World, strip_launcher_arguments
 
 DEFAULT_COMMAND = "train"
 # With these a user brings groups of their own, or flags take a word that is no override.
 _FLAGS_LEFT_TO_HYDRA = ("--config-", "-cd", "-cn", "-cp", "--package", "-p", "--info", "-i")
+_HYDRA_FLAGS = (*_FLAGS_LEFT_TO_HYDRA, "--cfg", "-c", "--shell", "-sc", "--experimental", "-e")
 _FLAGS_WITH_A_WORD = (*_FLAGS_LEFT_TO_HYDRA, "--cfg", "-c")
 COMMAND_SUMMARIES = {
     "train": "train an experiment, or continue it where it stopped (the default)",
@@ -147,6 +148,11 @@ def check_overrides(command: str, arguments: Sequence[str]) -> Any | None:
     """
     if any(argument.startswith(_FLAGS_LEFT_TO_HYDRA) for argument in arguments):
         return None
+    for argument in arguments:
+        if argument.startswith("-") and "=" in argument and not argument.startswith(_HYDRA_FLAGS):
+            raise InputError(
+                f"{show_value(argument)} is no flag: write {show_value(argument.lstrip('-'))}"
+            )
     overrides = [
         argument
         for previous, argument in zip(["", *arguments], arguments, strict=False)
@@ -162,7 +168,13 @@ def check_overrides(command: str, arguments: Sequence[str]) -> Any | None:
         except InputError:
             pass  # without the mistaken ones the rest need not compose
         raise InputError.from_problems(problems)
-    return None if sweeps else line.config or line.compose()
+    if sweeps:
+        return None
+    config = line.config or line.compose()
+    problems = find_range_problems(config)
+    if problems:
+        raise InputError.from_problems(problems)
+    return config
 
 
 def wants_sweep(arguments: Sequence[str]) -> bool:
@@ -239,7 +251,11 @@ def run_with_hydra(command: str, arguments: Sequence[str], world: World) -> None
             print_output(hide_credentials(shown.getvalue()).rstrip())
         else:
             run()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        ValueError,
+    ) as error:  # of flags that exclude others
         raise InputError(describe_config_error(error)) from error
 
 
@@ -299,7 +315,7 @@ def format_help(command: str, arguments: Sequence[str]) -> str:
     lines += [
         "",
         "-m runs every combination of several values, as in -m optimizer.lr=3e-4,6e-4 seed=1,2.",
-        "--cfg job prints the resolved settings and stops; --hydra-help shows Hydra's flags.",
+        "--cfg job prints the settings that a command line gives; --hydra-help shows Hydra's flags.",
     ]
     return "\n".join(lines)
 

@@ -272,6 +272,13 @@ def test_evaluate_names_its_own_settings(finished_run, tmp_path):
     assert "masked_lm loss" in run_command(*given, "column=text")
 
 
+def test_a_run_that_is_named_as_a_model_is_told_how_to_name_it(finished_run, tmp_path):
+    output = run_command(
+        "evaluate", f"model={finished_run}", f"paths=[{tmp_path}/texts.jsonl]", code=2
+    )
+    assert f"model={finished_run} is a training run: write run_dir={finished_run}" in output
+
+
 def test_evaluate_says_what_to_do_about_a_record_that_cannot_be_read(finished_run, tmp_path):
     lines = [json.dumps({"text": "of it and so on " * 40})] * 30
     for name, line, advice in (

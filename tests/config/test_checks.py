@@ -40,6 +40,19 @@ def test_the_defaults_have_no_problem():
     assert find_problems(TrainConfig()) == []
 
 
+@pytest.mark.parametrize(
+    "values", [{"data__dataset": "org/name"}, {"data__subset": "en"}, {"data__data_files": ["a"]}]
+)
+def test_settings_of_a_source_that_is_not_read_are_refused(values):
+    assert find_problems(change(TrainConfig(), **values)) == []
+    config = change(TrainConfig(), data__source=SourceKind.embedded, **values)
+    (problem,) = find_problems(config)
+    key = next(iter(values)).replace("__", ".")
+    assert problem.startswith(
+        f"{key} is set but data.source=embedded: write data.source=huggingface"
+    )
+
+
 OUT_OF_RANGE = [
     ("batch__global_batch_tokens", 0),
     ("batch__micro_batch_tokens", -1),

@@ -122,6 +122,7 @@ ODD = {
     "++experiment=smoke": "experiment is chosen once: write +experiment=smoke",
     "optimizer.head=null": "optimizer.head is a section: set what it holds",
     "~optimizer.head": "optimizer.head is a section",
+    "=3": "write key=value without spaces around =",
     "run_dir=runs/mine": "there is no setting run_dir: write output_dir=FOLDER",
     "scheduler.foo=3": "there is no setting scheduler.foo: `train --help` lists them all",
 }
@@ -131,6 +132,13 @@ ODD = {
 def test_what_is_no_setting_is_told_what_to_write(override):
     (problem,) = CommandLine("train", [override]).find_problems()[0]
     assert ODD[override] in problem
+
+
+def test_a_group_is_chosen_once():
+    chosen = ["+experiment=smoke", "seed=3", "+experiment=quickstart"]
+    assert CommandLine("train", chosen).find_problems()[0] == [
+        "experiment is chosen 2 times: choose one"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def _start_server(folder: Path, owner: int) -> None:
             [sys.executable, server, str(listener.fileno()), _choose(python), str(owner)],
             env=_ENVIRONMENT,
             stdin=subprocess.DEVNULL,
-            cwd="/",  # not a folder of the test that is first, which others may remove
+            cwd=_HERE.parents[1],  # not a folder of the test that is first
             pass_fds=[listener.fileno()],
             start_new_session=True,
         )

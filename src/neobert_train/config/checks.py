@@ -39,6 +39,7 @@ _ADVICE = {
 }
 # org/name on the Hub.
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+_DEFAULT_SOURCE = SourceConfig()
 _SOURCE_NAME = re.compile(r"[\w-]+")
 
 
@@ -214,6 +215,13 @@ def _iter_source_problems(prefix: str, source: SourceConfig) -> Iterator[str]:
             f"{prefix}.paths is set but {prefix}.source={source.source.value}: write "
             f"{'data=files' if prefix == 'data' else f'{prefix}.source=files'} to read them"
         )
+    if source.source is not SourceKind.huggingface:
+        for name in ("dataset", "subset", "split", "revision", "data_files"):
+            if getattr(source, name) != getattr(_DEFAULT_SOURCE, name):
+                yield (
+                    f"{prefix}.{name} is set but {prefix}.source={source.source.value}: write "
+                    f"{prefix}.source=huggingface to read from the Hub, or leave it out"
+                )
     for unit in ("characters", "tokens"):
         least, most = getattr(source, f"min_{unit}"), getattr(source, f"max_{unit}")
         if most is not None and least > most:

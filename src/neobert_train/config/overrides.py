@@ -3,6 +3,7 @@
 import itertools
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import cached_property
@@ -112,9 +113,18 @@ class CommandLine:
                 sound.append(argument)
             else:
                 problems.append(problem)
+        problems += self._iter_repeated_groups(sound)
         return problems, sound
 
+    def _iter_repeated_groups(self, arguments: Sequence[str]) -> Iterator[str]:
+        named = Counter(argument.lstrip("+").partition("=")[0] for argument in arguments)
+        for group in self.groups:
+            if named[group] > 1:
+                yield f"{group} is chosen {named[group]} times: choose one"
+
     def _find_problem(self, argument: str) -> str | None:
+        if argument.startswith("="):
+            return "'=' begins an argument: write key=value without spaces around ="
         try:
             override = OverridesParser.create().parse_override(argument)
             if not override.is_sweep_override():

@@ -26,14 +26,16 @@ def find_setting(key: str, descriptions: Mapping[str, str]) -> str | None:
         key: with dots, of no setting.
         descriptions: of the settings that there are, by their keys.
     """
-    close = difflib.get_close_matches(key, list(descriptions), n=1, cutoff=0.75)
     section, _, name = key.partition(".")
     own = {known: text for known, text in descriptions.items() if known.startswith(f"{section}.")}
     leaves = {_get_leaf(known): known for known in own or descriptions}
     same = [known for known in descriptions if _get_leaf(known) == _get_leaf(key)]
-    described = _find_described(name if own else key, own or descriptions)
-    alike = difflib.get_close_matches(_get_leaf(key), list(leaves), n=1, cutoff=0.6 if own else 0.8)
-    return next(iter(close or same or described or [leaves[leaf] for leaf in alike]), None)
+    alike = difflib.get_close_matches(_get_leaf(key), list(leaves), n=1, cutoff=0.8)
+    # Within a section, keys resemble each other by its name.
+    close = [] if own else difflib.get_close_matches(key, list(descriptions), n=1, cutoff=0.75)
+    described = _find_described(name, own) if own else _find_described(key, descriptions)
+    found = same or [leaves[leaf] for leaf in alike] or close or described
+    return next(iter(found or _find_described(_get_leaf(key), descriptions)), None)
 
 
 def _find_described(name: str, descriptions: Mapping[str, str]) -> list[str]:

@@ -22,6 +22,7 @@ from neobert_train.errors import InputError
 from neobert_train.models.encoder import Encoder
 from neobert_train.models.families import find_family
 from neobert_train.models.folder import find_context_length, find_model_folder
+from neobert_train.run.directory import RunDirectory
 from neobert_train.storage.stored_files import Network
 from neobert_train.tokenizers.loading import load_tokenizer
 from neobert_train.tokenizers.text_tokenizer import TextTokenizer
@@ -58,6 +59,8 @@ def load_exported(name: str, trust_remote_code: bool = False) -> Subject:
     """
     label = f"model={name}"
     folder = find_model_folder(name, label)
+    if RunDirectory(folder).list_checkpoints():
+        raise InputError(f"{label} is a training run: write run_dir={name}")
     family = find_family(folder, label, trust_remote_code)
     encoder = family.load(folder, label, trust_remote_code)
     context_length = find_context_length(folder, encoder.max_length)
